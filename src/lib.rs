@@ -1,0 +1,2 @@
+//! pg_crm_sync.
+pgrx::pg_module_magic!();

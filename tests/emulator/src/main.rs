@@ -1,0 +1,2 @@
+//! crm-emulator.
+fn main() {}
