@@ -1,1 +1,12 @@
-//! core
+//! Decisions and CRM wire formats of pg_crm_sync, as pure functions.
+//!
+//! Nothing in this crate waits, reads a clock, opens a socket, starts a thread,
+//! looks at the environment or knows PostgreSQL. Time, seeds and input are
+//! arguments; requests, rows and decisions come out. What is hard to test here
+//! in milliseconds is in the wrong place.
+#![forbid(unsafe_code)]
+
+pub mod connectors;
+pub mod http;
+pub mod model;
+pub mod secret;

@@ -1,0 +1,267 @@
+//! CRMs as data transformations: build a request, parse its answer.
+//!
+//! A third CRM is one folder here and one line in [`by_type`].
+
+use crate::http::{Delivery, HttpRequest, HttpResponse};
+use crate::model::{
+    Change, FieldType, Millis, Page, RemoteError, RemoteField, RemoteObject, Value, Write,
+    WriteKind, WriteResult,
+};
+use crate::secret::Secret;
+
+/// Where a server is and how to speak to it: the options of `CREATE SERVER`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// API root without trailing slash; empty means the vendor's.
+    pub base_url: String,
+    /// Token endpoint root without trailing slash; empty means the vendor's.
+    pub login_url: String,
+    /// gRPC endpoint `host:port`, or `http://host:port` for plain loopback; empty means the vendor's.
+    pub pubsub_endpoint: String,
+    /// API version (`2026-03`, `v3`, `62.0`); empty means the connector's default.
+    pub api_version: String,
+    /// Installation id: the suffix of our client mark.
+    pub installation: String,
+}
+
+/// A credential file or variable, parsed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Credential {
+    /// HubSpot service key or private app token.
+    Token {
+        /// The key.
+        token: Secret,
+    },
+    /// OAuth client credentials.
+    ClientCredentials {
+        /// Client id.
+        client_id: String,
+        /// Client secret.
+        client_secret: Secret,
+    },
+    /// OAuth refresh token.
+    RefreshToken {
+        /// Client id.
+        client_id: String,
+        /// Client secret, where the app has one.
+        client_secret: Option<Secret>,
+        /// Refresh token.
+        refresh_token: Secret,
+    },
+    /// JWT bearer (RS256).
+    Jwt {
+        /// Client id.
+        client_id: String,
+        /// User name.
+        username: String,
+        /// Audience.
+        audience: String,
+        /// Private key, PEM.
+        private_key: Secret,
+    },
+}
+
+/// A session with the CRM.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Token {
+    /// Access token.
+    pub access: Secret,
+    /// Expiry if the CRM told one.
+    pub expires_at: Option<Millis>,
+    /// API root that the token belongs to, if told.
+    pub instance_url: Option<String>,
+    /// Organisation or portal id, if told.
+    pub tenant: Option<String>,
+    /// New refresh token, if rotated.
+    pub refresh_token: Option<Secret>,
+}
+
+/// What an answer says of the budget.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LimitHint {
+    /// Calls per window.
+    pub window_max: Option<u32>,
+    /// Calls left in the window.
+    pub window_remaining: Option<u32>,
+    /// Window length.
+    pub window_ms: Option<u32>,
+    /// Calls per day.
+    pub daily_max: Option<u64>,
+    /// Calls left today.
+    pub daily_remaining: Option<u64>,
+}
+
+/// Resume point of a poll: everything up to and including it was seen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Keyset {
+    /// Modified stamp.
+    pub modified_at: Millis,
+    /// Record id; empty to start at `modified_at`.
+    pub id: String,
+}
+
+/// Why a webhook was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SignatureError {
+    /// No signature header of an accepted version.
+    #[error("no signature header of an accepted version")]
+    Missing,
+    /// Timestamp header missing or not a number.
+    #[error("timestamp header missing or not a number")]
+    BadTimestamp,
+    /// Older than five minutes, or from the future.
+    #[error("timestamp outside the accepted window")]
+    Stale,
+    /// Signature differs.
+    #[error("signature differs")]
+    Mismatch,
+}
+
+/// A CRM as pure data transformations.
+///
+/// No method performs I/O, reads a clock or retries. Requests lack
+/// authorization until [`Connector::authorize`]. Parsers take any bytes a
+/// server may answer and never panic: garbage is a [`RemoteError`].
+pub trait Connector: Send + Sync {
+    /// `hubspot` or `salesforce`: the TYPE of the server.
+    fn name(&self) -> &'static str;
+    /// Hosts of the vendor: suffixes such as `.salesforce.com`, or whole names.
+    fn vendor_hosts(&self) -> &'static [&'static str];
+    /// API root in force for this server.
+    fn base_url(&self, config: &ServerConfig, token: Option<&Token>) -> String;
+    /// The request that gets a token; `None` when the credential is one.
+    fn token_request(
+        &self,
+        config: &ServerConfig,
+        credential: &Credential,
+        now: Millis,
+    ) -> Result<Option<HttpRequest>, RemoteError>;
+    /// Parses the token answer.
+    fn token(&self, response: &HttpResponse, now: Millis) -> Result<Token, RemoteError>;
+    /// Adds authorization and our mark.
+    fn authorize(&self, config: &ServerConfig, token: &Token, request: &mut HttpRequest);
+    /// What an unsuccessful answer means. Also for 2xx whose body is not what was asked.
+    fn classify(&self, response: &HttpResponse) -> RemoteError;
+    /// Budget told by an answer.
+    fn limits(&self, response: &HttpResponse) -> LimitHint;
+    /// A cheap authenticated call for `crm.server_check`.
+    fn probe(&self, config: &ServerConfig) -> HttpRequest;
+    /// Reads the probe's answer: `(what, value)` pairs worth showing (account id, time zone, quota).
+    fn probed(&self, response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError>;
+
+    /// Requests that list the objects; several where one list is not enough.
+    fn objects_requests(&self, config: &ServerConfig) -> Vec<HttpRequest>;
+    /// Parses one of them, in the order of `objects_requests`.
+    fn objects(
+        &self,
+        index: usize,
+        response: &HttpResponse,
+    ) -> Result<Vec<RemoteObject>, RemoteError>;
+    /// The request that describes an object's fields.
+    fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest;
+    /// Parses it. System fields (id, modified stamp) are included and read-only.
+    fn fields(
+        &self,
+        object: &str,
+        response: &HttpResponse,
+    ) -> Result<Vec<RemoteField>, RemoteError>;
+    /// Name of the modified stamp of an object.
+    fn modified_field(&self, object: &str) -> &'static str;
+
+    /// How many records the object has.
+    fn count_request(&self, config: &ServerConfig, object: &str) -> HttpRequest;
+    /// Parses it.
+    fn count(&self, response: &HttpResponse) -> Result<u64, RemoteError>;
+    /// A page of all live records, in an order that a resumed run continues safely.
+    fn list_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        cursor: Option<&str>,
+    ) -> HttpRequest;
+    /// A page of records changed at or after a keyset, ascending; deleted ones too where the CRM lists them.
+    fn poll_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        since: &Keyset,
+    ) -> HttpRequest;
+    /// Reads records by id.
+    fn read_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        ids: &[String],
+    ) -> HttpRequest;
+    /// Finds records whose `field` has one of `values`.
+    fn find_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        field: &str,
+        values: &[String],
+    ) -> HttpRequest;
+    /// Parses the answer of list, poll, read and find.
+    fn page(
+        &self,
+        object: &str,
+        fields: &[(String, FieldType)],
+        response: &HttpResponse,
+    ) -> Result<Page, RemoteError>;
+    /// Most ids in one `read_request` and values in one `find_request`.
+    fn read_batch(&self) -> usize;
+
+    /// Most writes in one `push_request`.
+    fn push_batch(&self, kind: WriteKind) -> usize;
+    /// One call for a batch of writes of one object. `unique_field` is our own
+    /// unique property or External ID, where the account has it.
+    fn push_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+    ) -> HttpRequest;
+    /// What became of each write, in their order. A refusal of the whole batch
+    /// gives the same error for each, with class `Split` if halves may pass.
+    fn pushed(
+        &self,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+        response: &HttpResponse,
+    ) -> Vec<WriteResult>;
+    /// Names of the fields of ours that an account may offer: unique key and source stamp.
+    fn our_fields(&self) -> OurFields;
+
+    /// Checks a webhook's signature over the raw bytes, in constant time.
+    fn verify(
+        &self,
+        delivery: &Delivery,
+        secret: &Secret,
+        now: Millis,
+    ) -> Result<(), SignatureError>;
+    /// Decodes a webhook body.
+    fn decode(&self, delivery: &Delivery) -> Result<Vec<Change>, RemoteError>;
+    /// Brings an event's or a person's spelling of a value into canonical text of its type.
+    fn canonical(&self, field_type: FieldType, raw: &str) -> Result<Value, RemoteError>;
+}
+
+/// Names of fields that we use if the account has them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OurFields {
+    /// Unique property or External ID that carries our create key.
+    pub unique: &'static str,
+    /// Property that says who wrote last.
+    pub source: &'static str,
+}
+
+/// The connector of a server TYPE.
+pub fn by_type(_server_type: &str) -> Option<&'static dyn Connector> {
+    None
+}
