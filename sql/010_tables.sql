@@ -1,0 +1,351 @@
+-- Tables of pg_crm_sync. Names of the CRM side are kept as text and our own
+-- ids as integers; no reg* columns, so that pg_upgrade accepts them.
+
+CREATE TABLE crm.installation (
+    only_one        boolean PRIMARY KEY DEFAULT true CHECK (only_one),
+    id              text NOT NULL DEFAULT substr(replace(gen_random_uuid()::text, '-', ''), 1, 12),
+    activated_at    timestamptz,
+    activation      text,
+    policy_version  bigint NOT NULL DEFAULT 1
+);
+COMMENT ON TABLE crm.installation IS 'One row: who we are to the CRMs (client mark pg_crm_sync_<id>), and the activation that lets this very cluster write to them.';
+
+CREATE TABLE crm.server_state (
+    server              text PRIMARY KEY,
+    server_type         text NOT NULL CHECK (server_type IN ('hubspot', 'salesforce')),
+    paused              boolean NOT NULL DEFAULT false,
+    tenant              text,
+    catalog_at          timestamptz,
+    catalog_ticket      bigint NOT NULL DEFAULT 0,
+    last_error          text,
+    last_error_at       timestamptz,
+    advice              text
+);
+COMMENT ON TABLE crm.server_state IS 'What the worker knows of each CRM account: pause switch, last catalog refresh, last error and what to do about it.';
+
+CREATE TABLE crm.remote_object (
+    server       text NOT NULL,
+    object       text NOT NULL,
+    type_id      text NOT NULL,
+    label        text NOT NULL,
+    label_plural text NOT NULL,
+    custom       boolean NOT NULL,
+    createable   boolean NOT NULL,
+    updateable   boolean NOT NULL,
+    deletable    boolean NOT NULL,
+    streamable   boolean NOT NULL,
+    PRIMARY KEY (server, object)
+);
+COMMENT ON TABLE crm.remote_object IS 'Catalog: the object types that each CRM account offers, as the CRM describes them.';
+
+CREATE TABLE crm.remote_field (
+    server       text NOT NULL,
+    object       text NOT NULL,
+    field        text NOT NULL,
+    ordinal      integer NOT NULL,
+    label        text NOT NULL,
+    description  text NOT NULL,
+    field_type   text NOT NULL,
+    remote_type  text NOT NULL,
+    column_type  text NOT NULL,
+    max_length   integer,
+    "precision"  integer,
+    scale        integer,
+    options      jsonb NOT NULL DEFAULT '[]',
+    restricted   boolean NOT NULL,
+    required     boolean NOT NULL,
+    is_unique    boolean NOT NULL,
+    external_id  boolean NOT NULL,
+    read_only    boolean NOT NULL,
+    calculated   boolean NOT NULL,
+    "references" text[] NOT NULL DEFAULT '{}',
+    PRIMARY KEY (server, object, field)
+);
+COMMENT ON TABLE crm.remote_field IS 'Catalog: the fields of each object type with type, length, choices and what may be written.';
+
+CREATE TABLE crm.mirror (
+    id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    server        text NOT NULL,
+    object        text NOT NULL,
+    schema_name   name NOT NULL,
+    table_name    name NOT NULL,
+    mode          text NOT NULL DEFAULT 'shadow' CHECK (mode IN ('shadow', 'live', 'read_only')),
+    paused        boolean NOT NULL DEFAULT false,
+    row_filter    text,
+    poll_interval interval NOT NULL DEFAULT '60 seconds',
+    unique_field  text,
+    source_field  text,
+    created_at    timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (schema_name, table_name),
+    UNIQUE (server, object, schema_name)
+);
+COMMENT ON TABLE crm.mirror IS 'One row per mirror: which object type of which server a table holds, and whether its changes go out (mode live), are only shown (shadow), or are refused (read_only).';
+COMMENT ON COLUMN crm.mirror.unique_field IS 'Our own unique property or External ID in that CRM, if the account has it: creates become upserts on it, so a lost answer makes no duplicate.';
+COMMENT ON COLUMN crm.mirror.source_field IS 'The property in that CRM that says who wrote last (sync_source), if the account has it.';
+
+CREATE TABLE crm.mirror_column (
+    mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    column_name name NOT NULL,
+    field       text NOT NULL,
+    field_type  text NOT NULL,
+    max_length  integer,
+    read_only   boolean NOT NULL,
+    required    boolean NOT NULL,
+    PRIMARY KEY (mirror, column_name)
+);
+COMMENT ON TABLE crm.mirror_column IS 'Which field of the CRM each column of a mirror holds.';
+
+CREATE TABLE crm.backfill (
+    mirror      integer PRIMARY KEY REFERENCES crm.mirror ON DELETE CASCADE,
+    state       text NOT NULL DEFAULT 'waiting' CHECK (state IN ('waiting', 'running', 'done', 'failed')),
+    cursor      text,
+    done        bigint NOT NULL DEFAULT 0,
+    total       bigint,
+    started_at  timestamptz,
+    finished_at timestamptz,
+    error       text
+);
+COMMENT ON TABLE crm.backfill IS 'First copy of each mirror: the cursor is committed with the rows of its page, so a crash resumes where it was.';
+
+CREATE TABLE crm.stream (
+    id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    server        text NOT NULL,
+    kind          text NOT NULL CHECK (kind IN ('webhook', 'pubsub', 'poll')),
+    object        text NOT NULL DEFAULT '',
+    replay_id     bytea,
+    modified_at   bigint,
+    record_id     text,
+    state         text NOT NULL DEFAULT 'new',
+    events        bigint NOT NULL DEFAULT 0,
+    duplicates    bigint NOT NULL DEFAULT 0,
+    rejected      bigint NOT NULL DEFAULT 0,
+    last_event_at timestamptz,
+    last_ok_at    timestamptz,
+    last_error    text,
+    last_error_at timestamptz,
+    UNIQUE (server, kind, object)
+);
+COMMENT ON TABLE crm.stream IS 'Inbound sources and how far each was applied: the offset is committed with the data it brought.';
+COMMENT ON COLUMN crm.stream.modified_at IS 'Poll keyset: modified stamp in milliseconds since 1970 of the last row seen.';
+
+CREATE TABLE crm.link (
+    id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name         text NOT NULL UNIQUE,
+    left_mirror  integer NOT NULL REFERENCES crm.mirror,
+    right_mirror integer NOT NULL REFERENCES crm.mirror,
+    mode         text NOT NULL DEFAULT 'shadow' CHECK (mode IN ('shadow', 'live')),
+    paused       boolean NOT NULL DEFAULT false,
+    create_left  boolean NOT NULL DEFAULT true,
+    create_right boolean NOT NULL DEFAULT true,
+    on_delete    text NOT NULL DEFAULT 'unlink' CHECK (on_delete IN ('unlink', 'propagate')),
+    matched_at   timestamptz,
+    created_at   timestamptz NOT NULL DEFAULT now(),
+    CHECK (left_mirror <> right_mirror)
+);
+COMMENT ON TABLE crm.link IS 'Pairs of mirrors whose rows describe the same things. A new link is in shadow: it shows what it would send, and sends nothing until crm.go_live.';
+
+CREATE TABLE crm.field_map (
+    id          integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    link        text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    left_field  text NOT NULL,
+    right_field text NOT NULL,
+    direction   text NOT NULL DEFAULT 'both' CHECK (direction IN ('both', 'to_left', 'to_right')),
+    to_left     text NOT NULL DEFAULT 'identity',
+    to_right    text NOT NULL DEFAULT 'identity',
+    value_map   jsonb,
+    match_order smallint,
+    UNIQUE (link, left_field),
+    UNIQUE (link, right_field)
+);
+COMMENT ON TABLE crm.field_map IS 'Which fields of a link hold the same thing, in which direction values flow, how they are spelled on each side, and which identify a record (match_order).';
+
+CREATE TABLE crm.conflict_policy (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    link       text NOT NULL,
+    field      text NOT NULL DEFAULT '*',
+    strategy   text NOT NULL,
+    winner     text,
+    skew       interval NOT NULL DEFAULT '2 seconds' CHECK (skew >= '0' AND skew <= '1 hour'),
+    changed_by name NOT NULL DEFAULT session_user,
+    changed_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (link, field)
+);
+COMMENT ON TABLE crm.conflict_policy IS 'Who wins: one row per link and field (left side''s name; * for all others). strategy is owner, last_write_wins, priority, fill_blank or review; winner names servers, or local for SQL, in order, comma separated. Edits count from the next event on.';
+
+CREATE SEQUENCE crm.entity_seq;
+COMMENT ON SEQUENCE crm.entity_seq IS 'Ids of real-world things that records on several sides describe.';
+
+CREATE TABLE crm.xref (
+    mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    row_id      bigint NOT NULL,
+    entity      bigint NOT NULL,
+    record_id   text,
+    merged_into text,
+    linked_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (mirror, row_id)
+);
+CREATE INDEX xref_entity ON crm.xref (entity);
+COMMENT ON TABLE crm.xref IS 'Which rows of which mirrors are one thing. One row per linked record; nothing else is kept of a record that is settled.';
+
+CREATE TABLE crm.field_state (
+    entity bigint NOT NULL,
+    field  text NOT NULL,
+    state  jsonb NOT NULL,
+    PRIMARY KEY (entity, field)
+);
+COMMENT ON TABLE crm.field_state IS 'Only for fields that are not settled: per side the last common value, the last observed value and what we sent.';
+
+CREATE SEQUENCE crm.event_seq;
+COMMENT ON SEQUENCE crm.event_seq IS 'The engine sequence: assigned by the one session worker of the database, so it is the order of decisions.';
+
+CREATE TABLE crm.event (
+    seq            bigint NOT NULL,
+    mirror         integer NOT NULL,
+    row_id         bigint,
+    record_id      text,
+    entity         bigint,
+    kind           text NOT NULL,
+    origin         text NOT NULL,
+    source         text NOT NULL,
+    occurred_at    timestamptz NOT NULL,
+    received_at    timestamptz NOT NULL,
+    actor          text,
+    fields         text[],
+    old_values     text[],
+    new_values     text[],
+    decision       jsonb,
+    policy_version bigint
+) PARTITION BY RANGE (seq);
+COMMENT ON TABLE crm.event IS 'The ledger: every observed change with its decision, append-only, in the order of decisions. Partitions are made and dropped by the worker.';
+COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, sql, or result (the CRM''s answer to a write of ours).';
+COMMENT ON COLUMN crm.event.decision IS 'Per field: step, rule, strategy, winner, value and the values that lost; null when the value simply applied.';
+
+CREATE TABLE crm.event_seen (
+    identity uuid PRIMARY KEY,
+    seen_on  date NOT NULL DEFAULT current_date
+);
+COMMENT ON TABLE crm.event_seen IS 'Identities of events already taken, kept for the redelivery horizon: a duplicate stops here.';
+
+CREATE TABLE crm.deferred (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    record_id   text NOT NULL,
+    source      text NOT NULL,
+    change      jsonb NOT NULL,
+    reason      text NOT NULL CHECK (reason IN ('locked', 'read')),
+    received_at timestamptz NOT NULL DEFAULT now()
+);
+CREATE INDEX deferred_record ON crm.deferred (mirror, record_id);
+COMMENT ON TABLE crm.deferred IS 'Events taken but not decided: their row is locked by a user (locked), or the record must first be read from the CRM (read). Later events of the record wait behind them.';
+
+CREATE TABLE crm.write (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    row_id      bigint NOT NULL,
+    entity      bigint,
+    kind        text NOT NULL CHECK (kind IN ('create', 'update', 'delete')),
+    record_id   text,
+    vals        jsonb NOT NULL DEFAULT '{}',
+    old_vals    jsonb NOT NULL DEFAULT '{}',
+    origin      text NOT NULL,
+    state       text NOT NULL CHECK (state IN ('queued', 'in_flight', 'unknown', 'held', 'would_send', 'dead')),
+    txs         bigint[] NOT NULL DEFAULT '{}',
+    attempts    integer NOT NULL DEFAULT 0,
+    not_before  timestamptz,
+    queued_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    claimed_at  timestamptz,
+    status      integer,
+    error_class text,
+    error_code  text,
+    error       text,
+    advice      text
+);
+CREATE INDEX write_record ON crm.write (mirror, row_id);
+COMMENT ON TABLE crm.write IS 'Outgoing writes that are not finished; a finished one leaves and stands in crm.event. See the views crm.outbox and crm.dead_letter.';
+
+CREATE TABLE crm.poison (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    mirror      integer,
+    server      text,
+    source      text NOT NULL,
+    record_id   text,
+    change      jsonb,
+    sqlstate    text,
+    error       text NOT NULL,
+    advice      text NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE crm.poison IS 'Inbound events that could not be applied; the stream went on without them. See the view crm.dead_letter.';
+
+CREATE TABLE crm.webhook_queue (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    server      text NOT NULL,
+    method      text NOT NULL,
+    uri         text NOT NULL,
+    headers     jsonb NOT NULL,
+    body        bytea NOT NULL,
+    received_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE crm.webhook_queue IS 'Webhooks taken by crm.webhook(): raw, bounded, checked and decoded by the worker.';
+
+CREATE TABLE crm.check_result (
+    ticket  bigint NOT NULL,
+    ordinal integer NOT NULL,
+    item    text NOT NULL,
+    ok      boolean,
+    detail  text NOT NULL,
+    advice  text,
+    PRIMARY KEY (ticket, ordinal)
+);
+COMMENT ON TABLE crm.check_result IS 'Answers of the worker to crm.server_check; the row with item = ''end'' is the last. Removed after an hour.';
+
+CREATE TABLE crm.review_item (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    link       text,
+    mirror     integer,
+    row_id     bigint,
+    entity     bigint,
+    field      text,
+    reason     text NOT NULL,
+    candidates jsonb NOT NULL,
+    opened_at  timestamptz NOT NULL DEFAULT now(),
+    UNIQUE NULLS NOT DISTINCT (link, mirror, row_id, field)
+);
+COMMENT ON TABLE crm.review_item IS 'Questions that a person must answer: ambiguous matches and fields whose policy is review.';
+
+CREATE TABLE crm.api_usage (
+    server  text NOT NULL,
+    hour    timestamptz NOT NULL,
+    purpose text NOT NULL,
+    calls   bigint NOT NULL DEFAULT 0,
+    limited bigint NOT NULL DEFAULT 0,
+    PRIMARY KEY (server, hour, purpose)
+);
+COMMENT ON TABLE crm.api_usage IS 'API calls per server, hour and purpose; limited counts answers 429.';
+
+SELECT pg_catalog.pg_extension_config_dump(format('crm.%I', t)::regclass, '')
+FROM unnest(ARRAY['installation', 'server_state', 'remote_object', 'remote_field', 'mirror', 'mirror_column', 'backfill',
+     'stream', 'link', 'field_map', 'conflict_policy', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
+     'webhook_queue', 'review_item', 'api_usage', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
+     'field_map_id_seq', 'conflict_policy_id_seq', 'deferred_id_seq', 'write_id_seq', 'poison_id_seq',
+     'webhook_queue_id_seq', 'review_item_id_seq']) AS t;
+
+-- The parent restores as a member of the extension and has no primary key;
+-- partitions are ordinary tables, so a dump carries them with their rows.
+CREATE FUNCTION crm._event_partition_ensure(span bigint DEFAULT 1000000) RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    next_seq bigint := (SELECT last_value FROM crm.event_seq) + 1;
+    part     bigint;
+BEGIN
+    PERFORM set_config('lock_timeout', '500ms', true);
+    FOREACH part IN ARRAY ARRAY[next_seq / span, next_seq / span + 1] LOOP
+        IF to_regclass(format('crm.event_%s', part)) IS NULL THEN
+            EXECUTE format('CREATE TABLE crm.event_%s PARTITION OF crm.event FOR VALUES FROM (%s) TO (%s)',
+                           part, part * span, (part + 1) * span);
+            EXECUTE format('CREATE INDEX event_%s_row ON crm.event_%s (mirror, row_id)', part, part);
+            EXECUTE format('COMMENT ON TABLE crm.event_%s IS %L', part, 'Part of crm.event.');
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm._event_partition_ensure(bigint) IS 'Makes the current and the next partition of crm.event; called by the worker.';
