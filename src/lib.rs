@@ -1,2 +1,63 @@
-//! pg_crm_sync.
-pgrx::pg_module_magic!();
+//! pg_crm_sync: HubSpot and Salesforce as PostgreSQL tables, two ways.
+//!
+//! This file is a table of contents: the modules, what the library does when it
+//! is loaded, and the SQL files of the extension in the order they run.
+//! `worker` uses `pg` and `io`; `pg` and `io` never import each other; both use
+//! `crm_core`, which knows neither.
+
+use pgrx::prelude::*;
+
+mod pg;
+mod worker;
+
+pgrx::pg_module_magic!(name, version);
+
+extension_sql_file!("../sql/010_tables.sql", name = "tables", bootstrap);
+extension_sql_file!(
+    "../sql/020_servers.sql",
+    name = "servers",
+    requires = ["tables"]
+);
+extension_sql_file!(
+    "../sql/030_capture.sql",
+    name = "capture",
+    requires = ["servers"]
+);
+extension_sql_file!(
+    "../sql/040_links.sql",
+    name = "links",
+    requires = ["capture"]
+);
+extension_sql_file!(
+    "../sql/050_delivery.sql",
+    name = "delivery",
+    requires = ["links"]
+);
+extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["delivery"]);
+extension_sql_file!("../sql/070_views.sql", name = "views", requires = ["api"]);
+extension_sql_file!("../sql/900_grants.sql", name = "grants", finalize);
+
+/// Runs once per process: in the postmaster when preloaded, else in the backend
+/// that loads the library first, which is an error with the line to add.
+#[pg_guard]
+pub extern "C-unwind" fn _PG_init() {
+    // SAFETY: both are plain globals of the server, read on its only thread.
+    let (preloading, upgrading) = unsafe {
+        (
+            pg_sys::process_shared_preload_libraries_in_progress,
+            pg_sys::IsBinaryUpgrade,
+        )
+    };
+    if upgrading {
+        return;
+    }
+    if !preloading {
+        ereport!(
+            ERROR,
+            PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
+            "pg_crm_sync must be loaded when the server starts",
+            "Add pg_crm_sync to shared_preload_libraries in postgresql.conf and restart the server."
+        );
+    }
+    pg::guc::register();
+}

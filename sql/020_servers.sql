@@ -1,0 +1,1 @@
+-- Foreign data wrapper, option validator, server checks.

@@ -1,0 +1,1 @@
+-- Change segments, capture trigger, attach and detach.

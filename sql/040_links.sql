@@ -1,0 +1,1 @@
+-- Links, field maps, policy functions.

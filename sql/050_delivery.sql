@@ -1,0 +1,1 @@
+-- Outgoing writes, dead letters, approval of held changes.

@@ -1,0 +1,1 @@
+-- Privileges: everything revoked from PUBLIC, then granted by role.

@@ -1,0 +1,6 @@
+//! Everything that talks to PostgreSQL: settings, shared memory, transactions,
+//! the capture trigger, and the store. No other folder names `pgrx::Spi` or
+//! `pgrx::pg_sys` (the two worker entry points excepted).
+
+#[allow(dead_code, reason = "read by workers and API functions as they arrive")]
+pub(crate) mod guc;

@@ -1,0 +1,1 @@
+//! The background workers: one launcher per cluster, one session per database.
