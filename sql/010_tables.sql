@@ -323,12 +323,19 @@ CREATE TABLE crm.api_usage (
 );
 COMMENT ON TABLE crm.api_usage IS 'API calls per server, hour and purpose; limited counts answers 429.';
 
-SELECT pg_catalog.pg_extension_config_dump(format('crm.%I', t)::regclass, '')
-FROM unnest(ARRAY['installation', 'server_state', 'remote_object', 'remote_field', 'mirror', 'mirror_column', 'backfill',
+-- One call per statement: each one updates the row of the extension in pg_extension.
+DO $$
+DECLARE t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['installation', 'server_state', 'remote_object', 'remote_field', 'mirror', 'mirror_column', 'backfill',
      'stream', 'link', 'field_map', 'conflict_policy', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
      'webhook_queue', 'review_item', 'api_usage', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
      'field_map_id_seq', 'conflict_policy_id_seq', 'deferred_id_seq', 'write_id_seq', 'poison_id_seq',
-     'webhook_queue_id_seq', 'review_item_id_seq']) AS t;
+     'webhook_queue_id_seq', 'review_item_id_seq']
+    LOOP
+        PERFORM pg_catalog.pg_extension_config_dump(format('crm.%I', t)::regclass, '');
+    END LOOP;
+END $$;
 
 -- The parent restores as a member of the extension and has no primary key;
 -- partitions are ordinary tables, so a dump carries them with their rows.
