@@ -8,5 +8,7 @@
 
 pub mod connectors;
 pub mod http;
+pub mod limiter;
 pub mod model;
+pub mod retry;
 pub mod secret;

@@ -91,6 +91,15 @@ pub struct LimitHint {
     pub daily_remaining: Option<u64>,
 }
 
+/// A bucket that some requests take from besides the server's budget.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClassLimit {
+    /// Calls per window.
+    pub calls: u32,
+    /// Window length.
+    pub window_ms: u32,
+}
+
 /// Resume point of a poll: everything up to and including it was seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keyset {
@@ -144,6 +153,10 @@ pub trait Connector: Send + Sync {
     fn classify(&self, response: &HttpResponse) -> RemoteError;
     /// Budget told by an answer.
     fn limits(&self, response: &HttpResponse) -> LimitHint;
+    /// The bucket of its own that a request takes from, for calls that the CRM limits apart (search).
+    fn class_limit(&self, _request: &HttpRequest) -> Option<ClassLimit> {
+        None
+    }
     /// A cheap authenticated call for `crm.server_check`.
     fn probe(&self, config: &ServerConfig) -> HttpRequest;
     /// Reads the probe's answer: `(what, value)` pairs worth showing (account id, time zone, quota).

@@ -1,0 +1,307 @@
+//! What crosses the thread boundary: settings, commands in, events out.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crm_core::connectors::{Connector, Credential, LimitHint, ServerConfig};
+use crm_core::http::{Delivery, HttpRequest, HttpResponse, Purpose};
+use crm_core::model::{Change, FieldType, Page, RemoteError, Write, WriteKind, WriteResult};
+use crm_core::secret::Secret;
+
+/// Limits of the thread. All are bounds, none is a schedule.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// TCP and TLS must be up within this.
+    pub connect_timeout_ms: u64,
+    /// From sending a request to the last byte of its answer.
+    pub request_timeout_ms: u64,
+    /// Most silence between two pieces of an answer's body.
+    pub read_timeout_ms: u64,
+    /// Longest answer, after decompression.
+    pub max_body_bytes: usize,
+    /// Requests on the wire per server.
+    pub max_in_flight_per_server: u32,
+    /// Calls, fetches and pushes accepted and not yet taken back as events.
+    pub max_outstanding: usize,
+    /// Bytes of answers that wait to be taken; beyond it no request is started.
+    pub max_waiting_bytes: usize,
+    /// Longest time that a job waits for budget, a pause or a lock before it is
+    /// answered with class `Wait`.
+    pub max_wait_ms: i64,
+    /// Webhook listener, if wanted.
+    pub listener: Option<ListenerSettings>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            connect_timeout_ms: 10_000,
+            request_timeout_ms: 60_000,
+            read_timeout_ms: 30_000,
+            max_body_bytes: 16 << 20,
+            max_in_flight_per_server: 16,
+            max_outstanding: 512,
+            max_waiting_bytes: 8 << 20,
+            max_wait_ms: 30_000,
+            listener: None,
+        }
+    }
+}
+
+/// Limits of the webhook listener.
+#[derive(Clone, Debug)]
+pub struct ListenerSettings {
+    /// Where to listen. Must be a loopback address: a proxy with TLS stands in front.
+    pub addr: SocketAddr,
+    /// Longest body; a longer one is answered 413.
+    pub max_body_bytes: usize,
+    /// Time for the session to reply; after it the caller gets 503 and comes
+    /// again. At most 4,900: the CRM gives up after five seconds.
+    pub timeout_ms: u64,
+    /// Deliveries waiting for a reply; more are answered 503.
+    pub max_concurrent: usize,
+}
+
+impl ListenerSettings {
+    /// The usual limits at an address.
+    pub fn at(addr: SocketAddr) -> Self {
+        Self {
+            addr,
+            max_body_bytes: 1 << 20,
+            timeout_ms: 4_500,
+            max_concurrent: 64,
+        }
+    }
+}
+
+/// A server as the thread needs to know it. Sending it again replaces it:
+/// requests on the wire finish under the old one.
+#[derive(Clone)]
+pub struct ServerSpec {
+    /// Key in commands and events.
+    pub id: u32,
+    /// How to speak to it.
+    pub connector: &'static dyn Connector,
+    /// Where it is.
+    pub config: ServerConfig,
+    /// How to log in. Held in memory only.
+    pub credential: Credential,
+    /// Hosts that may be called: whole names or addresses (optionally with
+    /// `:port`), or suffixes that start with a dot. Vendor hosts are not implied.
+    pub allowed_hosts: Vec<String>,
+    /// Certificates (PEM) trusted besides the system's.
+    pub ca_pem: Option<Vec<u8>>,
+    /// Secret of webhooks; not used here, kept with the server.
+    pub webhook_secret: Option<Secret>,
+    /// Most calls per window, whatever the CRM allows: our share.
+    pub calls_per_window: Option<u32>,
+}
+
+impl std::fmt::Debug for ServerSpec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ServerSpec")
+            .field("id", &self.id)
+            .field("type", &self.connector.name())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Where a stream starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Replay {
+    /// Only what comes from now on.
+    Latest,
+    /// All that is kept.
+    Earliest,
+    /// What follows this replay id.
+    After(Vec<u8>),
+}
+
+/// Work for the thread.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Make a server known, or replace it.
+    Configure(Box<ServerSpec>),
+    /// Forget a server: its queued jobs are answered, its streams end.
+    Forget(u32),
+    /// Send a request; its answer comes as [`Event::Answer`].
+    Call {
+        /// The caller's number for it.
+        job: u64,
+        /// Server.
+        server: u32,
+        /// Request, without authorization.
+        request: HttpRequest,
+    },
+    /// Send a request whose answer is a page, parsed here; comes as [`Event::Fetched`].
+    Fetch {
+        /// The caller's number for it.
+        job: u64,
+        /// Server.
+        server: u32,
+        /// Object type.
+        object: String,
+        /// Requested fields, the order of the values.
+        fields: Arc<Vec<(String, FieldType)>>,
+        /// Request, without authorization.
+        request: HttpRequest,
+    },
+    /// Send a batch of writes; comes as [`Event::Pushed`], one result per write.
+    Push {
+        /// The caller's number for it.
+        job: u64,
+        /// Server.
+        server: u32,
+        /// Object type.
+        object: String,
+        /// What the writes do.
+        kind: WriteKind,
+        /// Our unique field, where the account has it.
+        unique_field: Option<String>,
+        /// The writes.
+        writes: Vec<Write>,
+    },
+    /// Open a stream of changes. Nothing flows before [`Command::Credit`].
+    Subscribe {
+        /// The caller's number for it.
+        stream: u64,
+        /// Server.
+        server: u32,
+        /// Topic (`/data/ContactChangeEvent`).
+        topic: String,
+        /// Where to start.
+        replay: Replay,
+    },
+    /// Close a stream; no further event of it comes after those already waiting.
+    Unsubscribe {
+        /// Stream.
+        stream: u64,
+    },
+    /// Allow that many more events: given when earlier ones are committed.
+    Credit {
+        /// Stream.
+        stream: u64,
+        /// Events.
+        events: u32,
+    },
+    /// Answer a webhook.
+    Reply {
+        /// Token of [`Event::Webhook`].
+        token: u64,
+        /// HTTP status.
+        status: u16,
+        /// Body, plain text.
+        body: String,
+    },
+}
+
+/// A change with its place in the stream.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StreamItem {
+    /// The change.
+    pub change: Change,
+    /// Replay id of the event that carried it.
+    pub replay_id: Vec<u8>,
+}
+
+/// Weight of a [`Event::Note`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// For whoever debugs.
+    Debug,
+    /// Worth a line.
+    Info,
+    /// An operator should look.
+    Warning,
+}
+
+/// News from the thread.
+#[derive(Debug)]
+pub enum Event {
+    /// Outcome of a [`Command::Call`]: `Ok` is a whole answer with a 2xx status.
+    Answer {
+        /// The caller's number.
+        job: u64,
+        /// Server.
+        server: u32,
+        /// Answer, or what the connector made of it.
+        result: Result<HttpResponse, RemoteError>,
+    },
+    /// Outcome of a [`Command::Fetch`].
+    Fetched {
+        /// The caller's number.
+        job: u64,
+        /// Server.
+        server: u32,
+        /// Page.
+        result: Result<Page, RemoteError>,
+    },
+    /// Outcome of a [`Command::Push`].
+    Pushed {
+        /// The caller's number.
+        job: u64,
+        /// Server.
+        server: u32,
+        /// One per write, in their order.
+        results: Vec<WriteResult>,
+    },
+    /// A stream is connected (again).
+    StreamUp {
+        /// Stream.
+        stream: u64,
+    },
+    /// Changes in order; a keepalive is an empty batch with `latest_replay_id`.
+    /// One event may carry several changes: they share a replay id, so the
+    /// events to credit are the distinct replay ids.
+    Stream {
+        /// Stream.
+        stream: u64,
+        /// Changes.
+        batch: Vec<StreamItem>,
+        /// Everything up to here was delivered.
+        latest_replay_id: Option<Vec<u8>>,
+    },
+    /// A stream is over: bounded reconnects failed, or it cannot go on.
+    StreamEnded {
+        /// Stream.
+        stream: u64,
+        /// Why.
+        error: RemoteError,
+        /// The replay id is no longer kept: start at the earliest and reconcile.
+        replay_expired: bool,
+    },
+    /// A webhook waits for its [`Command::Reply`].
+    Webhook {
+        /// Token to answer it.
+        token: u64,
+        /// The request. Its path is `/webhook/<name>`; scheme and host of `uri` are
+        /// those that the proxy passed on, to be replaced where a public URL is configured.
+        delivery: Delivery,
+    },
+    /// Calls since the last such event, per server and purpose.
+    Usage {
+        /// Server.
+        server: u32,
+        /// Purpose.
+        purpose: Purpose,
+        /// Requests sent.
+        calls: u32,
+        /// Of these, refused for the budget.
+        limited: u32,
+        /// Newest word of the CRM on the budget.
+        hint: LimitHint,
+        /// Bytes received, decompressed.
+        bytes: u64,
+    },
+    /// Something to log.
+    Note {
+        /// Weight.
+        level: Level,
+        /// Text without secrets or row values.
+        message: String,
+    },
+}
+
+/// Too much is outstanding: take events first, then submit again.
+#[derive(Debug)]
+pub struct Full<T>(pub T);

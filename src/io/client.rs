@@ -1,0 +1,206 @@
+//! One HTTP exchange: a checked URL and a request in, a whole answer out.
+//!
+//! No retries, no authorization, no budget here. Redirects are not followed: a
+//! token must not travel to wherever an answer points. The proxy variables of
+//! the environment are not read, for the same reason.
+
+use std::sync::Once;
+use std::time::Duration;
+
+use crm_core::http::{HttpRequest, HttpResponse, Method};
+use crm_core::model::{ErrorClass, RemoteError};
+use reqwest::Url;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::{Instant, timeout_at};
+
+use crate::api::Settings;
+use crate::errors::{from_body, from_send, is_write, local, timeout};
+
+/// Idle connections are closed after this: shorter than what proxies and
+/// firewalls commonly forget them after, so that a write does not go into one
+/// that is dead.
+const IDLE: Duration = Duration::from_secs(50);
+
+/// A connection pool with one server's trust and our limits.
+pub(crate) struct Client {
+    http: reqwest::Client,
+    request_timeout: Duration,
+    read_timeout: Duration,
+    max_body: usize,
+}
+
+impl Client {
+    pub(crate) fn new(settings: &Settings, ca_pem: Option<&[u8]>) -> Result<Self, RemoteError> {
+        use_ring();
+        let mut builder = reqwest::Client::builder()
+            .http1_only()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
+            .pool_idle_timeout(IDLE)
+            .pool_max_idle_per_host(settings.max_in_flight_per_server as usize)
+            .tcp_nodelay(true)
+            .referer(false)
+            .user_agent(concat!("pg_crm_sync/", env!("CARGO_PKG_VERSION")));
+        if let Some(pem) = ca_pem {
+            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(bad_ca)?;
+            if certificates.is_empty() {
+                return Err(no_ca());
+            }
+            for certificate in certificates {
+                builder = builder.add_root_certificate(certificate);
+            }
+        }
+        Ok(Self {
+            http: builder.build().map_err(bad_ca)?,
+            request_timeout: Duration::from_millis(settings.request_timeout_ms),
+            read_timeout: Duration::from_millis(settings.read_timeout_ms),
+            max_body: settings.max_body_bytes,
+        })
+    }
+
+    /// Sends a request and reads its answer whole. Any status is an `Ok`
+    /// except a redirect.
+    pub(crate) async fn send(
+        &self,
+        url: Url,
+        request: HttpRequest,
+    ) -> Result<HttpResponse, RemoteError> {
+        let write = is_write(&request);
+        let deadline = Instant::now() + self.request_timeout;
+        let method = match request.method {
+            Method::Get => reqwest::Method::GET,
+            Method::Post => reqwest::Method::POST,
+            Method::Patch => reqwest::Method::PATCH,
+            Method::Delete => reqwest::Method::DELETE,
+        };
+        let mut builder = self
+            .http
+            .request(method, url)
+            .headers(header_map(&request.headers)?);
+        if !request.body.is_empty() || request.method == Method::Post {
+            builder = builder.body(request.body);
+        }
+        let answer = match timeout_at(deadline, builder.send()).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(e)) => return Err(from_send(e, write)),
+            Err(_) => {
+                let mut e = timeout("no answer in time");
+                e.maybe_applied = write;
+                return Err(e);
+            }
+        };
+        self.read(answer, deadline, write).await
+    }
+
+    async fn read(
+        &self,
+        mut answer: reqwest::Response,
+        deadline: Instant,
+        write: bool,
+    ) -> Result<HttpResponse, RemoteError> {
+        let status = answer.status().as_u16();
+        if matches!(status, 301 | 302 | 303 | 307 | 308) {
+            let mut e = local(
+                "redirect",
+                ErrorClass::Stop,
+                format!("status {status} sends the request elsewhere"),
+                "Redirects are not followed; put the final address into the server's options.",
+            );
+            e.status = status;
+            return Err(e);
+        }
+        let headers = answer
+            .headers()
+            .iter()
+            .map(|(n, v)| {
+                let value = String::from_utf8_lossy(v.as_bytes()).into_owned();
+                (n.as_str().to_string(), value)
+            })
+            .collect();
+        let known = answer.content_length().unwrap_or(0);
+        let mut body = Vec::with_capacity(usize::try_from(known).unwrap_or(0).min(self.max_body));
+        loop {
+            let next = deadline.min(Instant::now() + self.read_timeout);
+            let piece = match timeout_at(next, answer.chunk()).await {
+                Ok(Ok(Some(piece))) => piece,
+                Ok(Ok(None)) => break,
+                Ok(Err(e)) => return Err(from_body(e, write)),
+                Err(_) => {
+                    let mut e = timeout("the answer stopped arriving");
+                    e.maybe_applied = write;
+                    return Err(e);
+                }
+            };
+            if body.len() + piece.len() > self.max_body {
+                return Err(too_large(status, self.max_body, write));
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(HttpResponse {
+            status,
+            headers,
+            body,
+        })
+    }
+}
+
+/// rustls wants to know its cryptography once per process.
+pub(crate) fn use_ring() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // An error means that one is installed already, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, RemoteError> {
+    let mut map = HeaderMap::with_capacity(headers.len());
+    for (name, value) in headers {
+        let parsed = HeaderName::try_from(name.as_str())
+            .ok()
+            .zip(HeaderValue::try_from(value.as_str()).ok());
+        let Some((name, mut value)) = parsed else {
+            // The value may be a token read from a file with a stray line break.
+            return Err(local(
+                "bad_request",
+                ErrorClass::Stop,
+                format!("header {name} has characters that cannot be sent"),
+                "Check the credential for line breaks and other control characters.",
+            ));
+        };
+        value.set_sensitive(name == reqwest::header::AUTHORIZATION);
+        map.append(name, value);
+    }
+    Ok(map)
+}
+
+fn too_large(status: u16, max: usize, write: bool) -> RemoteError {
+    let mut e = local(
+        "body_too_large",
+        ErrorClass::Retry,
+        format!("the answer is longer than {max} bytes"),
+        "Check that the address is the CRM's; ask for fewer records or fields at a time.",
+    );
+    e.status = status;
+    e.maybe_applied = write;
+    e
+}
+
+fn bad_ca(error: reqwest::Error) -> RemoteError {
+    local(
+        "tls",
+        ErrorClass::Stop,
+        format!("certificates cannot be used: {}", error.without_url()),
+        "The file of option ca_file must hold PEM certificates.",
+    )
+}
+
+fn no_ca() -> RemoteError {
+    local(
+        "tls",
+        ErrorClass::Stop,
+        "no certificate in the given file",
+        "The file of option ca_file must hold PEM certificates.",
+    )
+}

@@ -1,0 +1,167 @@
+//! The thread's loop: commands to the servers and streams they are for.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crm_core::http::HttpRequest;
+use crm_core::limiter::Lane;
+use crm_core::model::WriteKind;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use crate::api::{Command, Event, ServerSpec, Settings};
+use crate::job::{Job, Shape, Ticket};
+use crate::listener::Replies;
+use crate::mailbox::Mailbox;
+use crate::server::{Server, unknown_server};
+use crate::{clock, dispatch};
+
+/// Servers and streams of the thread.
+pub(crate) struct Engine {
+    settings: Arc<Settings>,
+    mailbox: Arc<Mailbox>,
+    replies: Arc<Replies>,
+    parsers: Arc<Semaphore>,
+    servers: HashMap<u32, Arc<Server>>,
+}
+
+impl Engine {
+    pub(crate) fn new(
+        settings: Arc<Settings>,
+        mailbox: Arc<Mailbox>,
+        replies: Arc<Replies>,
+    ) -> Self {
+        Self {
+            settings,
+            mailbox,
+            replies,
+            parsers: Arc::new(Semaphore::new(1)),
+            servers: HashMap::new(),
+        }
+    }
+
+    /// Obeys commands until told to stop or nobody can send any more.
+    pub(crate) async fn run(
+        mut self,
+        mut commands: mpsc::Receiver<Command>,
+        mut stop: oneshot::Receiver<()>,
+    ) {
+        loop {
+            tokio::select! {
+                biased;
+                _ = &mut stop => return,
+                command = commands.recv() => match command {
+                    Some(command) => self.obey(command),
+                    None => return,
+                },
+            }
+        }
+    }
+
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Configure(spec) => self.configure(*spec),
+            Command::Forget(id) => {
+                if let Some(server) = self.servers.remove(&id) {
+                    server.close();
+                }
+            }
+            Command::Call {
+                job,
+                server,
+                request,
+            } => self.enqueue(job, server, Shape::Answer, |_, _| request),
+            Command::Fetch {
+                job,
+                server,
+                object,
+                fields,
+                request,
+            } => self.enqueue(job, server, Shape::Page { object, fields }, |_, _| request),
+            Command::Push {
+                job,
+                server,
+                object,
+                kind,
+                unique_field,
+                writes,
+            } => {
+                let shape = Shape::Results {
+                    kind,
+                    unique_field,
+                    writes,
+                };
+                self.enqueue(job, server, shape, |spec, shape| {
+                    push_request(spec, &object, shape)
+                });
+            }
+            Command::Subscribe { stream, .. } => self.mailbox.post(Event::StreamEnded {
+                stream,
+                error: unknown_server(0),
+                replay_expired: false,
+            }),
+            Command::Unsubscribe { .. } | Command::Credit { .. } => {}
+            Command::Reply {
+                token,
+                status,
+                body,
+            } => self.replies.answer(token, status, body),
+        }
+    }
+
+    fn configure(&mut self, spec: ServerSpec) {
+        let id = spec.id;
+        if let Some(server) = self.servers.get(&id) {
+            server.reconfigure(spec);
+        } else {
+            let server = Arc::new(Server::new(
+                spec,
+                Arc::clone(&self.settings),
+                Arc::clone(&self.mailbox),
+                Arc::clone(&self.parsers),
+            ));
+            tokio::spawn(dispatch::run(Arc::clone(&server)));
+            self.servers.insert(id, server);
+        }
+    }
+
+    fn enqueue(
+        &self,
+        job: u64,
+        id: u32,
+        shape: Shape,
+        request: impl FnOnce(&ServerSpec, &Shape) -> HttpRequest,
+    ) {
+        let ticket = Ticket::new(Arc::clone(&self.mailbox), job, id, &shape);
+        let Some(server) = self.servers.get(&id) else {
+            ticket.answer(Err(unknown_server(id)));
+            return;
+        };
+        let target = server.target();
+        let request = request(&target.spec, &shape);
+        let class = target.spec.connector.class_limit(&request);
+        server.enqueue(Job {
+            ticket,
+            shape,
+            class,
+            // What counts against no budget is as urgent as can be.
+            lane: Lane::of(request.purpose).unwrap_or(Lane::Push),
+            request,
+            deadline: clock::mono() + self.settings.max_wait_ms,
+            reauthorized: false,
+            refusals: 0,
+        });
+    }
+}
+
+fn push_request(spec: &ServerSpec, object: &str, shape: &Shape) -> HttpRequest {
+    let (kind, unique_field, writes) = match shape {
+        Shape::Results {
+            kind,
+            unique_field,
+            writes,
+        } => (*kind, unique_field.as_deref(), writes.as_slice()),
+        Shape::Answer | Shape::Page { .. } => (WriteKind::Update, None, &[][..]),
+    };
+    spec.connector
+        .push_request(&spec.config, object, kind, unique_field, writes)
+}

@@ -1,0 +1,408 @@
+//! One CRM account: its target, token, budget and queue, and the course of a
+//! single attempt at a job.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crm_core::connectors::{LimitHint, Token};
+use crm_core::http::{HttpRequest, HttpResponse, Purpose};
+use crm_core::limiter::{Limiter, Permit};
+use crm_core::model::{ErrorClass, Millis, RemoteError};
+use crm_core::retry::Backoff;
+use tokio::sync::{Notify, Semaphore};
+
+use crate::api::{ServerSpec, Settings};
+use crate::client::Client;
+use crate::dispatch::{Pick, Queue};
+use crate::errors::{is_write, local};
+use crate::job::{Job, Outcome, Shape};
+use crate::mailbox::Mailbox;
+use crate::token::Tokens;
+use crate::{clock, hosts};
+
+/// Longer answers are parsed beside the thread's loop, one at a time.
+const LARGE_BODY: usize = 256 << 10;
+
+/// For refusals that do not say when to come back.
+const REFUSED: Backoff = Backoff {
+    first_ms: 1_000,
+    max_ms: 30_000,
+    attempts: u32::MAX,
+};
+
+/// A server as configured; requests on the wire keep the one they began with.
+pub(crate) struct Target {
+    pub(crate) spec: ServerSpec,
+    client: Result<Client, RemoteError>,
+    tokens: Tokens,
+}
+
+/// Everything of one account.
+pub(crate) struct Server {
+    pub(crate) id: u32,
+    pub(crate) mailbox: Arc<Mailbox>,
+    /// A job came, an answer came, the target changed.
+    pub(crate) changed: Notify,
+    target: Mutex<Arc<Target>>,
+    work: Mutex<Work>,
+    closed: AtomicBool,
+    parsers: Arc<Semaphore>,
+    settings: Arc<Settings>,
+}
+
+struct Work {
+    limiter: Limiter,
+    queue: Queue,
+}
+
+/// A call's share of the budget, given back however the attempt ends.
+struct Slot {
+    server: Arc<Server>,
+    permit: Option<Permit>,
+}
+
+impl Slot {
+    fn unsent(mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.server.work().limiter.unsent(permit);
+            self.server.changed.notify_one();
+        }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if let Some(permit) = self.permit.take() {
+            self.server.work().limiter.answered(clock::mono(), permit);
+            self.server.changed.notify_one();
+        }
+    }
+}
+
+/// How an attempt ended.
+enum Attempt {
+    Done(Result<Outcome, RemoteError>),
+    /// The server's budget is spent: again after the pause, error if too late.
+    Paused(Millis, RemoteError),
+    /// This record or portal is locked: again after a while, error if too late.
+    Locked(Millis, RemoteError),
+    /// The token was refused: again with a new one.
+    Unauthorized,
+}
+
+impl Server {
+    pub(crate) fn new(
+        spec: ServerSpec,
+        settings: Arc<Settings>,
+        mailbox: Arc<Mailbox>,
+        parsers: Arc<Semaphore>,
+    ) -> Self {
+        let limiter = Limiter::new(settings.max_in_flight_per_server, spec.calls_per_window);
+        Self {
+            id: spec.id,
+            mailbox,
+            changed: Notify::new(),
+            target: Mutex::new(Arc::new(Target::new(spec, &settings))),
+            work: Mutex::new(Work {
+                limiter,
+                queue: Queue::default(),
+            }),
+            closed: AtomicBool::new(false),
+            parsers,
+            settings,
+        }
+    }
+
+    /// Replaces the target; queue and budget stay.
+    pub(crate) fn reconfigure(&self, spec: ServerSpec) {
+        let max = self.settings.max_in_flight_per_server;
+        self.work().limiter.reconfigure(max, spec.calls_per_window);
+        let target = Arc::new(Target::new(spec, &self.settings));
+        *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+        self.changed.notify_one();
+    }
+
+    /// Answers what is queued and lets the dispatcher end.
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+        let jobs = self.work().queue.drain();
+        for job in jobs {
+            job.ticket.answer(Err(unknown_server(self.id)));
+        }
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn target(&self) -> Arc<Target> {
+        Arc::clone(&self.target.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    pub(crate) fn enqueue(&self, job: Job) {
+        self.work().queue.push(job);
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn pick(&self, now: Millis) -> Pick {
+        let work = &mut *self.work();
+        work.queue.pick(&mut work.limiter, now)
+    }
+
+    fn work(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// One attempt at a job: token, exchange, reading the answer; then the
+    /// job is answered or back in the queue.
+    pub(crate) async fn attempt(self: Arc<Self>, mut job: Job, permit: Permit) {
+        let slot = Slot {
+            server: Arc::clone(&self),
+            permit: Some(permit),
+        };
+        let target = self.target();
+        let token = match target.token(&self).await {
+            Ok(token) => token,
+            Err(e) => {
+                slot.unsent();
+                job.ticket.answer(Err(e));
+                return;
+            }
+        };
+        job.ticket.exposed = is_write(&job.request);
+        let answer = target.exchange(&token, job.request.clone()).await;
+        let hint = target.hint(&answer);
+        // Learning comes first: the slot of this call is among those the hint counts.
+        self.work().limiter.learn(clock::mono(), hint);
+        let attempt = self.judge(&target, &mut job, answer, hint).await;
+        if let Attempt::Paused(until, _) = &attempt {
+            self.work().limiter.pause(*until, job.class.is_some());
+        }
+        drop(slot);
+        match attempt {
+            Attempt::Done(outcome) => job.ticket.answer(outcome),
+            Attempt::Unauthorized => {
+                target.tokens.refused(&token).await;
+                job.reauthorized = true;
+                self.again(job);
+            }
+            Attempt::Paused(until, e) | Attempt::Locked(until, e) if until > job.deadline => {
+                job.ticket.answer(Err(e));
+            }
+            Attempt::Paused(..) => self.again(job),
+            Attempt::Locked(until, _) => {
+                tokio::time::sleep_until(clock::instant(until)).await;
+                self.again(job);
+            }
+        }
+    }
+
+    fn again(&self, mut job: Job) {
+        job.ticket.exposed = false;
+        if self.is_closed() {
+            job.ticket.answer(Err(unknown_server(self.id)));
+            return;
+        }
+        self.work().queue.push_front(job);
+        self.changed.notify_one();
+    }
+
+    async fn judge(
+        &self,
+        target: &Target,
+        job: &mut Job,
+        answer: Result<HttpResponse, RemoteError>,
+        hint: LimitHint,
+    ) -> Attempt {
+        let purpose = job.request.purpose;
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(e) => {
+                self.mailbox.used(self.id, purpose, false, 0, hint);
+                return Attempt::Done(Err(e));
+            }
+        };
+        let bytes = answer.body.len();
+        if (200..300).contains(&answer.status) {
+            self.mailbox.used(self.id, purpose, false, bytes, hint);
+            return Attempt::Done(self.shape(target, job, answer).await);
+        }
+        let error = target.spec.connector.classify(&answer);
+        let waits = error.class == ErrorClass::Wait || matches!(answer.status, 429 | 423);
+        let limited = waits && answer.status != 423;
+        self.mailbox.used(self.id, purpose, limited, bytes, hint);
+        if answer.status == 401 && !job.reauthorized && target.can_log_in() {
+            return Attempt::Unauthorized;
+        }
+        if waits {
+            job.refusals += 1;
+            let until = REFUSED
+                .next_attempt(
+                    clock::mono(),
+                    job.refusals,
+                    clock::seed(),
+                    error.retry_after_ms,
+                )
+                .unwrap_or(job.deadline);
+            return if limited {
+                Attempt::Paused(until, error)
+            } else {
+                Attempt::Locked(until, error)
+            };
+        }
+        // A refused batch is told per write by the connector.
+        if matches!(job.shape, Shape::Results { .. }) {
+            return Attempt::Done(self.shape(target, job, answer).await);
+        }
+        Attempt::Done(Err(error))
+    }
+
+    /// Parses an answer; a large one beside the loop.
+    async fn shape(
+        &self,
+        target: &Target,
+        job: &mut Job,
+        answer: HttpResponse,
+    ) -> Result<Outcome, RemoteError> {
+        let shape = std::mem::replace(&mut job.shape, Shape::Answer);
+        if matches!(shape, Shape::Answer) {
+            return Ok(Outcome::Answer(answer));
+        }
+        let connector = target.spec.connector;
+        let size = answer.body.len();
+        let parse = move || match shape {
+            Shape::Answer => Ok(Outcome::Answer(answer)),
+            Shape::Page { object, fields } => {
+                connector.page(&object, &fields, &answer).map(Outcome::Page)
+            }
+            Shape::Results {
+                kind,
+                unique_field,
+                writes,
+            } => Ok(Outcome::Results(connector.pushed(
+                kind,
+                unique_field.as_deref(),
+                &writes,
+                &answer,
+            ))),
+        };
+        if size < LARGE_BODY {
+            return parse();
+        }
+        let _turn = self.parsers.acquire().await;
+        match tokio::task::spawn_blocking(parse).await {
+            Ok(outcome) => outcome,
+            Err(e) => Err(unparsable(&e.to_string(), is_write(&job.request))),
+        }
+    }
+}
+
+impl Target {
+    fn new(spec: ServerSpec, settings: &Settings) -> Self {
+        Self {
+            client: Client::new(settings, spec.ca_pem.as_deref()),
+            spec,
+            tokens: Tokens::default(),
+        }
+    }
+
+    fn can_log_in(&self) -> bool {
+        !matches!(
+            self.spec.credential,
+            crm_core::connectors::Credential::Token { .. }
+        )
+    }
+
+    /// The token in force; logs in if needed.
+    pub(crate) async fn token(&self, server: &Server) -> Result<Token, RemoteError> {
+        self.tokens
+            .get(&self.spec.credential, |credential| async move {
+                let connector = self.spec.connector;
+                let now = clock::wall();
+                let request = connector.token_request(&self.spec.config, &credential, now)?;
+                let Some(request) = request else {
+                    return fixed(&credential);
+                };
+                let root = match self.spec.config.login_url.as_str() {
+                    "" => connector.base_url(&self.spec.config, None),
+                    url => url.to_string(),
+                };
+                let answer = self.send(&root, request).await;
+                let bytes = answer.as_ref().map_or(0, |a| a.body.len());
+                let hint = LimitHint::default();
+                server
+                    .mailbox
+                    .used(server.id, Purpose::Auth, false, bytes, hint);
+                connector.token(&answer?, clock::wall())
+            })
+            .await
+    }
+
+    async fn exchange(
+        &self,
+        token: &Token,
+        mut request: HttpRequest,
+    ) -> Result<HttpResponse, RemoteError> {
+        let connector = self.spec.connector;
+        connector.authorize(&self.spec.config, token, &mut request);
+        let base = connector.base_url(&self.spec.config, Some(token));
+        self.send(&base, request).await
+    }
+
+    async fn send(&self, base: &str, request: HttpRequest) -> Result<HttpResponse, RemoteError> {
+        let client = self.client.as_ref().map_err(Clone::clone)?;
+        let url = if request.target.starts_with('/') {
+            format!("{}{}", base.trim_end_matches('/'), request.target)
+        } else {
+            request.target.clone()
+        };
+        let url = hosts::checked(&url, &self.spec.allowed_hosts)?;
+        client.send(url, request).await
+    }
+
+    fn hint(&self, answer: &Result<HttpResponse, RemoteError>) -> LimitHint {
+        answer
+            .as_ref()
+            .map_or_else(|_| LimitHint::default(), |a| self.spec.connector.limits(a))
+    }
+}
+
+fn fixed(credential: &crm_core::connectors::Credential) -> Result<Token, RemoteError> {
+    match credential {
+        crm_core::connectors::Credential::Token { token } => Ok(Token {
+            access: token.clone(),
+            expires_at: None,
+            instance_url: None,
+            tenant: None,
+            refresh_token: None,
+        }),
+        _ => Err(local(
+            "credential",
+            ErrorClass::Stop,
+            "this kind of credential does not fit this type of server",
+            "Give the server a credential of a kind that its type supports.",
+        )),
+    }
+}
+
+/// A command names a server that was never configured, or is gone.
+pub(crate) fn unknown_server(id: u32) -> RemoteError {
+    local(
+        "unknown_server",
+        ErrorClass::Stop,
+        format!("server {id} is not configured"),
+        "The server was dropped or its credentials could not be read.",
+    )
+}
+
+fn unparsable(message: &str, write: bool) -> RemoteError {
+    let mut e = local(
+        "internal",
+        ErrorClass::Retry,
+        message,
+        "Reading an answer failed unexpectedly; report it with the server log.",
+    );
+    e.maybe_applied = write;
+    e
+}
