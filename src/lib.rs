@@ -29,9 +29,14 @@ extension_sql_file!(
     requires = ["capture"]
 );
 extension_sql_file!(
+    "../sql/045_matching.sql",
+    name = "matching",
+    requires = ["links"]
+);
+extension_sql_file!(
     "../sql/050_delivery.sql",
     name = "delivery",
-    requires = ["links"]
+    requires = ["matching"]
 );
 extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["delivery"]);
 extension_sql_file!("../sql/070_views.sql", name = "views", requires = ["api"]);
