@@ -65,4 +65,7 @@ pub extern "C-unwind" fn _PG_init() {
         );
     }
     pg::guc::register();
+    pg::shmem::register();
+    pg::utility::register();
+    worker::launcher::register();
 }

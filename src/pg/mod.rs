@@ -2,5 +2,12 @@
 //! the capture trigger, and the store. No other folder names `pgrx::Spi` or
 //! `pgrx::pg_sys` (the two worker entry points excepted).
 
-#[allow(dead_code, reason = "read by workers and API functions as they arrive")]
+#![allow(dead_code, reason = "read by workers and API functions as they arrive")]
+
+pub(crate) mod catalog;
 pub(crate) mod guc;
+pub(crate) mod shmem;
+pub(crate) mod signal;
+pub(crate) mod tx;
+pub(crate) mod utility;
+pub(crate) mod wake;

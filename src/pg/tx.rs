@@ -1,0 +1,168 @@
+//! Transactions of the workers, and SQL errors as values.
+//!
+//! An SQL error inside SPI is a long jump that pgrx turns into a panic, not an
+//! `Err`. Only [`in_transaction`] and [`in_subtransaction`] catch it, clean up as
+//! the server requires, and return it with SQLSTATE, message, detail and hint.
+//!
+//! A transaction takes no transaction id until something is written: read with
+//! `Spi::connect` and `select`, never with `Spi::get_one`, which takes one each
+//! time.
+
+use pgrx::pg_sys;
+use pgrx::pg_sys::panic::CaughtError;
+use pgrx::prelude::*;
+use std::fmt;
+use std::panic::AssertUnwindSafe;
+
+/// An SQL error that was caught, with its transaction or subtransaction undone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct SqlError {
+    /// Five characters, for example `23505`.
+    pub(crate) sqlstate: String,
+    pub(crate) message: String,
+    pub(crate) detail: Option<String>,
+    pub(crate) hint: Option<String>,
+}
+
+impl SqlError {
+    /// An error of our own that should be handled as if SQL had raised it.
+    pub(crate) fn new(sqlstate: &str, message: impl Into<String>) -> Self {
+        Self {
+            sqlstate: sqlstate.to_owned(),
+            message: message.into(),
+            detail: None,
+            hint: None,
+        }
+    }
+
+    fn from_caught(caught: CaughtError) -> Self {
+        let (CaughtError::PostgresError(report)
+        | CaughtError::ErrorReport(report)
+        | CaughtError::RustPanic {
+            ereport: report, ..
+        }) = caught;
+        Self {
+            sqlstate: sqlstate_text(report.sql_error_code()),
+            message: report.message().to_owned(),
+            detail: report.detail().map(str::to_owned),
+            hint: report.hint().map(str::to_owned),
+        }
+    }
+}
+
+impl fmt::Display for SqlError {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(out, "{} ({})", self.message, self.sqlstate)
+    }
+}
+
+impl std::error::Error for SqlError {}
+
+impl From<pgrx::spi::SpiError> for SqlError {
+    fn from(error: pgrx::spi::SpiError) -> Self {
+        Self::new("XX000", error.to_string())
+    }
+}
+
+/// SQLSTATEs are five characters of six bits each.
+fn sqlstate_text(code: PgSqlErrorCode) -> String {
+    let packed = code as u32;
+    (0..5)
+        .map(|at| char::from(((packed >> (6 * at)) & 0x3f) as u8 + b'0'))
+        .collect()
+}
+
+/// Runs `body` in a transaction of its own and commits it; an error of either
+/// kind aborts it. Only for workers, outside any transaction.
+pub(crate) fn in_transaction<T>(body: impl FnOnce() -> Result<T, SqlError>) -> Result<T, SqlError> {
+    // SAFETY: a worker's main loop is outside any transaction here, and this is
+    // the order in which the server itself begins and ends one.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        pg_sys::SetCurrentStatementStartTimestamp();
+        pg_sys::StartTransactionCommand();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+        let result = PgTryBuilder::new(AssertUnwindSafe(|| {
+            let value = body()?;
+            pg_sys::PopActiveSnapshot();
+            pg_sys::CommitTransactionCommand();
+            Ok(value)
+        }))
+        .catch_others(|caught| Err(SqlError::from_caught(caught)))
+        .execute();
+        if result.is_err() {
+            pg_sys::AbortCurrentTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::pgstat_report_stat(result.is_err());
+        pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
+        result
+    }
+}
+
+/// Runs `body` in a subtransaction: on success it is released into the
+/// surrounding transaction, on any error it is rolled back and the surrounding
+/// transaction goes on.
+pub(crate) fn in_subtransaction<T>(
+    body: impl FnOnce() -> Result<T, SqlError>,
+) -> Result<T, SqlError> {
+    // SAFETY: the caller is inside a transaction; memory context and resource
+    // owner are put back on both ways out, as the server's own languages do.
+    unsafe {
+        let context = pg_sys::CurrentMemoryContext;
+        let owner = pg_sys::CurrentResourceOwner;
+        pg_sys::BeginInternalSubTransaction(std::ptr::null());
+        pg_sys::MemoryContextSwitchTo(context);
+        let result = PgTryBuilder::new(AssertUnwindSafe(|| {
+            let value = body()?;
+            pg_sys::ReleaseCurrentSubTransaction();
+            Ok(value)
+        }))
+        .catch_others(|caught| Err(SqlError::from_caught(caught)))
+        .execute();
+        if result.is_err() {
+            pg_sys::MemoryContextSwitchTo(context);
+            pg_sys::RollbackAndReleaseCurrentSubTransaction();
+        }
+        pg_sys::MemoryContextSwitchTo(context);
+        pg_sys::CurrentResourceOwner = owner;
+        result
+    }
+}
+
+/// Takes a new snapshot, so that read-only queries of this transaction see what
+/// has been committed since it began.
+pub(crate) fn fresh_snapshot() {
+    // SAFETY: inside `in_transaction`, whose snapshot is the active one.
+    unsafe {
+        pg_sys::PopActiveSnapshot();
+        pg_sys::CommandCounterIncrement();
+        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
+    }
+}
+
+/// Runs `body` with the rights of `role` and security-restricted, as the server
+/// runs index expressions: what users attached to their tables must not act with
+/// the worker's rights. An SQL error in `body` needs no clean-up here: aborting
+/// the (sub)transaction puts the role back.
+pub(crate) fn as_role<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
+    let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+    // SAFETY: saves and restores the pair that the server keeps for this purpose.
+    unsafe {
+        pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+        let restricted =
+            (pg_sys::SECURITY_LOCAL_USERID_CHANGE | pg_sys::SECURITY_RESTRICTED_OPERATION) as i32;
+        let level = pg_sys::NewGUCNestLevel();
+        pg_sys::SetConfigOption(
+            c"row_security".as_ptr(),
+            c"off".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+        pg_sys::SetUserIdAndSecContext(role, context | restricted);
+        let value = body();
+        pg_sys::AtEOXact_GUC(false, level);
+        pg_sys::SetUserIdAndSecContext(user, context);
+        value
+    }
+}
