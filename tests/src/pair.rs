@@ -1,0 +1,122 @@
+//! Cluster and emulator put together.
+
+use std::net::TcpListener;
+
+use serde_json::json;
+
+use crate::wait::PATIENCE;
+use crate::{Cluster, Db, Emulator, EmulatorOptions, Options};
+
+/// What a [`Pair`] starts with.
+#[derive(Clone, Debug, Default)]
+pub struct PairOptions {
+    /// Settings of the cluster.
+    pub cluster: Options,
+    /// Options of the emulator.
+    pub emulator: EmulatorOptions,
+}
+
+/// A cluster whose database `app` has a HubSpot server `hubspot` and a Salesforce server `salesforce`, both emulated.
+pub struct Pair {
+    /// A connection to database `app`.
+    pub db: Db,
+    /// PostgreSQL.
+    pub cluster: Cluster,
+    /// Both CRMs.
+    pub emulator: Emulator,
+}
+
+impl Pair {
+    /// Starts both and creates the servers; nothing is imported yet.
+    pub async fn start(options: PairOptions) -> Self {
+        let hooks = free_address();
+        let settings = options
+            .cluster
+            .setting("pg_crm_sync.listen", &hooks)
+            .setting("pg_crm_sync.webhook_public_url", &format!("http://{hooks}"));
+        let cluster = Cluster::start(settings).await;
+        let emulator = Emulator::start(&options.emulator);
+        let db = cluster.database("app").await;
+        cluster.credentials(
+            "hubspot.json",
+            &json!({
+                "kind": "token", "token": "pat-na1-emulator", "hosts": ["127.0.0.1"], "owner": "postgres",
+                "webhook_secret": "emulator-secret",
+            }),
+        );
+        cluster.credentials(
+            "salesforce.json",
+            &json!({
+                "kind": "client_credentials", "client_id": "emulator-app", "client_secret": "emulator-secret",
+                "hosts": ["127.0.0.1"], "owner": "postgres",
+            }),
+        );
+        db.exec(&servers_sql(&emulator)).await;
+        Self {
+            db,
+            cluster,
+            emulator,
+        }
+    }
+
+    /// [`Self::start`], then contacts of both sides imported, linked and live.
+    pub async fn contacts(options: PairOptions) -> Self {
+        let pair = Self::start(options).await;
+        pair.import("hubspot", &["contacts"]).await;
+        pair.import("salesforce", &["Contact"]).await;
+        pair.backfilled().await;
+        pair.db
+            .exec("SELECT crm.link('hubspot.contacts', 'salesforce.contact')")
+            .await;
+        pair.db.exec("SELECT crm.preview('contacts')").await;
+        pair.db.exec("SELECT crm.go_live('contacts')").await;
+        pair
+    }
+
+    /// Imports objects of a server into the schema of the same name.
+    pub async fn import(&self, server: &str, objects: &[&str]) {
+        let list = objects
+            .iter()
+            .map(|o| format!("'{o}'"))
+            .collect::<Vec<_>>()
+            .join(", ");
+        self.db
+            .exec(&format!(
+                "SELECT crm.import('{server}', ARRAY[{list}], into_schema => '{server}')"
+            ))
+            .await;
+    }
+
+    /// Waits until every mirror holds what its CRM had.
+    pub async fn backfilled(&self) {
+        self.db
+            .wait_true(
+                "the backfill is done",
+                PATIENCE,
+                "SELECT count(*) > 0 AND bool_and(state = 'done') FROM crm.backfill",
+            )
+            .await;
+    }
+}
+
+/// The two statements that name the emulated accounts.
+#[must_use]
+pub fn servers_sql(emulator: &Emulator) -> String {
+    let (http, pubsub) = (&emulator.http, &emulator.pubsub_plain);
+    format!(
+        "CREATE SERVER hubspot TYPE 'hubspot' FOREIGN DATA WRAPPER pg_crm_sync
+             OPTIONS (credentials 'file:hubspot.json', base_url '{http}');
+         CREATE SERVER salesforce TYPE 'salesforce' FOREIGN DATA WRAPPER pg_crm_sync
+             OPTIONS (credentials 'file:salesforce.json', login_url '{http}', pubsub_endpoint 'http://{pubsub}')"
+    )
+}
+
+/// A loopback address that was free a moment ago. Another process may take it meanwhile; the kernel hands out
+/// ephemeral ports in turn, so that in practice it does not.
+fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a free port");
+    listener
+        .local_addr()
+        .expect("know the free port")
+        .to_string()
+}
