@@ -230,10 +230,10 @@ BEGIN
            AND NOT EXISTS (SELECT FROM crm.server_state t WHERE t.server = made.server) THEN
             PERFORM crm._server_renamed(stray[1], made.server);
         END IF;
-        PERFORM crm._request('catalog', made.server_oid, '');
+        PERFORM crm._wake();
     END LOOP;
 END $$;
-COMMENT ON FUNCTION crm._server_ddl() IS 'After CREATE or ALTER SERVER: follows a rename and asks the worker to read the catalog.';
+COMMENT ON FUNCTION crm._server_ddl() IS 'After CREATE or ALTER SERVER: follows a rename and wakes the worker, which reads the catalog of a server it has not seen.';
 
 CREATE FUNCTION crm._server_renamed(old_name text, new_name text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -327,14 +327,37 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._worker_alive() IS 'Whether the session worker of this database is connected.';
 
-CREATE FUNCTION crm._worker_absent(what text) RETURNS void
+-- After CREATE EXTENSION or a crash the worker is back within seconds, so a
+-- missing one is an error only when it stays away.
+CREATE FUNCTION crm._ask(what text, kinds text[], server_oid oid, until timestamptz) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    patience timestamptz := least(until, clock_timestamp() + interval '10 seconds');
+    ticket   bigint;
+    kind     text;
 BEGIN
-    RAISE EXCEPTION '% needs the worker of pg_crm_sync, which is not running in database "%"', what, current_database()
-        USING ERRCODE = '55000', DETAIL = 'Calls to a CRM are made by a background worker only.',
-              HINT = 'Check that pg_crm_sync is in shared_preload_libraries, that max_worker_processes leaves room, and the server log; after CREATE EXTENSION it starts within seconds of the COMMIT.';
+    LOOP
+        BEGIN
+            FOREACH kind IN ARRAY kinds LOOP
+                ticket := crm._request(kind, server_oid);
+            END LOOP;
+            RETURN ticket;
+        EXCEPTION
+            WHEN object_not_in_prerequisite_state THEN
+                IF clock_timestamp() >= patience THEN
+                    RAISE EXCEPTION '% needs the worker of pg_crm_sync, which is not running in database "%"', what, current_database()
+                        USING ERRCODE = '55000', DETAIL = 'Calls to a CRM are made by a background worker only.',
+                              HINT = 'Check that pg_crm_sync is in shared_preload_libraries, that max_worker_processes leaves room, and the server log.';
+                END IF;
+            WHEN configuration_limit_exceeded THEN
+                IF clock_timestamp() >= patience THEN
+                    RAISE;
+                END IF;
+        END;
+        PERFORM pg_sleep(0.05);
+    END LOOP;
 END $$;
-COMMENT ON FUNCTION crm._worker_absent(text) IS 'Raises the error for a missing worker.';
+COMMENT ON FUNCTION crm._ask(text, text[], oid, timestamptz) IS 'Leaves requests for the worker, waiting a little for one that is starting; returns the last ticket.';
 
 -- Snapshots must be fresh to see what the worker commits meanwhile.
 CREATE FUNCTION crm._wait_possible(what text, how_long interval) RETURNS timestamptz

@@ -276,7 +276,7 @@ BEGIN
     UPDATE crm.installation SET policy_version = policy_version + 1 RETURNING policy_version INTO version;
     INSERT INTO crm.policy_history (policy_version, before, after)
     VALUES (version, CASE WHEN tg_op <> 'INSERT' THEN to_jsonb(old) END, CASE WHEN tg_op <> 'DELETE' THEN to_jsonb(new) END);
-    PERFORM crm._request('settings', 0::oid, '');
+    PERFORM crm._wake();
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION crm._policy_changed() IS 'Gives every policy change its own version and keeps it in crm.policy_history.';
@@ -339,7 +339,7 @@ BEGIN
     IF n = 0 THEN
         RAISE NOTICE 'link "%" maps no field yet', k.name USING HINT = 'There is no standard map for these objects: INSERT INTO crm.field_map (link, left_field, right_field, match_order) VALUES (…).';
     END IF;
-    PERFORM crm._request('mirrors', 0::oid, '');
+    PERFORM crm._wake();
     RETURN k.name;
 END $$;
 COMMENT ON FUNCTION crm.link(text, text, text) IS 'Links two mirrors (schema.table) with the standard field maps for the columns both have. Starts in shadow: shows what it would send, sends nothing until crm.go_live.';
@@ -366,7 +366,7 @@ BEGIN
         l := crm._link_named(name);
         UPDATE crm.link t SET paused = value WHERE t.id = l.id;
     END IF;
-    PERFORM crm._request('settings', coalesce(s.server_oid, 0::oid), '');
+    PERFORM crm._wake();
     RETURN format('%s %s is %s', kind, name, CASE WHEN value THEN 'paused' ELSE 'running' END);
 END $$;
 COMMENT ON FUNCTION crm._pause_set(text, text, boolean) IS 'Sets the pause switch of a server, mirror or link.';

@@ -126,7 +126,7 @@ BEGIN
         RETURNING 1
     )
     SELECT count(*) INTO cancelled FROM dropped;
-    PERFORM crm._request('mirrors', 0::oid, '');
+    PERFORM crm._wake();
     RETURN format('link "%s" is gone: %s things untied, %s unsent writes cancelled; no value changed', k.name, freed, cancelled);
 END $$;
 COMMENT ON FUNCTION crm.unlink(text) IS 'Removes a link with its maps and policies. Values stay as they are on every side; unsent writes to the other side are cancelled, those in flight are finished.';

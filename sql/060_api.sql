@@ -2,33 +2,36 @@
 -- with the caller's rights; what the caller may not touch is behind functions
 -- that begin with an underscore.
 
+-- A request names an object by a hash: its place in shared memory is small.
 CREATE FUNCTION crm._catalog_wait(server text, server_oid oid, objects text[], how_long interval) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    missing  text[];
-    until    timestamptz;
-    ticket   bigint;
-    state    crm.server_state;
-    absent   integer := 0;
+    until  timestamptz;
+    asked  text[];
+    ticket bigint;
+    state  crm.server_state;
+    away   boolean := false;
 BEGIN
-    SELECT array_agg(o) INTO missing FROM unnest(objects) o
+    SELECT array_agg(DISTINCT 'fields:' || left(md5(lower(o)), 16)) INTO asked FROM unnest(objects) o
     WHERE NOT EXISTS (SELECT FROM crm.remote_field f WHERE f.server = _catalog_wait.server AND lower(f.object) = lower(o));
-    IF missing IS NULL THEN
+    IF asked IS NULL THEN
         RETURN;
     END IF;
     until := crm._wait_possible('crm.import', how_long);
     PERFORM crm._server_committed(server_oid, 'crm.import');
-    ticket := crm._request('catalog', server_oid, array_to_string(missing, ','));
+    ticket := crm._ask('crm.import', asked, server_oid, until);
     LOOP
         SELECT * INTO state FROM crm.server_state t WHERE t.server = _catalog_wait.server;
         EXIT WHEN state.catalog_ticket >= ticket;
-        absent := CASE WHEN crm._worker_alive() THEN 0 ELSE absent + 1 END;
-        IF absent >= 250 OR (absent > 0 AND clock_timestamp() >= until) THEN
-            PERFORM crm._worker_absent('crm.import');
-        ELSIF clock_timestamp() >= until THEN
+        IF clock_timestamp() >= until THEN
             RAISE EXCEPTION 'the catalog of server "%" did not arrive within %', server, how_long
                 USING ERRCODE = '57014', DETAIL = coalesce('Last error: ' || state.last_error || '.', 'The worker has reported no error yet.'),
                       HINT = coalesce(state.advice, format('See SELECT * FROM crm.server_check(%L); or call again with a longer wait.', server));
+        ELSIF NOT crm._worker_alive() THEN
+            away := true;
+        ELSIF away THEN
+            away := false;
+            ticket := crm._ask('crm.import', asked, server_oid, until);
         END IF;
         PERFORM pg_sleep(0.02);
     END LOOP;
@@ -329,7 +332,7 @@ BEGIN
                             (SELECT count(*)::integer FROM crm.mirror_column c WHERE c.mirror = m.id),
                             (SELECT 'backfill ' || b.state FROM crm.backfill b WHERE b.mirror = m.id);
     END LOOP;
-    PERFORM crm._request('mirrors', s.server_oid, '');
+    PERFORM crm._wake();
 END $$;
 COMMENT ON FUNCTION crm.import(text, text[], name, jsonb, jsonb, interval, interval) IS 'Makes mirrors of CRM objects in a schema and orders their first copy. Importing again is harmless and adds the columns newly asked for.';
 
@@ -359,7 +362,7 @@ BEGIN
         END IF;
     END IF;
     PERFORM crm._mirror_gone(m.schema_name, m.table_name);
-    PERFORM crm._request('mirrors', (SELECT s.server_oid FROM crm._server s WHERE s.server = m.server), '');
+    PERFORM crm._wake();
     RETURN format('%s is no longer a mirror%s', t, CASE WHEN drop_table THEN ' and its table is gone' ELSE '; its table stays as an ordinary one' END);
 END $$;
 COMMENT ON FUNCTION crm.mirror_drop(text, boolean) IS 'Undoes crm.import for one mirror: stops the sync, forgets unsent changes, and drops the table unless told to keep it. Nothing changes in the CRM.';
@@ -368,20 +371,15 @@ CREATE FUNCTION crm.server_check(server text, wait interval DEFAULT '30 seconds'
 RETURNS TABLE (item text, ok boolean, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    s      record;
-    until  timestamptz := crm._wait_possible('crm.server_check', wait);
-    asked  bigint;
-    absent integer := 0;
+    s     record;
+    until timestamptz := crm._wait_possible('crm.server_check', wait);
+    asked bigint;
 BEGIN
     SELECT * INTO s FROM crm._server_checked(server);
     PERFORM crm._server_committed(s.server_oid, 'crm.server_check');
-    asked := crm._request('check', s.server_oid, '');
+    asked := crm._ask('crm.server_check', ARRAY['check'], s.server_oid, until);
     LOOP
         EXIT WHEN EXISTS (SELECT FROM crm.check_result r WHERE r.ticket = asked AND r.item = 'end');
-        absent := CASE WHEN crm._worker_alive() THEN 0 ELSE absent + 1 END;
-        IF absent >= 250 OR (absent > 0 AND clock_timestamp() >= until) THEN
-            PERFORM crm._worker_absent('crm.server_check');
-        END IF;
         IF clock_timestamp() >= until THEN
             RETURN QUERY SELECT r.item, r.ok, r.detail, r.advice FROM crm.check_result r WHERE r.ticket = asked ORDER BY r.ordinal;
             RETURN QUERY SELECT 'answer', false, format('no complete answer within %s', wait), 'Call again with a longer wait; see crm.status.';
