@@ -12,3 +12,7 @@ pub mod limiter;
 pub mod model;
 pub mod retry;
 pub mod secret;
+pub mod value;
+
+#[cfg(test)]
+mod testing;

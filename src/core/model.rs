@@ -137,6 +137,12 @@ pub struct Page {
     pub missing: Vec<String>,
     /// For merged records: `(id asked for, surviving id)`.
     pub merged: Vec<(String, String)>,
+    /// The requested fields do not fit into such a request: the records carry
+    /// id and stamp only, values must be read by id.
+    pub ids_only: bool,
+    /// Values that their type cannot hold, given as null in the records:
+    /// `(record id, field, text)`, at most 1,000.
+    pub unreadable: Vec<(String, String, String)>,
 }
 
 /// What kind of change an event announces.

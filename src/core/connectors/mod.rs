@@ -2,6 +2,14 @@
 //!
 //! A third CRM is one folder here and one line in [`by_type`].
 
+pub mod hubspot;
+pub mod salesforce;
+pub mod standard;
+
+mod rows;
+mod table;
+mod text;
+
 use crate::http::{Delivery, HttpRequest, HttpResponse};
 use crate::model::{
     Change, FieldType, Millis, Page, RemoteError, RemoteField, RemoteObject, Value, Write,
@@ -227,6 +235,15 @@ pub trait Connector: Send + Sync {
     ) -> Result<Page, RemoteError>;
     /// Most ids in one `read_request` and values in one `find_request`.
     fn read_batch(&self) -> usize;
+    /// How many of `values`, from the first, fit into one `find_request`;
+    /// at least 1. Fewer than [`Connector::read_batch`] when values are long.
+    fn find_batch(
+        &self,
+        object: &str,
+        fields: &[(String, FieldType)],
+        field: &str,
+        values: &[String],
+    ) -> usize;
 
     /// Most writes in one `push_request`.
     fn push_batch(&self, kind: WriteKind) -> usize;
@@ -275,6 +292,27 @@ pub struct OurFields {
 }
 
 /// The connector of a server TYPE.
-pub fn by_type(_server_type: &str) -> Option<&'static dyn Connector> {
-    None
+pub fn by_type(server_type: &str) -> Option<&'static dyn Connector> {
+    match server_type {
+        "hubspot" => Some(&hubspot::HubSpot),
+        "salesforce" => Some(&salesforce::Salesforce),
+        _ => None,
+    }
+}
+
+/// Ids asked for that a read did not bring: named as missing by the CRM, or
+/// neither among its records nor merged into one of them. Not every CRM names
+/// what it did not find, so this, not [`Page::missing`], is what to act on.
+pub fn missing<'a>(asked: &'a [String], page: &Page) -> Vec<&'a str> {
+    let found: std::collections::HashSet<&str> = page
+        .records
+        .iter()
+        .map(|r| r.id.as_str())
+        .chain(page.merged.iter().map(|(loser, _)| loser.as_str()))
+        .collect();
+    asked
+        .iter()
+        .map(String::as_str)
+        .filter(|id| !found.contains(id))
+        .collect()
 }

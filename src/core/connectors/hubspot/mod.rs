@@ -1,0 +1,231 @@
+//! HubSpot: the connector, assembled. See README.md for what lives where.
+
+pub mod webhook;
+
+mod catalog;
+mod errors;
+mod push;
+mod request;
+mod response;
+
+use crate::connectors::{
+    Connector, Credential, Keyset, LimitHint, OurFields, ServerConfig, SignatureError, Token,
+};
+use crate::http::{Delivery, HttpRequest, HttpResponse};
+use crate::model::{
+    Change, FieldType, Millis, Page, RemoteError, RemoteField, RemoteObject, Value, Write,
+    WriteKind, WriteResult,
+};
+use crate::secret::Secret;
+
+/// Our unique property: the key of our creates.
+pub(crate) const OUR_UNIQUE: &str = "pg_crm_sync_id";
+/// Our property that says who wrote last.
+pub(crate) const OUR_SOURCE: &str = "sync_source";
+
+/// The connector for HubSpot.
+#[derive(Clone, Copy, Debug)]
+pub struct HubSpot;
+
+impl Connector for HubSpot {
+    fn name(&self) -> &'static str {
+        "hubspot"
+    }
+
+    fn vendor_hosts(&self) -> &'static [&'static str] {
+        &["api.hubapi.com", ".hubapi.com", "api.hubspot.com"]
+    }
+
+    fn base_url(&self, config: &ServerConfig, _token: Option<&Token>) -> String {
+        match config.base_url.trim_end_matches('/') {
+            "" => request::BASE_URL.to_owned(),
+            url => url.to_owned(),
+        }
+    }
+
+    fn token_request(
+        &self,
+        config: &ServerConfig,
+        credential: &Credential,
+        _now: Millis,
+    ) -> Result<Option<HttpRequest>, RemoteError> {
+        request::token(config, credential)
+    }
+
+    fn token(&self, response: &HttpResponse, now: Millis) -> Result<Token, RemoteError> {
+        response::token(response, now)
+    }
+
+    fn authorize(&self, _config: &ServerConfig, token: &Token, request: &mut HttpRequest) {
+        let value = format!("Bearer {}", token.access.expose());
+        request.headers.push(("authorization".into(), value));
+    }
+
+    fn classify(&self, response: &HttpResponse) -> RemoteError {
+        errors::classify(response)
+    }
+
+    fn limits(&self, response: &HttpResponse) -> LimitHint {
+        response::limits(response)
+    }
+
+    fn probe(&self, config: &ServerConfig) -> HttpRequest {
+        request::probe(config)
+    }
+
+    fn probed(&self, response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError> {
+        response::probed(response)
+    }
+
+    fn objects_requests(&self, config: &ServerConfig) -> Vec<HttpRequest> {
+        vec![request::schemas(config)]
+    }
+
+    fn objects(
+        &self,
+        _index: usize,
+        response: &HttpResponse,
+    ) -> Result<Vec<RemoteObject>, RemoteError> {
+        catalog::objects(response)
+    }
+
+    fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
+        request::properties(config, object)
+    }
+
+    fn fields(
+        &self,
+        object: &str,
+        response: &HttpResponse,
+    ) -> Result<Vec<RemoteField>, RemoteError> {
+        catalog::fields(object, response)
+    }
+
+    fn modified_field(&self, object: &str) -> &'static str {
+        catalog::modified_field(object)
+    }
+
+    fn count_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
+        request::count(config, object)
+    }
+
+    fn count(&self, response: &HttpResponse) -> Result<u64, RemoteError> {
+        response::count(response)
+    }
+
+    fn list_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        cursor: Option<&str>,
+    ) -> HttpRequest {
+        request::list(config, object, fields, cursor)
+    }
+
+    fn poll_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        since: &Keyset,
+    ) -> HttpRequest {
+        request::poll(config, object, fields, since)
+    }
+
+    fn read_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        ids: &[String],
+    ) -> HttpRequest {
+        request::read(config, object, fields, ids)
+    }
+
+    fn find_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        field: &str,
+        values: &[String],
+    ) -> HttpRequest {
+        request::find(config, object, fields, field, values)
+    }
+
+    fn page(
+        &self,
+        object: &str,
+        fields: &[(String, FieldType)],
+        response: &HttpResponse,
+    ) -> Result<Page, RemoteError> {
+        response::page(object, fields, response)
+    }
+
+    fn read_batch(&self) -> usize {
+        request::BATCH
+    }
+
+    fn find_batch(
+        &self,
+        object: &str,
+        fields: &[(String, FieldType)],
+        field: &str,
+        values: &[String],
+    ) -> usize {
+        request::find_batch(object, fields, field, values)
+    }
+
+    fn push_batch(&self, _kind: WriteKind) -> usize {
+        request::BATCH
+    }
+
+    fn push_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+    ) -> HttpRequest {
+        push::request(config, object, kind, unique_field, writes)
+    }
+
+    fn pushed(
+        &self,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+        response: &HttpResponse,
+    ) -> Vec<WriteResult> {
+        push::pushed(kind, unique_field, writes, response)
+    }
+
+    fn our_fields(&self) -> OurFields {
+        OurFields {
+            unique: OUR_UNIQUE,
+            source: OUR_SOURCE,
+        }
+    }
+
+    fn verify(
+        &self,
+        delivery: &Delivery,
+        secret: &Secret,
+        now: Millis,
+    ) -> Result<(), SignatureError> {
+        webhook::verify(delivery, secret, now, webhook::Accept::V3)
+    }
+
+    fn decode(&self, delivery: &Delivery) -> Result<Vec<Change>, RemoteError> {
+        webhook::decode(&delivery.body)
+    }
+
+    fn canonical(&self, field_type: FieldType, raw: &str) -> Result<Value, RemoteError> {
+        response::canonical(field_type, raw)
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,191 @@
+//! From JSON into `Record.values` without a tree in between.
+//!
+//! Backfill speed is decided here: one pass over the bytes, one allocation per
+//! value, none per key. Keys of consecutive records come in the same order, so
+//! the column of the n-th key is remembered and only compared.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde_json::value::RawValue;
+
+use crate::model::{FieldType, Value};
+use crate::value::canonical;
+
+/// Most unreadable values reported of one page.
+const UNREADABLE_MAX: usize = 1_000;
+const NO_COLUMN: usize = usize::MAX;
+
+/// The requested fields, to be found by name.
+pub(crate) struct Columns<'a> {
+    fields: &'a [(String, FieldType)],
+    index: HashMap<&'a str, usize>,
+    memo: RefCell<Vec<usize>>,
+    unreadable: RefCell<Vec<(String, String, String)>>,
+}
+
+impl<'a> Columns<'a> {
+    pub(crate) fn new(fields: &'a [(String, FieldType)]) -> Self {
+        Self {
+            fields,
+            index: fields
+                .iter()
+                .enumerate()
+                .map(|(i, (n, _))| (n.as_str(), i))
+                .collect(),
+            memo: RefCell::new(Vec::new()),
+            unreadable: RefCell::new(Vec::new()),
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.fields.len()
+    }
+
+    pub(crate) fn field_type(&self, column: usize) -> FieldType {
+        self.fields[column].1
+    }
+
+    /// Column of `key`, which is the `nth` key of its object.
+    pub(crate) fn find(&self, nth: usize, key: &str) -> Option<usize> {
+        let mut memo = self.memo.borrow_mut();
+        if let Some(&column) = memo.get(nth)
+            && column != NO_COLUMN
+            && self.fields[column].0 == key
+        {
+            return Some(column);
+        }
+        let column = self.index.get(key).copied();
+        // Hostile objects may have any number of keys; the memo need not.
+        if nth < 4_096 {
+            if memo.len() <= nth {
+                memo.resize(nth + 1, NO_COLUMN);
+            }
+            memo[nth] = column.unwrap_or(NO_COLUMN);
+        }
+        column
+    }
+
+    /// Notes a value that its type cannot hold.
+    pub(crate) fn note(&self, id: &str, bad: Vec<(usize, String)>) {
+        let mut all = self.unreadable.borrow_mut();
+        for (column, text) in bad {
+            if all.len() < UNREADABLE_MAX {
+                all.push((id.to_owned(), self.fields[column].0.clone(), text));
+            }
+        }
+    }
+
+    pub(crate) fn into_unreadable(self) -> Vec<(String, String, String)> {
+        self.unreadable.into_inner()
+    }
+}
+
+/// A value in canonical text, or the text that is none.
+pub(crate) type Read = Result<Value, String>;
+
+/// Reads any JSON value as a value of a type; objects and arrays count as null.
+pub(crate) struct ValueSeed(pub(crate) FieldType);
+
+impl<'de> DeserializeSeed<'de> for ValueSeed {
+    type Value = Read;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Read, D::Error> {
+        if self.0 != FieldType::Number {
+            return d.deserialize_any(ValueVisitor(self.0));
+        }
+        // The text of a number must survive: no detour over f64.
+        let raw: &'de RawValue = de::Deserialize::deserialize(d)?;
+        let raw = raw.get();
+        Ok(match raw.as_bytes().first() {
+            None | Some(b'n' | b'{' | b'[') => Ok(None),
+            Some(b'"') => match serde_json::from_str::<std::borrow::Cow<'_, str>>(raw) {
+                Ok(text) => read(self.0, &text),
+                Err(_) => Err(raw.chars().take(100).collect()),
+            },
+            Some(_) => read(self.0, raw),
+        })
+    }
+}
+
+fn read(field_type: FieldType, text: &str) -> Read {
+    canonical(field_type, text).map_err(|e| e.text)
+}
+
+struct ValueVisitor(FieldType);
+
+impl<'de> Visitor<'de> for ValueVisitor {
+    type Value = Read;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+    fn visit_str<E: de::Error>(self, v: &str) -> Result<Read, E> {
+        Ok(read(self.0, v))
+    }
+    fn visit_unit<E: de::Error>(self) -> Result<Read, E> {
+        Ok(Ok(None))
+    }
+    fn visit_bool<E: de::Error>(self, v: bool) -> Result<Read, E> {
+        Ok(read(self.0, if v { "true" } else { "false" }))
+    }
+    fn visit_i64<E: de::Error>(self, v: i64) -> Result<Read, E> {
+        Ok(read(self.0, &v.to_string()))
+    }
+    fn visit_u64<E: de::Error>(self, v: u64) -> Result<Read, E> {
+        Ok(read(self.0, &v.to_string()))
+    }
+    fn visit_f64<E: de::Error>(self, v: f64) -> Result<Read, E> {
+        Ok(read(self.0, &v.to_string()))
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Read, A::Error> {
+        while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
+        Ok(Ok(None))
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Read, A::Error> {
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(Ok(None))
+    }
+}
+
+/// Reads an id that is a string or an integer.
+pub(crate) struct IdSeed;
+
+impl<'de> DeserializeSeed<'de> for IdSeed {
+    type Value = String;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<String, D::Error> {
+        struct V;
+        impl Visitor<'_> for V {
+            type Value = String;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an id")
+            }
+            fn visit_str<E: de::Error>(self, v: &str) -> Result<String, E> {
+                Ok(v.to_owned())
+            }
+            fn visit_u64<E: de::Error>(self, v: u64) -> Result<String, E> {
+                Ok(v.to_string())
+            }
+            fn visit_i64<E: de::Error>(self, v: i64) -> Result<String, E> {
+                Ok(v.to_string())
+            }
+            fn visit_unit<E: de::Error>(self) -> Result<String, E> {
+                Ok(String::new())
+            }
+        }
+        d.deserialize_any(V)
+    }
+}
+
+/// For `#[serde(deserialize_with)]`: an id that is a string, an integer or null.
+pub(crate) fn id<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
+    IdSeed.deserialize(d)
+}
+
+/// For `#[serde(deserialize_with)]`: a list of such ids.
+pub(crate) fn ids<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
+    #[derive(serde::Deserialize)]
+    struct Id(#[serde(deserialize_with = "id")] String);
+    let list: Option<Vec<Id>> = de::Deserialize::deserialize(d)?;
+    Ok(list.unwrap_or_default().into_iter().map(|i| i.0).collect())
+}

@@ -1,0 +1,271 @@
+//! Salesforce: the connector, assembled. See README.md for what lives where.
+
+pub mod cdc;
+
+mod auth;
+mod avro;
+mod catalog;
+mod errors;
+mod push;
+mod request;
+mod response;
+
+pub use request::event_schema;
+
+use crate::connectors::{
+    Connector, Credential, Keyset, LimitHint, OurFields, ServerConfig, SignatureError, Token, table,
+};
+use crate::http::{Delivery, HttpRequest, HttpResponse};
+use crate::model::{
+    Change, FieldType, Millis, Page, RemoteError, RemoteField, RemoteObject, Value, Write,
+    WriteKind, WriteResult,
+};
+use crate::secret::Secret;
+
+/// Our External ID: the key of our creates.
+pub(crate) const OUR_UNIQUE: &str = "pg_crm_sync_id__c";
+/// Our field that says who wrote last.
+pub(crate) const OUR_SOURCE: &str = "sync_source__c";
+
+/// The connector for Salesforce.
+#[derive(Clone, Copy, Debug)]
+pub struct Salesforce;
+
+/// An id in its 18-character form. What is no 15-character id is left alone.
+pub fn id18(id: &str) -> String {
+    const DIGITS: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ012345";
+    if id.len() != 15 || !id.bytes().all(|b| b.is_ascii_alphanumeric()) {
+        return id.to_owned();
+    }
+    let mut out = id.to_owned();
+    for chunk in id.as_bytes().chunks(5) {
+        let bits = chunk
+            .iter()
+            .enumerate()
+            .filter(|(_, b)| b.is_ascii_uppercase())
+            .fold(0, |bits, (i, _)| bits | 1 << i);
+        out.push(char::from(DIGITS[bits]));
+    }
+    out
+}
+
+/// The mark of our calls, which comes back as `changeOrigin` of their events.
+pub fn client_mark(installation: &str) -> String {
+    let id: String = installation
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'))
+        .collect();
+    format!("pg_crm_sync_{id}")
+}
+
+impl Connector for Salesforce {
+    fn name(&self) -> &'static str {
+        "salesforce"
+    }
+
+    fn vendor_hosts(&self) -> &'static [&'static str] {
+        &[".salesforce.com"]
+    }
+
+    fn base_url(&self, config: &ServerConfig, token: Option<&Token>) -> String {
+        match config.base_url.trim_end_matches('/') {
+            "" => token
+                .and_then(|t| t.instance_url.clone())
+                .unwrap_or_else(|| auth::login_root(config).to_owned()),
+            url => url.to_owned(),
+        }
+    }
+
+    fn token_request(
+        &self,
+        config: &ServerConfig,
+        credential: &Credential,
+        now: Millis,
+    ) -> Result<Option<HttpRequest>, RemoteError> {
+        auth::request(config, credential, now)
+    }
+
+    fn token(&self, response: &HttpResponse, _now: Millis) -> Result<Token, RemoteError> {
+        auth::token(response)
+    }
+
+    fn authorize(&self, config: &ServerConfig, token: &Token, request: &mut HttpRequest) {
+        let value = format!("Bearer {}", token.access.expose());
+        request.headers.push(("authorization".into(), value));
+        let mark = format!("client={}", client_mark(&config.installation));
+        request.headers.push(("sforce-call-options".into(), mark));
+    }
+
+    fn classify(&self, response: &HttpResponse) -> RemoteError {
+        errors::classify(response)
+    }
+
+    fn limits(&self, response: &HttpResponse) -> LimitHint {
+        response::limits(response)
+    }
+
+    fn probe(&self, config: &ServerConfig) -> HttpRequest {
+        request::probe(config)
+    }
+
+    fn probed(&self, response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError> {
+        response::probed(response)
+    }
+
+    fn objects_requests(&self, config: &ServerConfig) -> Vec<HttpRequest> {
+        vec![request::objects(config)]
+    }
+
+    fn objects(
+        &self,
+        _index: usize,
+        response: &HttpResponse,
+    ) -> Result<Vec<RemoteObject>, RemoteError> {
+        catalog::objects(response)
+    }
+
+    fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
+        request::describe(config, object)
+    }
+
+    fn fields(
+        &self,
+        _object: &str,
+        response: &HttpResponse,
+    ) -> Result<Vec<RemoteField>, RemoteError> {
+        catalog::fields(response)
+    }
+
+    fn modified_field(&self, _object: &str) -> &'static str {
+        "SystemModstamp"
+    }
+
+    fn count_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
+        request::count(config, object)
+    }
+
+    fn count(&self, response: &HttpResponse) -> Result<u64, RemoteError> {
+        response::count(response)
+    }
+
+    fn list_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        cursor: Option<&str>,
+    ) -> HttpRequest {
+        request::list(config, object, fields, cursor)
+    }
+
+    fn poll_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        since: &Keyset,
+    ) -> HttpRequest {
+        request::poll(config, object, fields, since)
+    }
+
+    fn read_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        ids: &[String],
+    ) -> HttpRequest {
+        request::read(config, object, fields, ids)
+    }
+
+    fn find_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        field: &str,
+        values: &[String],
+    ) -> HttpRequest {
+        request::find(config, object, fields, field, values)
+    }
+
+    fn page(
+        &self,
+        _object: &str,
+        fields: &[(String, FieldType)],
+        response: &HttpResponse,
+    ) -> Result<Page, RemoteError> {
+        response::page(fields, response)
+    }
+
+    fn read_batch(&self) -> usize {
+        request::BATCH
+    }
+
+    fn find_batch(
+        &self,
+        object: &str,
+        fields: &[(String, FieldType)],
+        field: &str,
+        values: &[String],
+    ) -> usize {
+        request::find_batch(object, fields, field, values)
+    }
+
+    fn push_batch(&self, _kind: WriteKind) -> usize {
+        request::BATCH
+    }
+
+    fn push_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+    ) -> HttpRequest {
+        push::request(config, object, kind, unique_field, writes)
+    }
+
+    fn pushed(
+        &self,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+        response: &HttpResponse,
+    ) -> Vec<WriteResult> {
+        push::pushed(kind, unique_field, writes, response)
+    }
+
+    fn our_fields(&self) -> OurFields {
+        OurFields {
+            unique: OUR_UNIQUE,
+            source: OUR_SOURCE,
+        }
+    }
+
+    fn verify(
+        &self,
+        _delivery: &Delivery,
+        _secret: &Secret,
+        _now: Millis,
+    ) -> Result<(), SignatureError> {
+        // Salesforce signs no webhooks: changes come by stream.
+        Err(SignatureError::Missing)
+    }
+
+    fn decode(&self, _delivery: &Delivery) -> Result<Vec<Change>, RemoteError> {
+        Err(table::unusable(
+            "no_webhooks",
+            "Salesforce sends no webhooks",
+            "Remove the webhook; changes of Salesforce come by Change Data Capture or polling.",
+        ))
+    }
+
+    fn canonical(&self, field_type: FieldType, raw: &str) -> Result<Value, RemoteError> {
+        response::canonical(field_type, raw)
+    }
+}
+
+#[cfg(test)]
+mod tests;

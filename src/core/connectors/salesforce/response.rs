@@ -1,0 +1,266 @@
+//! Salesforce answers: query pages, collection reads, counts, limits.
+
+use std::borrow::Cow;
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
+
+use crate::connectors::LimitHint;
+use crate::connectors::rows::{Columns, ValueSeed};
+use crate::connectors::table::{self, Rule};
+use crate::http::HttpResponse;
+use crate::model::{ErrorClass, FieldType, Page, Record, RemoteError, Value};
+use crate::value::{self, parse_instant};
+
+use super::errors::{classify, not_expected};
+use super::id18;
+use super::request::{QUERY_LIMIT, query_fits};
+
+/// Parses a query page or the array of a collection read.
+pub(crate) fn page(
+    fields: &[(String, FieldType)],
+    response: &HttpResponse,
+) -> Result<Page, RemoteError> {
+    if !(200..300).contains(&response.status) {
+        return Err(classify(response));
+    }
+    let columns = Columns::new(fields);
+    let mut d = serde_json::Deserializer::from_slice(&response.body);
+    let answer = AnswerSeed(&columns)
+        .deserialize(&mut d)
+        .and_then(|a| d.end().map(|()| a))
+        .map_err(|e| not_expected(response, &e))?;
+    let Some(records) = answer.records else {
+        return Err(classify(response));
+    };
+    // Our queries end at QUERY_LIMIT rows, or earlier when the server shrinks
+    // the page: in both cases the last id is where the next one starts.
+    let more = answer.done == Some(false) || answer.total.is_some_and(|t| t >= QUERY_LIMIT);
+    Ok(Page {
+        next: records.last().filter(|_| more).map(|r| r.id.clone()),
+        records,
+        // A query with a limit counts no further than that.
+        total: None,
+        missing: Vec::new(),
+        merged: Vec::new(),
+        ids_only: answer.is_query && !query_fits(fields),
+        unreadable: columns.into_unreadable(),
+    })
+}
+
+#[derive(Default)]
+struct Answer {
+    records: Option<Vec<Record>>,
+    done: Option<bool>,
+    total: Option<u64>,
+    is_query: bool,
+}
+
+struct AnswerSeed<'c, 'a>(&'c Columns<'a>);
+
+impl<'de> DeserializeSeed<'de> for AnswerSeed<'_, '_> {
+    type Value = Answer;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Answer, D::Error> {
+        d.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for AnswerSeed<'_, '_> {
+    type Value = Answer;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object with records, or a list of records")
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Answer, A::Error> {
+        let mut answer = Answer {
+            is_query: true,
+            ..Answer::default()
+        };
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            match &*key {
+                "records" => answer.records = Some(map.next_value_seed(RecordsSeed(self.0))?),
+                "done" => answer.done = map.next_value()?,
+                "totalSize" => answer.total = map.next_value()?,
+                _ => {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+        }
+        Ok(answer)
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, seq: A) -> Result<Answer, A::Error> {
+        Ok(Answer {
+            records: Some(RecordsSeed(self.0).visit_seq(seq)?),
+            ..Answer::default()
+        })
+    }
+}
+
+struct RecordsSeed<'c, 'a>(&'c Columns<'a>);
+
+impl<'de> DeserializeSeed<'de> for RecordsSeed<'_, '_> {
+    type Value = Vec<Record>;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Vec<Record>, D::Error> {
+        d.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RecordsSeed<'_, '_> {
+    type Value = Vec<Record>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a list of records")
+    }
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Vec<Record>, A::Error> {
+        let mut records = Vec::with_capacity(256);
+        while let Some(record) = seq.next_element_seed(RecordSeed(self.0))? {
+            // A collection read answers null for a record that is not there.
+            records.extend(record);
+        }
+        Ok(records)
+    }
+}
+
+struct RecordSeed<'c, 'a>(&'c Columns<'a>);
+
+impl<'de> DeserializeSeed<'de> for RecordSeed<'_, '_> {
+    type Value = Option<Record>;
+    fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_option(self)
+    }
+}
+
+impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
+    type Value = Option<Record>;
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a record or null")
+    }
+    fn visit_none<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_unit<E>(self) -> Result<Self::Value, E> {
+        Ok(None)
+    }
+    fn visit_some<D: Deserializer<'de>>(self, d: D) -> Result<Self::Value, D::Error> {
+        d.deserialize_map(self)
+    }
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let columns = self.0;
+        let mut record = Record {
+            values: vec![None; columns.len()],
+            ..Record::default()
+        };
+        let mut bad = Vec::new();
+        let mut nth = 0;
+        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+            let column = columns.find(nth, &key);
+            nth += 1;
+            let system = matches!(&*key, "Id" | "SystemModstamp" | "IsDeleted");
+            if column.is_none() && !system {
+                map.next_value::<IgnoredAny>()?;
+                continue;
+            }
+            let field_type = column.map_or(FieldType::Text, |i| columns.field_type(i));
+            let value = match map.next_value_seed(ValueSeed(field_type))? {
+                Ok(value) => value,
+                Err(text) => {
+                    bad.extend(column.map(|i| (i, text)));
+                    None
+                }
+            };
+            match (&*key, &value) {
+                ("Id", Some(id)) => record.id = id18(id),
+                ("SystemModstamp", Some(at)) => record.modified_at = parse_instant(at),
+                ("IsDeleted", Some(flag)) => record.deleted = flag == "true",
+                _ => {}
+            }
+            if let Some(i) = column {
+                record.values[i] = value;
+            }
+        }
+        if !bad.is_empty() {
+            columns.note(&record.id, bad);
+        }
+        Ok(Some(record))
+    }
+}
+
+pub(crate) fn count(response: &HttpResponse) -> Result<u64, RemoteError> {
+    #[derive(Deserialize)]
+    struct Total {
+        #[serde(rename = "totalSize")]
+        total_size: u64,
+    }
+    if !(200..300).contains(&response.status) {
+        return Err(classify(response));
+    }
+    serde_json::from_slice::<Total>(&response.body)
+        .map(|t| t.total_size)
+        .map_err(|e| not_expected(response, &e))
+}
+
+/// `Sforce-Limit-Info: api-usage=22/15000`, rolling over 24 hours.
+pub(crate) fn limits(response: &HttpResponse) -> LimitHint {
+    let usage = response
+        .header("sforce-limit-info")
+        .into_iter()
+        .flat_map(|v| v.split([';', ',']))
+        .find_map(|part| part.trim().strip_prefix("api-usage="))
+        .and_then(|u| {
+            let (used, max) = u.split_once('/')?;
+            let used: u64 = used.trim().parse().ok()?;
+            let max: u64 = max.trim().parse().ok()?;
+            Some((max.saturating_sub(used), max))
+        });
+    LimitHint {
+        daily_max: usage.map(|(_, max)| max),
+        daily_remaining: usage.map(|(left, _)| left),
+        ..LimitHint::default()
+    }
+}
+
+pub(crate) fn probed(response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError> {
+    if !(200..300).contains(&response.status) {
+        return Err(classify(response));
+    }
+    let json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&response.body).map_err(|e| not_expected(response, &e))?;
+    let known = [
+        ("DailyApiRequests", "API calls left in 24 hours"),
+        (
+            "DailyDeliveredPlatformEvents",
+            "change events left in 24 hours",
+        ),
+        ("DailyBulkV2QueryJobs", "bulk queries left in 24 hours"),
+        ("DataStorageMB", "data storage left, MB"),
+    ];
+    let found: Vec<(String, String)> = known
+        .iter()
+        .filter_map(|(key, what)| {
+            let limit = json.get(*key)?;
+            let left = limit.get("Remaining")?.as_u64()?;
+            let max = limit.get("Max")?.as_u64()?;
+            Some(((*what).to_owned(), format!("{left} of {max}")))
+        })
+        .collect();
+    if found.is_empty() {
+        return Err(classify(response));
+    }
+    Ok(found)
+}
+
+/// Canonical text of a field's value, as an error of this CRM's data.
+pub(crate) fn canonical(field_type: FieldType, raw: &str) -> Result<Value, RemoteError> {
+    let value = value::canonical(field_type, raw).map_err(|e| {
+        let rule = Rule::new(
+            0,
+            "",
+            ErrorClass::FixData,
+            "Correct the value in Salesforce, or refresh the catalog if the field's type has changed.",
+        );
+        table::error(&rule, 0, "unreadable_value", &e.to_string())
+    })?;
+    Ok(match field_type {
+        FieldType::Reference => value.map(|id| id18(&id)),
+        _ => value,
+    })
+}

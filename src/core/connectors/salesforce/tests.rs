@@ -1,0 +1,26 @@
+use super::*;
+use crate::connectors::by_type;
+
+mod pages;
+mod pushes;
+mod requests;
+
+fn salesforce() -> &'static dyn Connector {
+    by_type("salesforce").unwrap()
+}
+
+fn answer(status: u16, body: &str) -> HttpResponse {
+    HttpResponse {
+        status,
+        headers: Vec::new(),
+        body: body.as_bytes().to_vec(),
+    }
+}
+
+fn fields(list: &[(&str, FieldType)]) -> Vec<(String, FieldType)> {
+    list.iter().map(|(n, t)| ((*n).to_owned(), *t)).collect()
+}
+
+fn body(request: &HttpRequest) -> serde_json::Value {
+    serde_json::from_slice(&request.body).unwrap()
+}

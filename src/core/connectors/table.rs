@@ -1,0 +1,114 @@
+//! Error tables: from status and code to what to do, as data.
+
+use crate::model::{ErrorClass, RemoteError};
+
+/// Longest message kept of a CRM's words, in characters.
+const MESSAGE_MAX: usize = 500;
+/// Most field names kept of one error.
+const FIELDS_MAX: usize = 50;
+
+/// One line of a connector's table. The first line that fits decides.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Rule {
+    /// HTTP status; 0 fits any.
+    pub(crate) status: u16,
+    /// The CRM's code; empty fits any.
+    pub(crate) code: &'static str,
+    /// What to do.
+    pub(crate) class: ErrorClass,
+    /// Least wait in milliseconds where the CRM names none.
+    pub(crate) wait_ms: Option<i64>,
+    /// A write may have had an effect.
+    pub(crate) maybe_applied: bool,
+    /// What a DBA should do.
+    pub(crate) advice: &'static str,
+}
+
+impl Rule {
+    /// A line for a refusal: nothing was written, no wait is asked for.
+    pub(crate) const fn new(
+        status: u16,
+        code: &'static str,
+        class: ErrorClass,
+        advice: &'static str,
+    ) -> Self {
+        Self {
+            status,
+            code,
+            class,
+            wait_ms: None,
+            maybe_applied: false,
+            advice,
+        }
+    }
+
+    /// The same line with a least wait.
+    pub(crate) const fn wait(mut self, ms: i64) -> Self {
+        self.wait_ms = Some(ms);
+        self
+    }
+
+    /// The same line for answers after which nobody knows.
+    pub(crate) const fn unsure(mut self) -> Self {
+        self.maybe_applied = true;
+        self
+    }
+}
+
+/// The first line that fits, or `fallback`.
+pub(crate) fn find(rules: &'static [Rule], status: u16, code: &str, fallback: &Rule) -> Rule {
+    *rules
+        .iter()
+        .find(|r| {
+            (r.status == 0 || r.status == status)
+                && (r.code.is_empty() || r.code.eq_ignore_ascii_case(code))
+        })
+        .unwrap_or(fallback)
+}
+
+/// Makes the error of a line; the message is bounded and printable.
+pub(crate) fn error(rule: &Rule, status: u16, code: &str, message: &str) -> RemoteError {
+    RemoteError {
+        class: rule.class,
+        status,
+        code: clean(code, 100),
+        message: clean(message, MESSAGE_MAX),
+        fields: Vec::new(),
+        advice: rule.advice,
+        retry_after_ms: rule.wait_ms,
+        maybe_applied: rule.maybe_applied,
+    }
+}
+
+/// Adds the fields that the CRM blames, bounded.
+pub(crate) fn blame(error: &mut RemoteError, fields: impl IntoIterator<Item = String>) {
+    for field in fields {
+        if error.fields.len() >= FIELDS_MAX {
+            break;
+        }
+        if !field.is_empty() && !error.fields.contains(&field) {
+            error.fields.push(clean(&field, 100));
+        }
+    }
+}
+
+/// An error of our own making: the request cannot be built or the server
+/// cannot do what was asked.
+pub(crate) fn unusable(code: &str, message: &str, advice: &'static str) -> RemoteError {
+    error(
+        &Rule::new(0, "", ErrorClass::Stop, advice),
+        0,
+        code,
+        message,
+    )
+}
+
+/// Control characters become spaces, the rest is cut at `max` characters.
+pub(crate) fn clean(text: &str, max: usize) -> String {
+    text.chars()
+        .take(max)
+        .map(|c| if c.is_control() { ' ' } else { c })
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}

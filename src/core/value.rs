@@ -1,0 +1,492 @@
+//! Canonical text of values: into it, out of it, and equality in it.
+//!
+//! The spelling per type is fixed in [`crate::model`]. Everything here takes
+//! any text and never panics; what cannot be read is an error of the value,
+//! not of the page or batch that it arrived in.
+
+use std::borrow::Cow;
+use std::cmp::Ordering;
+
+use chrono::{DateTime, Datelike, NaiveDate, Timelike};
+
+use crate::model::{FieldType, Millis, Value};
+
+const DAY_MS: i64 = 86_400_000;
+/// Longest number text; PostgreSQL's numeric holds far more, no CRM does.
+const NUMBER_MAX: usize = 1_000;
+/// Largest exponent that PostgreSQL's numeric input takes without overflow.
+const EXPONENT_MAX: i64 = 10_000;
+
+/// A value that cannot be read as its type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("cannot read {text:?} as {expected}")]
+pub struct Unreadable {
+    /// What was found, at most 100 characters.
+    pub text: String,
+    /// What was expected.
+    pub expected: &'static str,
+}
+
+fn unreadable(text: &str, expected: &'static str) -> Unreadable {
+    Unreadable {
+        text: text.chars().take(100).collect(),
+        expected,
+    }
+}
+
+/// Brings any spelling that a CRM uses into canonical text.
+///
+/// Dates and instants may be ISO 8601 (with or without fraction, `Z`, `+0000`
+/// or `+00:00`) or a count since 1970: milliseconds, for dates also days.
+/// Text is taken as it is, without NUL, which PostgreSQL cannot store.
+pub fn canonical(field_type: FieldType, raw: &str) -> Result<Value, Unreadable> {
+    if raw.is_empty() {
+        return Ok(None);
+    }
+    match field_type {
+        FieldType::Text | FieldType::Reference => Ok(text(raw)),
+        FieldType::Number => number(raw).map(Some),
+        FieldType::Boolean => parse_bool(raw)
+            .map(|b| Some(b.to_string()))
+            .ok_or_else(|| unreadable(raw, "true or false")),
+        FieldType::Date => parse_day(raw)
+            .map(|d| Some(format_day(d)))
+            .ok_or_else(|| unreadable(raw, "a date")),
+        FieldType::DateTime => {
+            if is_canonical_instant(raw) {
+                return Ok(Some(raw.to_owned()));
+            }
+            parse_instant(raw)
+                .and_then(format_instant)
+                .map(Some)
+                .ok_or_else(|| unreadable(raw, "a date and time"))
+        }
+        FieldType::Time => parse_time(raw)
+            .map(|t| Some(format_time(t)))
+            .ok_or_else(|| unreadable(raw, "a time of day")),
+        FieldType::MultiChoice => Ok(choices(raw)),
+    }
+}
+
+fn text(raw: &str) -> Value {
+    if raw.as_bytes().contains(&0) {
+        let kept: String = raw.chars().filter(|c| *c != '\0').collect();
+        return (!kept.is_empty()).then_some(kept);
+    }
+    Some(raw.to_owned())
+}
+
+fn choices(raw: &str) -> Value {
+    let kept: Vec<&str> = raw.split(';').filter(|c| !c.is_empty()).collect();
+    if kept.is_empty() {
+        return None;
+    }
+    text(&kept.join(";"))
+}
+
+fn number(raw: &str) -> Result<String, Unreadable> {
+    let trimmed = raw.trim();
+    if trimmed.len() <= NUMBER_MAX
+        && Decimal::parse(trimmed).is_some_and(|d| d.exponent_text.abs() <= EXPONENT_MAX)
+    {
+        Ok(trimmed.to_owned())
+    } else {
+        Err(unreadable(raw, "a number"))
+    }
+}
+
+fn parse_bool(raw: &str) -> Option<bool> {
+    const TRUE: [&str; 4] = ["true", "t", "1", "yes"];
+    const FALSE: [&str; 4] = ["false", "f", "0", "no"];
+    let is = |s: &&str| raw.eq_ignore_ascii_case(s);
+    if TRUE.iter().any(is) {
+        Some(true)
+    } else if FALSE.iter().any(is) {
+        Some(false)
+    } else {
+        None
+    }
+}
+
+fn digits(b: &[u8]) -> Option<u32> {
+    if b.is_empty() || b.len() > 9 {
+        return None;
+    }
+    b.iter().try_fold(0u32, |n, c| {
+        c.is_ascii_digit().then(|| n * 10 + u32::from(c - b'0'))
+    })
+}
+
+/// `YYYY-MM-DD` at the start; years 1 to 9999.
+fn day_prefix(b: &[u8]) -> Option<NaiveDate> {
+    if b.len() < 10 || b[4] != b'-' || b[7] != b'-' {
+        return None;
+    }
+    let year = i32::try_from(digits(&b[..4])?).ok()?;
+    let day = NaiveDate::from_ymd_opt(year, digits(&b[5..7])?, digits(&b[8..10])?)?;
+    (day.year() >= 1).then_some(day)
+}
+
+/// `HH:MM[:SS[.fraction]]` at the start: milliseconds of the day and the rest.
+fn time_prefix(b: &[u8]) -> Option<(u32, &[u8])> {
+    if b.len() < 5 || b[2] != b':' {
+        return None;
+    }
+    let (h, m) = (digits(&b[..2])?, digits(&b[3..5])?);
+    let mut rest = &b[5..];
+    let mut s = 0;
+    let mut ms = 0;
+    if rest.first() == Some(&b':') {
+        s = digits(rest.get(1..3)?)?;
+        rest = &rest[3..];
+        if rest.first() == Some(&b'.') {
+            let len = rest[1..].iter().take_while(|c| c.is_ascii_digit()).count();
+            if len == 0 {
+                return None;
+            }
+            // Milliseconds are all that a CRM keeps; the rest is cut, not rounded.
+            for i in 0..3 {
+                let digit = if i < len { rest[1 + i] - b'0' } else { 0 };
+                ms = ms * 10 + u32::from(digit);
+            }
+            rest = &rest[1 + len..];
+        }
+    }
+    (h < 24 && m < 60 && s < 60).then_some((((h * 60 + m) * 60 + s) * 1_000 + ms, rest))
+}
+
+/// Offset east of UTC in milliseconds: empty, `Z`, `+hh`, `+hhmm`, `+hh:mm`, `+hh:mm:ss`.
+fn offset(b: &[u8]) -> Option<i64> {
+    let (sign, rest) = match b.first() {
+        None => return Some(0),
+        Some(b'Z' | b'z') if b.len() == 1 => return Some(0),
+        Some(b'+') => (1, &b[1..]),
+        Some(b'-') => (-1, &b[1..]),
+        Some(_) => return None,
+    };
+    let (h, m, s) = match rest.len() {
+        2 => (digits(rest)?, 0, 0),
+        4 => (digits(&rest[..2])?, digits(&rest[2..])?, 0),
+        5 if rest[2] == b':' => (digits(&rest[..2])?, digits(&rest[3..])?, 0),
+        8 if rest[2] == b':' && rest[5] == b':' => (
+            digits(&rest[..2])?,
+            digits(&rest[3..5])?,
+            digits(&rest[6..])?,
+        ),
+        _ => return None,
+    };
+    (h < 24 && m < 60 && s < 60).then_some(sign * i64::from((h * 60 + m) * 60 + s) * 1_000)
+}
+
+fn is_canonical_instant(raw: &str) -> bool {
+    let b = raw.as_bytes();
+    b.len() == 24
+        && b[10] == b'T'
+        && b[19] == b'.'
+        && b[23] == b'Z'
+        && b[16] == b':'
+        && day_prefix(b).is_some()
+        && time_prefix(&b[11..]).is_some_and(|(_, rest)| rest == b"Z")
+}
+
+fn integer(raw: &str) -> Option<i64> {
+    let b = raw.strip_prefix('-').unwrap_or(raw);
+    if b.is_empty() || b.len() > 18 || !b.bytes().all(|c| c.is_ascii_digit()) {
+        return None;
+    }
+    raw.parse().ok()
+}
+
+/// Reads an instant: ISO 8601 with `T` or a space, a bare date (midnight UTC),
+/// or milliseconds since 1970. A missing offset means UTC.
+pub fn parse_instant(raw: &str) -> Option<Millis> {
+    if let Some(ms) = integer(raw) {
+        return Some(ms);
+    }
+    let b = raw.as_bytes();
+    let day = day_ms(day_prefix(b)?);
+    if b.len() == 10 {
+        return Some(day);
+    }
+    if !matches!(b[10], b'T' | b't' | b' ') {
+        return None;
+    }
+    let (time, rest) = time_prefix(&b[11..])?;
+    Some(day + i64::from(time) - offset(rest)?)
+}
+
+/// `YYYY-MM-DDTHH:MM:SS.mmmZ`; `None` outside the years 1 to 9999.
+pub fn format_instant(at: Millis) -> Option<String> {
+    let t = DateTime::from_timestamp_millis(at)?;
+    if !(1..=9999).contains(&t.year()) {
+        return None;
+    }
+    Some(format!(
+        "{:04}-{:02}-{:02}T{:02}:{:02}:{:02}.{:03}Z",
+        t.year(),
+        t.month(),
+        t.day(),
+        t.hour(),
+        t.minute(),
+        t.second(),
+        t.timestamp_subsec_millis()
+    ))
+}
+
+fn day_ms(day: NaiveDate) -> i64 {
+    i64::from(day.to_epoch_days()) * DAY_MS
+}
+
+/// A date, the UTC day of an instant, or a count since 1970. A count that is a
+/// whole number of days in milliseconds is one; a small one is in days.
+fn parse_day(raw: &str) -> Option<NaiveDate> {
+    let days = if let Some(n) = integer(raw) {
+        if n.abs() < 3_000_000 {
+            n
+        } else {
+            n.div_euclid(DAY_MS)
+        }
+    } else {
+        parse_instant(raw)?.div_euclid(DAY_MS)
+    };
+    let day = NaiveDate::from_epoch_days(i32::try_from(days).ok()?)?;
+    (1..=9999).contains(&day.year()).then_some(day)
+}
+
+fn format_day(day: NaiveDate) -> String {
+    format!("{:04}-{:02}-{:02}", day.year(), day.month(), day.day())
+}
+
+fn parse_time(raw: &str) -> Option<u32> {
+    if let Some(ms) = integer(raw) {
+        return u32::try_from(ms).ok().filter(|ms| i64::from(*ms) < DAY_MS);
+    }
+    let (ms, rest) = time_prefix(raw.as_bytes())?;
+    (rest.is_empty() || rest == b"Z" || rest == b"+00").then_some(ms)
+}
+
+fn format_time(ms: u32) -> String {
+    format!(
+        "{:02}:{:02}:{:02}.{:03}",
+        ms / 3_600_000,
+        ms / 60_000 % 60,
+        ms / 1_000 % 60,
+        ms % 1_000
+    )
+}
+
+/// A decimal number without its meaningless zeros: `0.digits * 10^exponent`.
+struct Decimal {
+    negative: bool,
+    digits: Vec<u8>,
+    exponent: i64,
+    exponent_text: i64,
+}
+
+impl Decimal {
+    fn parse(raw: &str) -> Option<Self> {
+        let b = raw.as_bytes();
+        let (negative, b) = match b.first()? {
+            b'-' => (true, &b[1..]),
+            b'+' => (false, &b[1..]),
+            _ => (false, b),
+        };
+        let end = b.iter().position(|c| matches!(c, b'e' | b'E'));
+        let (mantissa, exponent_text) = match end {
+            Some(i) => {
+                let e = std::str::from_utf8(&b[i + 1..]).ok()?;
+                let e = e.strip_prefix('+').unwrap_or(e);
+                (&b[..i], integer(e)?)
+            }
+            None => (b, 0),
+        };
+        let point = mantissa.iter().position(|c| *c == b'.');
+        let whole = point.unwrap_or(mantissa.len());
+        let mut all: Vec<u8> = mantissa[..whole].to_vec();
+        if let Some(p) = point {
+            all.extend_from_slice(&mantissa[p + 1..]);
+        }
+        if all.is_empty() || !all.iter().all(u8::is_ascii_digit) {
+            return None;
+        }
+        let leading = all.iter().take_while(|c| **c == b'0').count();
+        let trailing = all[leading..]
+            .iter()
+            .rev()
+            .take_while(|c| **c == b'0')
+            .count();
+        let kept = all[leading..all.len() - trailing].to_vec();
+        if kept.is_empty() {
+            return Some(Self {
+                negative: false,
+                digits: kept,
+                exponent: 0,
+                exponent_text,
+            });
+        }
+        let exponent = i64::try_from(whole).ok()? - i64::try_from(leading).ok()?;
+        Some(Self {
+            negative,
+            digits: kept,
+            exponent: exponent.checked_add(exponent_text)?,
+            exponent_text,
+        })
+    }
+
+    fn equals(&self, other: &Self) -> bool {
+        self.negative == other.negative
+            && self.exponent == other.exponent
+            && self.digits == other.digits
+    }
+
+    /// The text of a binary number written out in full, as HubSpot shows
+    /// computed numbers: too many digits, and a fraction.
+    fn looks_binary(&self) -> bool {
+        let len = i64::try_from(self.digits.len()).unwrap_or(i64::MAX);
+        len > 20 && self.exponent < len
+    }
+}
+
+fn same_number(a: &str, b: &str) -> bool {
+    let (Some(x), Some(y)) = (Decimal::parse(a.trim()), Decimal::parse(b.trim())) else {
+        return a == b;
+    };
+    if x.equals(&y) {
+        return true;
+    }
+    if !x.looks_binary() && !y.looks_binary() {
+        return false;
+    }
+    match (a.trim().parse::<f64>(), b.trim().parse::<f64>()) {
+        (Ok(p), Ok(q)) => p.partial_cmp(&q) == Some(Ordering::Equal),
+        _ => false,
+    }
+}
+
+fn same_choices(a: &str, b: &str) -> bool {
+    fn set(s: &str) -> Vec<&str> {
+        let mut parts: Vec<&str> = s.split(';').filter(|c| !c.is_empty()).collect();
+        parts.sort_unstable();
+        parts.dedup();
+        parts
+    }
+    set(a) == set(b)
+}
+
+fn same_parsed<T: PartialEq>(a: &str, b: &str, parse: impl Fn(&str) -> Option<T>) -> bool {
+    match (parse(a), parse(b)) {
+        (Some(x), Some(y)) => x == y,
+        _ => false,
+    }
+}
+
+/// Whether two values of a type mean the same: numbers by value and without
+/// float loss, instants to the millisecond, choices as sets, text exactly.
+/// The empty string is null.
+///
+/// A number written out as a binary fraction (`0.40000000000000002220…`) is
+/// the same as the shorter text that reads as the same double.
+pub fn same(field_type: FieldType, a: &Value, b: &Value) -> bool {
+    let a = a.as_deref().filter(|s| !s.is_empty());
+    let b = b.as_deref().filter(|s| !s.is_empty());
+    let (a, b) = match (a, b) {
+        (None, None) => return true,
+        (Some(a), Some(b)) => (a, b),
+        (Some(s), None) | (None, Some(s)) => {
+            return field_type == FieldType::MultiChoice && s.bytes().all(|c| c == b';');
+        }
+    };
+    if a == b {
+        return true;
+    }
+    match field_type {
+        FieldType::Text | FieldType::Reference => false,
+        FieldType::Number => same_number(a, b),
+        FieldType::Boolean => same_parsed(a, b, parse_bool),
+        FieldType::Date => same_parsed(a, b, parse_day),
+        FieldType::DateTime => same_parsed(a, b, parse_instant),
+        FieldType::Time => same_parsed(a, b, parse_time),
+        FieldType::MultiChoice => same_choices(a, b),
+    }
+}
+
+/// Reads PostgreSQL's text output of a mirror column (ISO DateStyle, any time
+/// zone) into canonical text. `infinity`, `NaN` and years outside 1 to 9999
+/// have no counterpart in a CRM and are errors.
+pub fn from_postgres(field_type: FieldType, text: &str) -> Result<Value, Unreadable> {
+    if field_type == FieldType::MultiChoice && text.starts_with('{') {
+        let items = array_items(text).ok_or_else(|| unreadable(text, "a text[]"))?;
+        return Ok(choices(&items.join(";")));
+    }
+    if text.ends_with(" BC") {
+        return Err(unreadable(text, "a year from 1 to 9999"));
+    }
+    canonical(field_type, text)
+}
+
+/// What PostgreSQL's input function of the column type takes: canonical text,
+/// but for multi-choice an array literal.
+pub fn to_postgres(field_type: FieldType, canonical: &str) -> Cow<'_, str> {
+    if field_type != FieldType::MultiChoice {
+        return Cow::Borrowed(canonical);
+    }
+    let mut out = String::with_capacity(canonical.len() + 8);
+    out.push('{');
+    for (i, item) in canonical.split(';').filter(|c| !c.is_empty()).enumerate() {
+        if i > 0 {
+            out.push(',');
+        }
+        out.push('"');
+        for c in item.chars() {
+            if matches!(c, '"' | '\\') {
+                out.push('\\');
+            }
+            out.push(c);
+        }
+        out.push('"');
+    }
+    out.push('}');
+    Cow::Owned(out)
+}
+
+/// Items of a one-dimensional array literal; NULL items are dropped.
+fn array_items(text: &str) -> Option<Vec<String>> {
+    let inner = text.strip_prefix('{')?.strip_suffix('}')?;
+    let mut items = Vec::new();
+    let mut item = String::new();
+    let mut quoted = false;
+    let mut was_quoted = false;
+    let mut chars = inner.chars();
+    let mut take = |item: &mut String, was_quoted: bool| {
+        let done = std::mem::take(item);
+        if was_quoted || !done.eq_ignore_ascii_case("null") {
+            items.push(done);
+        }
+    };
+    while let Some(c) = chars.next() {
+        match c {
+            '\\' => item.push(chars.next()?),
+            '"' => {
+                quoted = !quoted;
+                was_quoted = true;
+            }
+            ',' if !quoted => {
+                take(&mut item, was_quoted);
+                was_quoted = false;
+            }
+            '{' | '}' if !quoted => return None,
+            c => item.push(c),
+        }
+    }
+    if quoted {
+        return None;
+    }
+    if !inner.is_empty() {
+        take(&mut item, was_quoted);
+    }
+    Some(items)
+}
+
+#[cfg(test)]
+#[path = "value_tests.rs"]
+mod tests;
