@@ -77,11 +77,12 @@ fn text(raw: &str) -> Value {
 }
 
 fn choices(raw: &str) -> Value {
-    let kept: Vec<&str> = raw.split(';').filter(|c| !c.is_empty()).collect();
-    if kept.is_empty() {
-        return None;
+    let raw = text(raw)?;
+    if !raw.contains(";;") && !raw.starts_with(';') && !raw.ends_with(';') {
+        return Some(raw);
     }
-    text(&kept.join(";"))
+    let kept: Vec<&str> = raw.split(';').filter(|c| !c.is_empty()).collect();
+    (!kept.is_empty()).then(|| kept.join(";"))
 }
 
 fn number(raw: &str) -> Result<String, Unreadable> {
