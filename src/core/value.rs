@@ -73,7 +73,7 @@ fn text(raw: &str) -> Value {
         let kept: String = raw.chars().filter(|c| *c != '\0').collect();
         return (!kept.is_empty()).then_some(kept);
     }
-    Some(raw.to_owned())
+    (!raw.is_empty()).then(|| raw.to_owned())
 }
 
 fn choices(raw: &str) -> Value {
