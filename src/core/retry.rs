@@ -60,6 +60,7 @@ fn draw(seed: u64, step: u32) -> u64 {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod tests {
     use super::*;
 

@@ -78,8 +78,11 @@ impl Client {
             .http
             .request(method, url)
             .headers(header_map(&request.headers)?);
-        if !request.body.is_empty() || request.method == Method::Post {
+        if !request.body.is_empty() {
             builder = builder.body(request.body);
+        } else if matches!(request.method, Method::Post | Method::Patch) {
+            // Servers answer 411 to a POST that does not say that it is empty.
+            builder = builder.header(reqwest::header::CONTENT_LENGTH, 0);
         }
         let answer = match timeout_at(deadline, builder.send()).await {
             Ok(Ok(answer)) => answer,

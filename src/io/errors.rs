@@ -47,7 +47,7 @@ pub(crate) fn from_send(error: reqwest::Error, write: bool) -> RemoteError {
         )
     } else if error.is_timeout() {
         timeout("no answer in time")
-    } else if text.contains("invalid HTTP") || text.contains("parse") {
+    } else if find::<hyper::Error>(&error).is_some_and(hyper::Error::is_parse) {
         local(
             "protocol",
             ErrorClass::Retry,
@@ -95,7 +95,7 @@ pub(crate) fn from_body(error: reqwest::Error, write: bool) -> RemoteError {
     let error = error.without_url();
     let mut e = if error.is_timeout() {
         timeout("the answer stopped arriving")
-    } else if error.is_decode() {
+    } else if find::<hyper::Error>(&error).is_none_or(hyper::Error::is_parse) {
         local(
             "protocol",
             ErrorClass::Retry,

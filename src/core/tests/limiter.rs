@@ -1,4 +1,5 @@
 //! The limiter against a CRM that counts strictly, in virtual time.
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, VecDeque};
