@@ -7,12 +7,20 @@
 #![forbid(unsafe_code)]
 
 pub mod connectors;
+pub mod decide;
+mod echo;
+pub mod effect;
+pub mod group;
 pub mod http;
 pub mod limiter;
+pub mod mapping;
+pub mod matching;
 pub mod model;
+pub mod policy;
 pub mod retry;
 pub mod secret;
-pub mod value;
-
-#[cfg(test)]
+pub mod state;
+pub mod strategy;
 mod testing;
+pub mod value;
+#[cfg(test)]

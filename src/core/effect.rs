@@ -1,0 +1,413 @@
+//! What follows from a decision: rows, writes, corrections, remembered state.
+
+use crate::decide::{Case, Decision, Keep, Outcome, Source, Step};
+use crate::echo;
+use crate::group::Group;
+use crate::mapping::{between, fits, same};
+use crate::model::{Millis, Value};
+use crate::policy::Rule;
+use crate::state::{Clock, Entity, FieldState, Hold, Sent, SideState, settle};
+use crate::strategy::LOCAL;
+
+static BLANK: Value = None;
+
+/// The mirror's value of a field; blank where there is no row.
+pub(crate) fn mirror_value(entity: &Entity, side: usize, field: usize) -> &Value {
+    entity
+        .records
+        .get(side)
+        .and_then(|r| r.values.get(field))
+        .unwrap_or(&BLANK)
+}
+
+/// State of a field at rest: the mirrors are the base.
+pub(crate) fn fresh_state(group: &Group, entity: &Entity, field: usize) -> FieldState {
+    let side = |side: usize| SideState {
+        base: group
+            .column(field, side)
+            .map(|_| mirror_value(entity, side, field).clone()),
+        ..SideState::default()
+    };
+    FieldState {
+        sides: (0..group.sides.len()).map(side).collect(),
+        ..FieldState::default()
+    }
+}
+
+/// Whether an origin that the rule names can speak for this entity: SQL and
+/// applications always, a server where it has a record.
+pub(crate) fn named_present(case: &Case<'_>, rule: &Rule) -> bool {
+    rule.winner.iter().any(
+        |name| match case.group.sides.iter().position(|s| s.origin == *name) {
+            Some(side) => alive(case.entity, side) && case.group.column(case.field, side).is_some(),
+            None => true,
+        },
+    )
+}
+
+/// The side has a row that may be written.
+pub(crate) fn alive(entity: &Entity, side: usize) -> bool {
+    entity
+        .records
+        .get(side)
+        .is_some_and(|r| r.exists && !r.deleted)
+}
+
+/// Carries out what the steps chose.
+pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &mut Outcome) {
+    let ruled = matches!(
+        step,
+        Step::Owner | Step::FillBlank | Step::Conflict | Step::Held
+    );
+    let rule = case.rule.filter(|_| ruled);
+    let mut decision = Decision {
+        field: case.field,
+        step,
+        rule: rule.map(|r| r.id),
+        strategy: rule.map(|r| r.strategy),
+        winner: incumbent_origin(case),
+        value: case.held.clone(),
+        losers: Vec::new(),
+        conflict: case.conflict,
+        held: None,
+    };
+    let lost = (case.observed.origin.clone(), case.value.clone());
+    match keep {
+        Keep::Ignore => ignore(case, step, &mut decision, outcome),
+        Keep::Nothing => put(
+            case,
+            case.observed.side,
+            &case.held.clone(),
+            &mut decision,
+            outcome,
+        ),
+        Keep::RowOnly => {
+            row(case, case.observed.side, case.value, outcome);
+            decision.value = case.value.clone();
+            decision.winner.clone_from(&case.observed.origin);
+        }
+        Keep::Challenger => accept(case, &mut decision, outcome),
+        Keep::Incumbent => {
+            decision.losers.push(lost);
+            put_back(case, &mut decision, outcome);
+        }
+        Keep::Review(reason) => {
+            decision.losers.push(lost);
+            review(case, &reason, outcome);
+            decision.held = Some(reason);
+        }
+    }
+    outcome.decisions.push(decision);
+}
+
+fn incumbent_origin(case: &Case<'_>) -> String {
+    match (&case.state.clock, case.rule) {
+        (Some(clock), _) => clock.origin.clone(),
+        (None, Some(rule)) if rule.strategy.entry().every_change => {
+            rule.winner.first().cloned().unwrap_or_default()
+        }
+        (None, _) => String::new(),
+    }
+}
+
+/// Nothing changes, but a value that differs and is passed over gets named.
+fn ignore(case: &Case<'_>, step: Step, decision: &mut Decision, outcome: &mut Outcome) {
+    if !same(case.column.field_type, case.value, &case.held) && step != Step::Echo {
+        decision
+            .losers
+            .push((case.observed.origin.clone(), case.value.clone()));
+    }
+    if step == Step::TooLate && !outcome.reread.contains(&case.observed.side) {
+        outcome.reread.push(case.observed.side);
+        decision.held = Some("older than any order is known for: read again".to_owned());
+    }
+}
+
+/// The value that came stands on every side.
+fn accept(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
+    let side = case.observed.side;
+    if case.conflict {
+        decision
+            .losers
+            .push((incumbent_origin(case), case.held.clone()));
+    }
+    decision.winner.clone_from(&case.observed.origin);
+    decision.value = case.value.clone();
+    case.state.clock = Some(case.clock.clone());
+    if case.observed.source != Source::Local {
+        row(case, side, case.value, outcome);
+    }
+    put(case, side, case.value, decision, outcome);
+    for other in (0..case.group.sides.len()).filter(|s| *s != side) {
+        fan_out(case, side, other, case.value, decision, outcome);
+    }
+}
+
+/// Shows a value of one side on another, by its map.
+fn fan_out(
+    case: &mut Case<'_>,
+    from: usize,
+    to: usize,
+    value: &Value,
+    decision: &mut Decision,
+    outcome: &mut Outcome,
+) {
+    let (Some(source), Some(target)) = (
+        case.group.column(case.field, from),
+        case.group.column(case.field, to),
+    ) else {
+        return;
+    };
+    if !alive(case.entity, to) || !source.inbound || !target.accepts_writes() {
+        return;
+    }
+    let image = match between(source, target, value) {
+        Ok(image) => image,
+        Err(reason) => {
+            hold_note(decision, case.group, to, &target.field, &reason.to_string());
+            return;
+        }
+    };
+    let shown = mirror_value(case.entity, to, case.field);
+    let differs = !same(target.field_type, shown, &image);
+    if case.group.sides[to].shadow {
+        if differs {
+            outcome.would_send.push((to, case.field, image));
+        } else {
+            outcome.cancel.push((to, case.field));
+        }
+        return;
+    }
+    let shown = shown.clone();
+    if differs {
+        outcome.rows.push((to, case.field, image.clone()));
+    }
+    put(
+        case,
+        to,
+        if differs { &image } else { &shown },
+        decision,
+        outcome,
+    );
+}
+
+fn hold_note(decision: &mut Decision, group: &Group, side: usize, field: &str, reason: &str) {
+    let note = format!("{}.{field}: {reason}", group.origin(side));
+    decision.held = Some(match decision.held.take() {
+        Some(held) => format!("{held}; {note}"),
+        None => note,
+    });
+}
+
+/// The value held stands; the side that showed another is corrected.
+fn put_back(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
+    let side = case.observed.side;
+    let wanted = owned_value(case);
+    if !case.column.accepts_writes() {
+        // Nobody can correct it there: the mirror tells the truth.
+        row(case, side, case.value, outcome);
+        let name = &case.column.field;
+        hold_note(decision, case.group, side, name, "cannot be written");
+        return;
+    }
+    decision.value = wanted.clone();
+    let local = case.observed.source == Source::Local;
+    if local || !same(case.column.field_type, &wanted, &case.held) {
+        outcome.rows.push((side, case.field, wanted.clone()));
+    }
+    put(case, side, &wanted, decision, outcome);
+}
+
+/// What this side should hold where an owner decides: the owner's value by the
+/// map, unless what is held stands for the same.
+fn owned_value(case: &Case<'_>) -> Value {
+    let owner = case
+        .rule
+        .filter(|r| r.strategy.entry().every_change)
+        .and_then(|r| r.winner.first())
+        .and_then(|name| case.group.sides.iter().position(|s| s.origin == *name))
+        .filter(|o| *o != case.observed.side && alive(case.entity, *o));
+    let Some(owner) = owner else {
+        return case.held.clone();
+    };
+    let Some(source) = case.group.column(case.field, owner) else {
+        return case.held.clone();
+    };
+    let theirs = mirror_value(case.entity, owner, case.field);
+    let back = between(case.column, source, &case.held);
+    if back.is_ok_and(|b| same(source.field_type, &b, theirs)) {
+        return case.held.clone();
+    }
+    between(source, case.column, theirs).unwrap_or_else(|_| case.held.clone())
+}
+
+/// Both values stay where they are; what was queued against the newcomer is
+/// withdrawn.
+fn review(case: &mut Case<'_>, reason: &str, outcome: &mut Outcome) {
+    let side = case.observed.side;
+    if let Some(place) = echo::queued(case.here()) {
+        case.here_mut().sent.remove(place);
+        outcome.cancel.push((side, case.field));
+    }
+    case.state.hold = Some(Hold {
+        reason: reason.to_owned(),
+    });
+}
+
+/// Sets the mirror cell of the observed side, if it shows something else.
+fn row(case: &Case<'_>, side: usize, value: &Value, outcome: &mut Outcome) {
+    if *mirror_value(case.entity, side, case.field) != *value {
+        outcome.rows.push((side, case.field, value.clone()));
+    }
+}
+
+/// Makes sure that a side's CRM gets a value: queues a write unless everything
+/// observed says that it holds it, and withdraws one that became moot.
+fn put(
+    case: &mut Case<'_>,
+    side: usize,
+    wanted: &Value,
+    decision: &mut Decision,
+    outcome: &mut Outcome,
+) {
+    let Some(column) = case.group.column(case.field, side) else {
+        return;
+    };
+    let (field, skew) = (case.field, case.policy.skew_ms);
+    // What was written there stands until a person has decided.
+    if case.state.hold.is_some() {
+        return;
+    }
+    let clock = carried_clock(case);
+    let state = &mut case.state.sides[side];
+    let waiting = echo::queued(state);
+    if echo::holds(state, wanted, column.field_type, skew) {
+        if let Some(place) = waiting {
+            state.sent.remove(place);
+            outcome.cancel.push((side, field));
+        }
+        return;
+    }
+    if !column.writable {
+        return;
+    }
+    if let Err(reason) = fits(column, wanted) {
+        hold_note(
+            decision,
+            case.group,
+            side,
+            &column.field,
+            &reason.to_string(),
+        );
+        return;
+    }
+    let refused = state
+        .sent
+        .last()
+        .is_some_and(|w| w.sent == Sent::Failed && w.value == *wanted);
+    let asked = waiting.is_some_and(|place| state.sent[place].value == *wanted);
+    if refused {
+        hold_note(
+            decision,
+            case.group,
+            side,
+            &column.field,
+            "refused by the CRM",
+        );
+    } else if !asked {
+        echo::enqueue(state, wanted, &clock);
+        outcome.writes.push((side, field, wanted.clone()));
+    }
+}
+
+/// A write inherits the clock of the value that it carries.
+fn carried_clock(case: &Case<'_>) -> Clock {
+    case.state.clock.clone().unwrap_or_else(|| Clock {
+        origin: incumbent_origin(case),
+        ..case.clock.clone()
+    })
+}
+
+/// Stores the state if the observation changed it.
+pub(crate) fn store(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut Outcome) {
+    let state = std::mem::take(&mut case.state);
+    let at_rest = settle(&state, case.now, case.horizon_ms);
+    match stored {
+        Some(_) if at_rest => outcome.states.push((case.field, None)),
+        Some(before) if *before == state => {}
+        None if at_rest => {}
+        None if state == fresh_state(case.group, case.entity, case.field) => {}
+        _ => outcome.states.push((case.field, Some(state))),
+    }
+}
+
+/// Origin of a value that a person or a request sets.
+fn resolver_origin(name: &str) -> &str {
+    if name.is_empty() { LOCAL } else { name }
+}
+
+/// A person's answer, or a request to copy one side's value to the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// Field of the group.
+    pub field: usize,
+    /// Side in whose type the value is.
+    pub side: usize,
+    /// The value.
+    pub value: Value,
+    /// Who and when.
+    pub clock: Clock,
+}
+
+/// Ends a hold: the value goes to every side, whatever was there.
+pub fn resolve(
+    group: &Group,
+    policy: &crate::policy::Policy,
+    entity: &Entity,
+    resolution: &Resolution,
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let (field, side) = (resolution.field, resolution.side);
+    let Some(column) = group.column(field, side) else {
+        return outcome;
+    };
+    let observed = crate::decide::Observed {
+        side,
+        source: Source::Local,
+        origin: resolver_origin(&resolution.clock.origin).to_owned(),
+        values: Vec::new(),
+        at: resolution.clock.at,
+        seq: resolution.clock.seq,
+        mark_is_ours: false,
+    };
+    let stored = entity.fields.get(&field);
+    let mut case = Case {
+        group,
+        policy,
+        entity,
+        observed: &observed,
+        now,
+        horizon_ms,
+        field,
+        column,
+        value: &resolution.value,
+        old: None,
+        held: mirror_value(entity, side, field).clone(),
+        clock: resolution.clock.clone(),
+        state: stored
+            .cloned()
+            .unwrap_or_else(|| fresh_state(group, entity, field)),
+        rule: None,
+        conflict: false,
+    };
+    case.state.hold = None;
+    for side in &mut case.state.sides {
+        side.flap = None;
+    }
+    row(&case, side, &resolution.value, &mut outcome);
+    carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
+    store(&mut case, stored, &mut outcome);
+    outcome
+}

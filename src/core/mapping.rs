@@ -1,0 +1,179 @@
+//! Field maps: pure, total functions between the sides of a field.
+
+use std::sync::Arc;
+
+use crate::group::{Group, SideField};
+use crate::model::{FieldType, Value};
+
+/// A step of a field map. Blank maps to blank in each of them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Transform {
+    /// As it is.
+    #[default]
+    Identity,
+    /// One word for another; per choice in multi-choice values. A value that
+    /// is not listed has no image.
+    ValueMap(Arc<Vec<(String, String)>>),
+    /// `https://www.example.com/x` to `example.com`.
+    DomainOfUrl,
+    /// `example.com` to `https://example.com`.
+    UrlOfDomain,
+    /// Day of an instant, in UTC.
+    DateOf,
+    /// Midnight UTC of a day.
+    MidnightOf,
+    /// At most so many characters.
+    Truncate(i32),
+    /// Lower case.
+    Lower,
+}
+
+/// Why a value cannot be shown on a side.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unmapped {
+    /// The value map does not list it.
+    #[error("no counterpart for '{0}' in the value map")]
+    NotListed(String),
+    /// It is not a date, URL or domain.
+    #[error("'{0}' is not {1}")]
+    Malformed(String, &'static str),
+    /// The CRM wants a value and there is none.
+    #[error("a value is required and no default is set")]
+    Required,
+    /// It does not fit.
+    #[error("longer than {0} characters")]
+    TooLong(i32),
+}
+
+impl Transform {
+    /// The image of a value.
+    pub fn apply(&self, value: &Value) -> Result<Value, Unmapped> {
+        let Some(text) = value else { return Ok(None) };
+        let image = match self {
+            Self::Identity => text.clone(),
+            Self::ValueMap(pairs) => map_choices(pairs, text)?,
+            Self::DomainOfUrl => crate::matching::domain_of_url(text)
+                .ok_or_else(|| Unmapped::Malformed(clip(text), "a URL"))?,
+            Self::UrlOfDomain if text.contains("://") => text.clone(),
+            Self::UrlOfDomain => format!("https://{text}"),
+            Self::DateOf => day_of(text)?.to_owned(),
+            Self::MidnightOf => format!("{}T00:00:00.000Z", day_of(text)?),
+            Self::Truncate(length) => cut(text, *length).to_owned(),
+            Self::Lower => text.to_lowercase(),
+        };
+        Ok((!image.is_empty()).then_some(image))
+    }
+}
+
+fn map_choices(pairs: &[(String, String)], text: &str) -> Result<String, Unmapped> {
+    let one = |choice: &str| {
+        pairs
+            .iter()
+            .find(|(from, _)| from == choice)
+            .map(|(_, to)| to.clone())
+    };
+    if let Some(image) = one(text) {
+        return Ok(image);
+    }
+    let images: Option<Vec<_>> = text.split(';').map(one).collect();
+    images
+        .map(|i| i.join(";"))
+        .ok_or_else(|| Unmapped::NotListed(clip(text)))
+}
+
+fn day_of(text: &str) -> Result<&str, Unmapped> {
+    let shape = |day: &str| {
+        day.bytes().enumerate().all(|(i, b)| match i {
+            4 | 7 => b == b'-',
+            _ => b.is_ascii_digit(),
+        })
+    };
+    match text.get(..10) {
+        Some(day) if shape(day) => Ok(day),
+        _ => Err(Unmapped::Malformed(clip(text), "a date")),
+    }
+}
+
+/// The first `length` characters.
+fn cut(text: &str, length: i32) -> &str {
+    let length = usize::try_from(length).unwrap_or(0);
+    match text.char_indices().nth(length) {
+        Some((end, _)) => &text[..end],
+        None => text,
+    }
+}
+
+/// Enough of a value to recognise it in a message.
+fn clip(text: &str) -> String {
+    cut(text, 60).to_owned()
+}
+
+/// A value of one side in the domain of another: through both maps, cut to
+/// length, with the default where the CRM refuses blank.
+pub fn between(from: &SideField, to: &SideField, value: &Value) -> Result<Value, Unmapped> {
+    let common = from.from_side.apply(value)?;
+    let image = to.to_side.apply(&common)?;
+    match (image, to.max_length) {
+        (None, _) if to.required => match &to.default {
+            Some(default) => Ok(Some(default.clone())),
+            None => Err(Unmapped::Required),
+        },
+        (Some(text), Some(length)) if to.field_type == FieldType::Text => {
+            Ok(Some(cut(&text, length).to_owned()))
+        }
+        (image, _) => Ok(image),
+    }
+}
+
+/// Whether a value written in SQL on this side can be sent to its own CRM.
+pub fn fits(column: &SideField, value: &Value) -> Result<(), Unmapped> {
+    match (value, column.max_length) {
+        (None, _) if column.required => Err(Unmapped::Required),
+        (Some(text), Some(length))
+            if column.field_type == FieldType::Text && cut(text, length).len() < text.len() =>
+        {
+            Err(Unmapped::TooLong(length))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Values of a new record, by field of the group.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Projection {
+    /// Values that are not blank.
+    pub mapped: Vec<(usize, Value)>,
+    /// Fields without an image, and why.
+    pub refused: Vec<(usize, Unmapped)>,
+}
+
+/// Values of a new record on side `to`, from the values of side `from`.
+pub fn project(group: &Group, from: usize, to: usize, values: &[Value]) -> Projection {
+    let mut projection = Projection::default();
+    for (field, value) in values.iter().enumerate() {
+        let (Some(source), Some(target)) = (group.column(field, from), group.column(field, to))
+        else {
+            continue;
+        };
+        if !source.inbound || !target.accepts_writes() {
+            continue;
+        }
+        match between(source, target, value) {
+            Ok(None) => {}
+            Ok(image) => projection.mapped.push((field, image)),
+            Err(reason) => projection.refused.push((field, reason)),
+        }
+    }
+    projection
+}
+
+/// Whether two values mean the same in a type.
+pub(crate) fn same(field_type: FieldType, a: &Value, b: &Value) -> bool {
+    a == b
+        || match (field_type, a, b) {
+            (FieldType::Number, Some(a), Some(b)) => {
+                matches!((a.parse::<f64>(), b.parse::<f64>()), (Ok(a), Ok(b)) if a == b)
+            }
+            _ => false,
+        }
+}

@@ -1,0 +1,330 @@
+//! What is remembered of a field while its sides may still differ.
+//!
+//! Observations, not intentions: what each CRM held when it was last agreed
+//! (`base`), what it showed since (`seen`), what we sent (`sent`). The value
+//! decided last is in the mirrors. Once [`settle`] holds, the mirrors say it all
+//! and the state is dropped.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Millis, Value};
+
+/// Most writes remembered per side; older ones make room.
+pub const SENT_MAX: usize = 16;
+
+/// A stamp as precise as its clock: whole seconds, milliseconds, or an instant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Earliest.
+    pub from: Millis,
+    /// Latest, inclusive.
+    pub to: Millis,
+}
+
+impl Interval {
+    /// A stamp exact to the millisecond.
+    pub fn instant(at: Millis) -> Self {
+        Self { from: at, to: at }
+    }
+
+    /// A stamp that shows whole seconds.
+    pub fn second(at: Millis) -> Self {
+        let from = at.div_euclid(1000) * 1000;
+        Self {
+            from,
+            to: from + 999,
+        }
+    }
+
+    /// Ends before the other begins.
+    pub fn before(self, other: Self) -> bool {
+        self.to < other.from
+    }
+
+    /// Neither is before the other.
+    pub fn overlaps(self, other: Self) -> bool {
+        !self.before(other) && !other.before(self)
+    }
+}
+
+/// When and by whom a value was written, and in which order we learned of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Time at the writer.
+    pub at: Interval,
+    /// Engine sequence.
+    pub seq: i64,
+    /// Origin: a server, `local`, or an application.
+    pub origin: String,
+}
+
+/// How far a write has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sent {
+    /// In the outbox; nobody has taken it.
+    Queued,
+    /// Handed to the network.
+    InFlight {
+        /// When.
+        claimed: Millis,
+    },
+    /// The CRM said that it is done.
+    Answered {
+        /// When it was handed over.
+        claimed: Millis,
+        /// When the answer came.
+        answered: Millis,
+    },
+    /// Nobody knows whether it arrived.
+    Unknown {
+        /// When it was handed over.
+        claimed: Millis,
+        /// When we stopped waiting.
+        given_up: Millis,
+    },
+    /// It is not there.
+    Failed,
+}
+
+/// A value that we wrote, or are about to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SentWrite {
+    /// The value as sent.
+    pub value: Value,
+    /// How far it has come.
+    pub sent: Sent,
+    /// Clock of the value that it carries.
+    pub clock: Clock,
+    /// When it landed by the CRM's clock, told by its event.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub landed: Option<Interval>,
+    /// The CRM was seen to hold it.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub confirmed: bool,
+    /// What the CRM made of it, where that differs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normal: Option<Value>,
+}
+
+impl SentWrite {
+    /// What the CRM holds once this write has landed.
+    pub fn result(&self) -> &Value {
+        self.normal.as_ref().unwrap_or(&self.value)
+    }
+
+    /// When, by the CRM's clock, this write may have taken effect; `None` if it
+    /// cannot have.
+    pub fn window(&self, skew_ms: i64) -> Option<Interval> {
+        if self.landed.is_some() {
+            return self.landed;
+        }
+        let (from, to) = match self.sent {
+            Sent::Queued | Sent::Failed => return None,
+            Sent::InFlight { claimed } => (claimed, Millis::MAX),
+            Sent::Answered { claimed, answered } => (claimed, answered),
+            Sent::Unknown { claimed, given_up } => (claimed, given_up),
+        };
+        Some(Interval {
+            from: from.saturating_sub(skew_ms),
+            to: to.saturating_add(skew_ms),
+        })
+    }
+}
+
+/// A value that a CRM keeps showing against our writes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Flap {
+    /// The value.
+    pub value: Value,
+    /// How often it came back.
+    pub count: u32,
+    /// Since when, in event time.
+    pub since: Millis,
+}
+
+/// One side of a field that is not settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SideState {
+    /// What its CRM held when all sides last agreed; `None` is never agreed.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "agreed")]
+    pub base: Option<Value>,
+    /// What its users last wrote there, as far as we know, and when.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seen: Option<(Value, Clock)>,
+    /// What we wrote there, oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sent: Vec<SentWrite>,
+    /// Value that keeps coming back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flap: Option<Flap>,
+}
+
+/// JSON has one null and `Option<Value>` two: an agreed blank is `[]`.
+mod agreed {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    use crate::model::Value;
+
+    pub(super) fn serialize<S: Serializer>(base: &Option<Value>, s: S) -> Result<S::Ok, S::Error> {
+        base.as_ref()
+            .map(|v| v.iter().collect::<Vec<_>>())
+            .serialize(s)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(d: D) -> Result<Option<Value>, D::Error> {
+        let list: Option<Vec<String>> = Deserialize::deserialize(d)?;
+        Ok(list.map(|l| l.into_iter().next()))
+    }
+}
+
+/// Why a field waits for a person.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Shown in the review queue.
+    pub reason: String,
+}
+
+/// A field that is not settled.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FieldState {
+    /// One entry per side of the group.
+    pub sides: Vec<SideState>,
+    /// Clock of the value held now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Clock>,
+    /// Waiting for a person.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hold: Option<Hold>,
+}
+
+/// One record of an entity.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SideRecord {
+    /// The mirror has a row.
+    pub exists: bool,
+    /// Its id at the CRM; `None` until created there.
+    pub record_id: Option<String>,
+    /// Removed there (soft) or being removed.
+    pub deleted: bool,
+    /// The row's values before the event, by field of the group, in the side's
+    /// own type; `None` where not mapped.
+    pub values: Vec<Value>,
+}
+
+/// One real thing: its records and its unsettled fields.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Entity {
+    /// One per side of the group.
+    pub records: Vec<SideRecord>,
+    /// Unsettled fields by number.
+    pub fields: BTreeMap<usize, FieldState>,
+}
+
+/// What became of a write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The CRM accepted it; `echoed` is the value that the answer showed.
+    Done {
+        /// In the CRM's normal form.
+        echoed: Option<Value>,
+    },
+    /// It is not there.
+    Failed,
+    /// The answer was lost.
+    Unknown,
+}
+
+/// A write leaves the outbox. A write sent again keeps its first time: either
+/// attempt may be the one that lands.
+pub fn claimed(state: &mut FieldState, side: usize, value: &Value, now: Millis) {
+    let Some(side) = state.sides.get_mut(side) else {
+        return;
+    };
+    let waiting = side.sent.iter_mut().rev().find(|w| {
+        w.value == *value && !matches!(w.sent, Sent::Answered { .. } | Sent::InFlight { .. })
+    });
+    if let Some(write) = waiting {
+        let first = match write.sent {
+            Sent::Unknown { claimed, .. } => claimed,
+            _ => now,
+        };
+        write.sent = Sent::InFlight { claimed: first };
+    }
+}
+
+/// A write came back. Returns the value that the mirror row should show
+/// instead, where the CRM stored another form of it and it is still wanted.
+pub fn answered(
+    state: &mut FieldState,
+    side: usize,
+    value: &Value,
+    result: Answer,
+    now: Millis,
+) -> Option<Value> {
+    let side = state.sides.get_mut(side)?;
+    let place = side
+        .sent
+        .iter()
+        .rposition(|w| w.value == *value && matches!(w.sent, Sent::InFlight { .. }))?;
+    let newest = place + 1 == side.sent.len();
+    let write = &mut side.sent[place];
+    let Sent::InFlight { claimed } = write.sent else {
+        return None;
+    };
+    match result {
+        Answer::Failed => write.sent = Sent::Failed,
+        Answer::Unknown => {
+            write.sent = Sent::Unknown {
+                claimed,
+                given_up: now,
+            }
+        }
+        Answer::Done { echoed } => {
+            write.sent = Sent::Answered {
+                claimed,
+                answered: now,
+            };
+            let echoed = echoed?;
+            write.confirmed = true;
+            let changed = echoed != write.value;
+            if changed && write.normal.is_none() {
+                write.normal = Some(echoed.clone());
+            }
+            return (changed && newest).then_some(echoed);
+        }
+    }
+    None
+}
+
+/// Whether nothing is left to wait for: no write is queued, in flight, unknown
+/// or refused, the newest one was seen at its CRM, no person is asked, and even
+/// the slowest redelivery of what happened has passed.
+pub fn settle(state: &FieldState, now: Millis, horizon_ms: i64) -> bool {
+    let limit = now.saturating_sub(horizon_ms);
+    let quiet = |at: Interval| at.to < limit;
+    let side_done = |side: &SideState| {
+        let done = match side.sent.last() {
+            None => true,
+            Some(w) => match w.sent {
+                Sent::Answered { answered, .. } => {
+                    answered < limit && (w.confirmed || w.landed.is_some())
+                }
+                Sent::Unknown { given_up, .. } => given_up < limit && w.landed.is_some(),
+                Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,
+            },
+        };
+        let rest = side.sent.iter().rev().skip(1).all(|w| match w.sent {
+            Sent::Queued | Sent::InFlight { .. } => false,
+            Sent::Answered { answered, .. } => answered < limit,
+            Sent::Unknown { given_up, .. } => given_up < limit,
+            Sent::Failed => true,
+        });
+        done && rest && side.seen.as_ref().is_none_or(|(_, c)| quiet(c.at))
+    };
+    state.hold.is_none()
+        && state.clock.as_ref().is_none_or(|c| quiet(c.at))
+        && state.sides.iter().all(side_done)
+}

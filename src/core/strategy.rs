@@ -1,0 +1,198 @@
+//! The strategies as a table: name, scope, function.
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Value;
+use crate::policy::Rule;
+use crate::state::Clock;
+
+/// Name of SQL as an origin, where no application name is registered.
+pub const LOCAL: &str = "local";
+
+/// How a policy row decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Only the named origins may change the field; others are put back.
+    Owner,
+    /// Named origins write freely, others only where the field is blank.
+    FillBlank,
+    /// The later edit wins; inside the skew tolerance the named order.
+    LastWriteWins,
+    /// The origin named first wins.
+    Priority,
+    /// A person decides.
+    Review,
+}
+
+/// One of the two values that compete.
+#[derive(Clone, Copy, Debug)]
+pub struct Candidate<'a> {
+    /// Who wrote it; empty if nobody remembers.
+    pub origin: &'a str,
+    /// The value, in the type of the side where the competition happens.
+    pub value: &'a Value,
+    /// When, where it is known.
+    pub clock: Option<&'a Clock>,
+}
+
+/// Everything that a strategy may look at.
+#[derive(Clone, Copy, Debug)]
+pub struct Contest<'a> {
+    /// The policy row.
+    pub rule: &'a Rule,
+    /// The value held now.
+    pub incumbent: Candidate<'a>,
+    /// The value that came.
+    pub challenger: Candidate<'a>,
+    /// Both were written without knowledge of each other.
+    pub conflict: bool,
+    /// An origin named by the row takes part in the entity.
+    pub named_present: bool,
+    /// Tolerance between clocks.
+    pub skew_ms: i64,
+}
+
+/// What a strategy says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The value that came.
+    Challenger,
+    /// The value held.
+    Incumbent,
+    /// A person is asked; nothing is overwritten until then.
+    Review,
+}
+
+/// A row of the table of strategies.
+#[derive(Clone, Copy, Debug)]
+pub struct StrategyEntry {
+    /// Which.
+    pub strategy: Strategy,
+    /// Name in policy rows.
+    pub name: &'static str,
+    /// Decides every change, not only conflicts.
+    pub every_change: bool,
+    /// `winner` must name somebody.
+    pub needs_winner: bool,
+    /// The decision.
+    pub apply: fn(&Contest<'_>) -> Verdict,
+}
+
+static STRATEGIES: [StrategyEntry; 5] = [
+    StrategyEntry {
+        strategy: Strategy::Owner,
+        name: "owner",
+        every_change: true,
+        needs_winner: true,
+        apply: owner,
+    },
+    StrategyEntry {
+        strategy: Strategy::FillBlank,
+        name: "fill_blank",
+        every_change: true,
+        needs_winner: false,
+        apply: fill_blank,
+    },
+    StrategyEntry {
+        strategy: Strategy::LastWriteWins,
+        name: "last_write_wins",
+        every_change: false,
+        needs_winner: false,
+        apply: last_write_wins,
+    },
+    StrategyEntry {
+        strategy: Strategy::Priority,
+        name: "priority",
+        every_change: false,
+        needs_winner: true,
+        apply: priority,
+    },
+    StrategyEntry {
+        strategy: Strategy::Review,
+        name: "review",
+        every_change: false,
+        needs_winner: false,
+        apply: |_| Verdict::Review,
+    },
+];
+
+/// The table of strategies.
+pub fn strategies() -> &'static [StrategyEntry] {
+    &STRATEGIES
+}
+
+/// The strategy of a policy row's name.
+pub fn by_name(name: &str) -> Option<&'static StrategyEntry> {
+    STRATEGIES.iter().find(|e| e.name == name)
+}
+
+impl Strategy {
+    /// Its row of the table.
+    pub fn entry(self) -> &'static StrategyEntry {
+        STRATEGIES
+            .iter()
+            .find(|e| e.strategy == self)
+            .unwrap_or(&STRATEGIES[STRATEGIES.len() - 1])
+    }
+}
+
+/// Owners write; two owners that did not know of each other keep their order
+/// in the row. Where no owner takes part in the entity there is nobody to ask.
+fn owner(contest: &Contest<'_>) -> Verdict {
+    let named = contest.rule.winner.len();
+    let rank = contest.rule.rank(contest.challenger.origin);
+    if !contest.named_present {
+        return Verdict::Challenger;
+    }
+    if rank == named {
+        return Verdict::Incumbent;
+    }
+    if contest.conflict && contest.rule.rank(contest.incumbent.origin) < rank {
+        return Verdict::Incumbent;
+    }
+    Verdict::Challenger
+}
+
+fn fill_blank(contest: &Contest<'_>) -> Verdict {
+    let named = contest.rule.winner.len();
+    let rank = contest.rule.rank(contest.challenger.origin);
+    if contest.incumbent.value.is_none() {
+        return Verdict::Challenger;
+    }
+    if rank == named || (contest.conflict && contest.rule.rank(contest.incumbent.origin) < rank) {
+        return Verdict::Incumbent;
+    }
+    Verdict::Challenger
+}
+
+/// Later wins. Stamps that overlap, or differ by less than the tolerance, have
+/// no order of their own: the row's order decides, then the engine's sequence.
+fn last_write_wins(contest: &Contest<'_>) -> Verdict {
+    let (Some(held), Some(came)) = (contest.incumbent.clock, contest.challenger.clock) else {
+        return Verdict::Challenger;
+    };
+    if came.at.from > held.at.to.saturating_add(contest.skew_ms) {
+        return Verdict::Challenger;
+    }
+    if held.at.from > came.at.to.saturating_add(contest.skew_ms) {
+        return Verdict::Incumbent;
+    }
+    let rank = |c: &Candidate<'_>| contest.rule.rank(c.origin);
+    match rank(&contest.challenger).cmp(&rank(&contest.incumbent)) {
+        std::cmp::Ordering::Less => Verdict::Challenger,
+        std::cmp::Ordering::Greater => Verdict::Incumbent,
+        std::cmp::Ordering::Equal if came.seq >= held.seq => Verdict::Challenger,
+        std::cmp::Ordering::Equal => Verdict::Incumbent,
+    }
+}
+
+/// The better rank wins; of two unnamed origins the one decided later.
+fn priority(contest: &Contest<'_>) -> Verdict {
+    let rank = |c: &Candidate<'_>| contest.rule.rank(c.origin);
+    if rank(&contest.challenger) <= rank(&contest.incumbent) {
+        Verdict::Challenger
+    } else {
+        Verdict::Incumbent
+    }
+}
