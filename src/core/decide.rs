@@ -7,11 +7,11 @@
 use crate::echo::{self, Order};
 use crate::effect;
 use crate::group::{Group, SideField};
-use crate::mapping::same;
 use crate::model::{Millis, Value};
 use crate::policy::{Policy, Rule};
 use crate::state::{Clock, Entity, FieldState, Flap, Interval, Sent, SideState};
 use crate::strategy::{Candidate, Contest, Strategy, Verdict};
+use crate::value::same;
 
 /// How often a CRM may bring the same value back against our writes.
 pub const FLAP_LIMIT: u32 = 6;

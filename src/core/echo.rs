@@ -1,8 +1,8 @@
 //! What a CRM may hold now, and which of its events are our own writes.
 
-use crate::mapping::same;
 use crate::model::{FieldType, Value};
 use crate::state::{Clock, Interval, SENT_MAX, Sent, SentWrite, SideState};
+use crate::value::same;
 
 /// The newest write that may have taken effect.
 pub(crate) fn last_own(side: &SideState) -> Option<&SentWrite> {

@@ -3,11 +3,12 @@
 use crate::decide::{Case, Decision, Keep, Outcome, Source, Step};
 use crate::echo;
 use crate::group::Group;
-use crate::mapping::{between, fits, same};
+use crate::mapping::{between, fits};
 use crate::model::{Millis, Value};
 use crate::policy::Rule;
 use crate::state::{Clock, Entity, FieldState, Hold, Sent, SideState, settle};
 use crate::strategy::LOCAL;
+use crate::value::same;
 
 static BLANK: Value = None;
 

@@ -21,6 +21,7 @@ pub mod retry;
 pub mod secret;
 pub mod state;
 pub mod strategy;
-mod testing;
 pub mod value;
+
 #[cfg(test)]
+mod testing;

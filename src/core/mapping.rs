@@ -166,14 +166,3 @@ pub fn project(group: &Group, from: usize, to: usize, values: &[Value]) -> Proje
     }
     projection
 }
-
-/// Whether two values mean the same in a type.
-pub(crate) fn same(field_type: FieldType, a: &Value, b: &Value) -> bool {
-    a == b
-        || match (field_type, a, b) {
-            (FieldType::Number, Some(a), Some(b)) => {
-                matches!((a.parse::<f64>(), b.parse::<f64>()), (Ok(a), Ok(b)) if a == b)
-            }
-            _ => false,
-        }
-}
