@@ -225,6 +225,10 @@ impl Connector for Fake {
         100
     }
 
+    fn find_batch(&self, _: &str, _: &[(String, FieldType)], _: &str, values: &[String]) -> usize {
+        values.len().max(1)
+    }
+
     fn push_batch(&self, _: WriteKind) -> usize {
         100
     }
