@@ -57,12 +57,13 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     if !preloading {
-        ereport!(
-            ERROR,
+        pg_sys::panic::ErrorReport::new(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             "pg_crm_sync must be loaded when the server starts",
-            "Add pg_crm_sync to shared_preload_libraries in postgresql.conf and restart the server."
-        );
+            "_PG_init",
+        )
+        .set_hint("Add pg_crm_sync to shared_preload_libraries in postgresql.conf and restart the server.")
+        .report(PgLogLevel::ERROR);
     }
     pg::guc::register();
     pg::shmem::register();

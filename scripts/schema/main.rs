@@ -22,7 +22,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let bytes =
         std::fs::read(&library).map_err(|e| format!("cannot read {}: {e}", library.display()))?;
     let section = schema_section(&bytes)?.ok_or_else(|| {
-        format!("{} has no pgrx schema section; was it built by `cargo build --lib`?", library.display())
+        format!(
+            "{} has no pgrx schema section; was it built by `cargo build --lib`?",
+            library.display()
+        )
     })?;
 
     let control = ControlFile::from_path_with_cargo_version(&control, env!("CARGO_PKG_VERSION"))?;

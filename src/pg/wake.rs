@@ -101,3 +101,10 @@ fn request(kind: &str, server_oid: pg_sys::Oid) -> i64 {
 fn wake() {
     at_commit();
 }
+
+extension_sql!(
+    "COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the session worker and returns the ticket under which the answer will stand.';
+COMMENT ON FUNCTION crm._wake() IS 'Wakes the session worker when this transaction commits.';",
+    name = "wake_comments",
+    requires = [request, wake]
+);
