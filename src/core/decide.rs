@@ -1,6 +1,6 @@
 //! The decision: one observation against what is held, by named steps.
 //!
-//! Steps run in the order of `STEPS`; the first that has an opinion decides.
+//! Steps run in the order of `steps`; the first that has an opinion decides.
 //! What follows from the opinion (rows, writes, corrections) is in `effect`.
 //! Nothing here reads a clock or knows a CRM.
 
@@ -9,14 +9,9 @@ use crate::effect;
 use crate::group::{Group, SideField};
 use crate::model::{Millis, Value};
 use crate::policy::{Policy, Rule};
-use crate::state::{Clock, Entity, FieldState, Flap, Interval, Sent, SideState};
-use crate::strategy::{Candidate, Contest, Strategy, Verdict};
+use crate::state::{Clock, Entity, FieldState, Interval, Sent, SideState};
+use crate::strategy::{Candidate, Contest, Strategy};
 use crate::value::same;
-
-/// How often a CRM may bring the same value back against our writes.
-pub const FLAP_LIMIT: u32 = 6;
-/// Within how much event time.
-pub const FLAP_WINDOW_MS: i64 = 600_000;
 
 /// Where an observation comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -169,27 +164,6 @@ pub(crate) struct Case<'a> {
     pub(crate) conflict: bool,
 }
 
-type StepFn = fn(&mut Case<'_>) -> Option<Keep>;
-
-/// The steps. `Owner` and `FillBlank` are one function that names itself.
-const STEPS: &[(Step, StepFn)] = &[
-    (Step::Tombstone, tombstone),
-    (Step::TooLate, too_late),
-    (Step::Echo, own_write),
-    (Step::NormalForm, normal_form),
-    (Step::Equal, equal),
-    (Step::Stale, stale),
-    (Step::NotLanded, not_landed),
-    (Step::Unsettled, unsettled),
-    (Step::Known, known),
-    (Step::OneWay, one_way),
-    (Step::Held, on_hold),
-    (Step::Flapping, flapping),
-    (Step::Owner, every_change),
-    (Step::OneSide, one_side),
-    (Step::Conflict, conflict),
-];
-
 /// Decides an observation of one record.
 pub fn decide(
     group: &Group,
@@ -292,7 +266,7 @@ fn held_before(
 
 fn decide_field(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut Outcome) {
     let mut chosen = (Step::Held, Keep::Ignore);
-    for (step, apply) in STEPS {
+    for (step, apply) in crate::steps::STEPS {
         if let Some(keep) = apply(case) {
             chosen = (*step, keep);
             break;
@@ -316,11 +290,11 @@ impl<'a> Case<'a> {
         &mut self.state.sides[self.observed.side]
     }
 
-    fn is(&self, other: &Value) -> bool {
+    pub(crate) fn is(&self, other: &Value) -> bool {
         same(self.column.field_type, self.value, other)
     }
 
-    fn order(&self) -> Order {
+    pub(crate) fn order(&self) -> Order {
         echo::order(self.here(), self.observed.at, self.policy.skew_ms)
     }
 
@@ -332,7 +306,7 @@ impl<'a> Case<'a> {
     }
 
     /// Whether the two values were written without knowledge of each other.
-    fn concurrent(&self) -> bool {
+    pub(crate) fn concurrent(&self) -> bool {
         if self.observed.source == Source::Local {
             return self
                 .old
@@ -372,240 +346,5 @@ impl<'a> Case<'a> {
             named_present: effect::named_present(self, rule),
             skew_ms: self.policy.skew_ms,
         }
-    }
-}
-
-fn tombstone(case: &mut Case<'_>) -> Option<Keep> {
-    case.entity.records[case.observed.side]
-        .deleted
-        .then_some(Keep::Ignore)
-}
-
-/// Beyond the horizon the record of what we sent is gone, and with it the means
-/// to tell an edit from an echo.
-fn too_late(case: &mut Case<'_>) -> Option<Keep> {
-    let limit = case.now.saturating_sub(case.horizon_ms);
-    (case.observed.source == Source::Remote && case.observed.at.to < limit).then_some(Keep::Ignore)
-}
-
-fn own_write(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source == Source::Local {
-        return None;
-    }
-    let (at, page) = (case.observed.at, case.observed.source == Source::Page);
-    let place = echo::find(
-        case.here(),
-        case.value,
-        at,
-        case.observed.mark_is_ours,
-        case.column.field_type,
-        case.policy.skew_ms,
-    )?;
-    let shown_later = case
-        .here()
-        .seen
-        .as_ref()
-        .is_some_and(|(_, seen)| at.before(seen.at));
-    let write = &mut case.here_mut().sent[place];
-    write.confirmed = true;
-    // A page tells when the record changed last, not when this field did.
-    if !page && write.landed.is_none() {
-        write.landed = Some(at);
-    }
-    Some(if shown_later {
-        Keep::Ignore
-    } else {
-        Keep::Nothing
-    })
-}
-
-/// Bouncing our own value's normal form would never end.
-fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source == Source::Local || !case.observed.mark_is_ours {
-        return None;
-    }
-    let (at, value) = (case.observed.at, case.value.clone());
-    let place = echo::find_marked(case.here(), at, case.policy.skew_ms)?;
-    let page = case.observed.source == Source::Page;
-    let write = &mut case.here_mut().sent[place];
-    let wanted = write.value.clone();
-    write.normal = Some(value);
-    write.confirmed = true;
-    if !page {
-        write.landed = Some(at);
-    }
-    let current = same(case.column.field_type, &wanted, &case.held);
-    Some(if current {
-        Keep::RowOnly
-    } else {
-        Keep::Nothing
-    })
-}
-
-fn equal(case: &mut Case<'_>) -> Option<Keep> {
-    if !case.is(&case.held.clone()) {
-        return None;
-    }
-    let field_type = case.column.field_type;
-    let value = case.value.clone();
-    let confirms = case.observed.source != Source::Local;
-    let newest = case
-        .here_mut()
-        .sent
-        .iter_mut()
-        .rev()
-        .find(|w| !matches!(w.sent, Sent::Queued | Sent::Failed));
-    match newest {
-        Some(write) if confirms && same(field_type, &value, write.result()) => {
-            write.confirmed = true;
-        }
-        _ => case.record_seen(),
-    }
-    Some(Keep::Nothing)
-}
-
-fn stale(case: &mut Case<'_>) -> Option<Keep> {
-    let at = case.observed.at;
-    let older = case.observed.source != Source::Local
-        && case
-            .here()
-            .seen
-            .as_ref()
-            .is_some_and(|(_, seen)| at.before(seen.at));
-    older.then_some(Keep::Ignore)
-}
-
-/// A page that shows the value from before a write without answer, or before
-/// one answered at about the page's stamp: the value is sent (again), which is
-/// harmless if it had landed.
-fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source != Source::Page || !echo::known(case.here()).is_some_and(|k| case.is(k))
-    {
-        return None;
-    }
-    let unclear = case.order() == Order::Unclear;
-    let lost = match echo::last_own(case.here())?.sent {
-        Sent::Unknown { .. } => echo::last_own(case.here())?.landed.is_none(),
-        Sent::Answered { .. } => unclear,
-        Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,
-    };
-    if !lost {
-        return None;
-    }
-    case.record_seen();
-    Some(Keep::Nothing)
-}
-
-/// While a write is on its way a page shows either side of it.
-fn unsettled(case: &mut Case<'_>) -> Option<Keep> {
-    let in_flight = case.observed.source == Source::Page
-        && case.order() == Order::Unclear
-        && echo::last_own(case.here()).is_some_and(|w| matches!(w.sent, Sent::InFlight { .. }))
-        && echo::known(case.here()).is_some_and(|k| case.is(k));
-    in_flight.then_some(Keep::Ignore)
-}
-
-/// What the CRM held before our write is no news, however late it is told; but
-/// the same value after our write is somebody setting it back.
-fn known(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source == Source::Local
-        || !echo::known(case.here()).is_some_and(|k| case.is(k))
-    {
-        return None;
-    }
-    let told_again = case
-        .here()
-        .seen
-        .as_ref()
-        .is_some_and(|(_, seen)| seen.at.overlaps(case.observed.at));
-    match case.order() {
-        Order::After => return None,
-        Order::Unclear if !told_again => return None,
-        Order::Unclear | Order::Before | Order::NoWrite => {}
-    }
-    case.record_seen();
-    Some(Keep::Nothing)
-}
-
-fn one_way(case: &mut Case<'_>) -> Option<Keep> {
-    if case.column.inbound || case.observed.source == Source::Local {
-        return None;
-    }
-    case.record_seen();
-    Some(Keep::RowOnly)
-}
-
-fn on_hold(case: &mut Case<'_>) -> Option<Keep> {
-    let reason = case.state.hold.as_ref()?.reason.clone();
-    case.record_seen();
-    Some(Keep::Review(reason))
-}
-
-/// Two automations that set a field against each other never tire.
-fn flapping(case: &mut Case<'_>) -> Option<Keep> {
-    case.conflict = case.concurrent();
-    if case.observed.source == Source::Local {
-        return None;
-    }
-    let at = case.observed.at.to;
-    let returned = case.here().seen.as_ref().is_some_and(|(v, _)| case.is(v));
-    let value = case.value.clone();
-    let here = case.here_mut();
-    match &mut here.flap {
-        Some(flap) if returned && at - flap.since <= FLAP_WINDOW_MS => flap.count += 1,
-        flap if returned => {
-            *flap = Some(Flap {
-                value,
-                count: 1,
-                since: at,
-            });
-        }
-        _ => {}
-    }
-    let count = here.flap.as_ref().map_or(0, |f| f.count);
-    case.record_seen();
-    if !returned || count < FLAP_LIMIT {
-        return None;
-    }
-    let other = case
-        .state
-        .clock
-        .as_ref()
-        .map_or("another writer", |c| c.origin.as_str());
-    Some(Keep::Review(format!(
-        "{} and {other} keep overwriting each other ({count} times)",
-        case.observed.origin
-    )))
-}
-
-fn every_change(case: &mut Case<'_>) -> Option<Keep> {
-    let rule = case.rule?;
-    let entry = rule.strategy.entry();
-    let lone = case.group.sides.len() < 2 && rule.winner.is_empty();
-    if !entry.every_change || lone {
-        return None;
-    }
-    Some(keep((entry.apply)(&case.contest(rule)), rule))
-}
-
-fn one_side(case: &mut Case<'_>) -> Option<Keep> {
-    (!case.conflict).then_some(Keep::Challenger)
-}
-
-fn conflict(case: &mut Case<'_>) -> Option<Keep> {
-    Some(match case.rule {
-        None => Keep::Review("no policy row decides this field".to_owned()),
-        Some(rule) => keep((rule.strategy.entry().apply)(&case.contest(rule)), rule),
-    })
-}
-
-fn keep(verdict: Verdict, rule: &Rule) -> Keep {
-    match verdict {
-        Verdict::Challenger => Keep::Challenger,
-        Verdict::Incumbent => Keep::Incumbent,
-        Verdict::Review => Keep::Review(format!(
-            "policy row {} asks for a person's decision",
-            rule.id
-        )),
     }
 }

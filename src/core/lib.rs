@@ -16,10 +16,12 @@ pub mod limiter;
 pub mod mapping;
 pub mod matching;
 pub mod model;
+pub mod plan;
 pub mod policy;
 pub mod retry;
 pub mod secret;
 pub mod state;
+mod steps;
 pub mod strategy;
 pub mod value;
 
