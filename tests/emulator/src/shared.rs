@@ -1,6 +1,6 @@
 //! What both CRMs and the admin interface hold in common.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
@@ -50,6 +50,7 @@ pub(crate) struct Shared {
     pub(crate) log: RequestLog,
     pub(crate) people: People,
     stop: Notify,
+    https_port: OnceLock<u16>,
 }
 
 impl Shared {
@@ -60,8 +61,20 @@ impl Shared {
             log: RequestLog::new(options.log_requests),
             people: People::new(options.seed, options.contacts, options.shared_share),
             stop: Notify::new(),
+            https_port: OnceLock::new(),
             options,
         })
+    }
+
+    /// The port of the TLS listener, once it listens: links in answers need the scheme.
+    pub(crate) fn https_port(&self) -> Option<u16> {
+        self.https_port.get().copied()
+    }
+
+    /// Tells the port of the TLS listener.
+    pub(crate) fn set_https_port(&self, port: u16) {
+        // Set once, at start.
+        let _ = self.https_port.set(port);
     }
 
     /// Asks the process to end; a permit is kept if nobody waits yet.

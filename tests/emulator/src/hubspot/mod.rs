@@ -1,75 +1,131 @@
-//! HubSpot: placeholder until the module lands; refuses everything.
+//! HubSpot: one account with contacts, companies, deals, tickets, tasks and a custom object, on
+//! the v3/v4 paths and the dated ones, over one store.
 
-use std::sync::Arc;
+mod account;
+mod associations;
+mod auth;
+mod base;
+mod batch;
+mod controls;
+mod directory;
+mod error;
+mod http;
+mod limits;
+mod merge;
+mod model;
+mod oauth;
+mod objects;
+mod properties;
+mod render;
+mod routes;
+mod schemas;
+mod search;
+mod store;
+mod webhooks;
+mod write;
 
-use axum::Router;
-use serde_json::{Map, Value};
+use std::sync::{Arc, Mutex, PoisonError, atomic::AtomicU64};
+
+pub(crate) use controls::admin;
+use error::ApiError;
+use model::{OBJECTS, Table};
+pub(crate) use routes::router;
+use search::SearchIndex;
+use store::{Ground, Live, Record};
+use webhooks::Webhooks;
+use write::Origin;
 
 use crate::{
-    admin::{Actor, Crm, Refused},
-    shared::Shared,
+    clock::Rng,
+    shared::{Shared, Side},
 };
 
+/// First id of records created after start: beyond 2^31, as real ones are.
+const FIRST_NEW_ID: u64 = 734_931_097_788;
+
 /// The HubSpot side.
-pub(crate) struct State;
+pub(crate) struct State {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) tables: Vec<Table>,
+    pub(crate) auth: auth::Auth,
+    pub(crate) limits: limits::Limits,
+    pub(crate) associations: associations::Associations,
+    pub(crate) webhooks: Webhooks,
+    pub(crate) correlation: AtomicU64,
+    rng: Mutex<Rng>,
+}
 
 impl State {
-    /// Builds the state and starts its background tasks.
-    pub(crate) fn start(_shared: Arc<Shared>) -> Result<Arc<State>, String> {
-        Ok(Arc::new(State))
+    /// Builds the store and starts the delivery of webhooks.
+    pub(crate) fn start(shared: Arc<Shared>) -> Result<Arc<State>, String> {
+        let options = &shared.options;
+        let mut tables = Vec::with_capacity(OBJECTS.len());
+        for (index, facts) in OBJECTS.iter().enumerate() {
+            let ground = Ground {
+                people: shared.people.clone(),
+                kind: facts.kind,
+                id_base: options.hubspot_id_base,
+                count: shared.people.count(facts.kind),
+                app_id: options.hubspot_app_id,
+            };
+            let catalog = base::catalog(facts, options.hubspot_sync_properties);
+            let search = SearchIndex::new(ground.clone(), options.search_lag_ms);
+            let live = Live::new(ground, FIRST_NEW_ID);
+            let portal = options.hubspot_portal_id;
+            tables.push(Table::new(index, portal, catalog, live, search));
+        }
+        let state = Arc::new(State {
+            tables,
+            auth: auth::Auth::new(options),
+            limits: limits::Limits::new(options),
+            associations: associations::Associations::default(),
+            webhooks: Webhooks::new(options),
+            correlation: AtomicU64::new(options.seed.wrapping_mul(0x9e37_79b9_7f4a_7c15)),
+            rng: Mutex::new(Rng::new(options.seed ^ 0x4855)),
+            shared,
+        });
+        webhooks::start(Arc::clone(&state))?;
+        Ok(state)
     }
-}
 
-/// Routes under `/crm`, `/oauth` and so on.
-pub(crate) fn router(_state: Arc<State>) -> Router {
-    Router::new()
-}
+    /// The object type called `name`, or the 400 for an unknown one.
+    pub(crate) fn table(&self, name: &str) -> Result<&Table, ApiError> {
+        self.tables
+            .iter()
+            .find(|t| t.is_called(name))
+            .ok_or_else(|| {
+                ApiError::validation(format!("Unable to infer object type from: {name}"))
+            })
+    }
 
-/// Admin routes that only HubSpot has.
-pub(crate) fn admin(_state: Arc<State>) -> Router {
-    Router::new()
-}
+    pub(crate) fn portal(&self) -> u64 {
+        self.shared.options.hubspot_portal_id
+    }
 
-fn none<T>() -> Result<T, Refused> {
-    Err(Refused::NotFound("HubSpot is not served".to_owned()))
-}
+    pub(crate) fn now_ms(&self) -> i64 {
+        self.shared.clock.now_ms(Side::HubSpot)
+    }
 
-impl Crm for State {
-    fn edit(&self, _: &str, _: &str, _: &Map<String, Value>, _: &Actor) -> Result<Value, Refused> {
-        none()
+    /// What writes through the API carry: the app itself.
+    pub(crate) fn app_origin(&self) -> Origin {
+        Origin {
+            source: "INTEGRATION".into(),
+            id: self.shared.options.hubspot_app_id.to_string().into(),
+        }
     }
-    fn create(&self, _: &str, _: &Map<String, Value>, _: &Actor) -> Result<Value, Refused> {
-        none()
+
+    /// Stores a record where reads and, after its lag, searches see it.
+    pub(crate) fn store(&self, table: &Table, live: &mut Live, id: u64, record: Record) {
+        let record = Arc::new(record);
+        live.put(id, Arc::clone(&record));
+        table.search.note(id, record);
     }
-    fn delete(&self, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn restore(&self, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn merge(&self, _: &str, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn privacy_delete(&self, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn record(&self, _: &str, _: &str) -> Result<Value, Refused> {
-        none()
-    }
-    fn overlay(&self, _: &str, _: Option<&str>, _: usize) -> Result<Value, Refused> {
-        none()
-    }
-    fn digest(&self, _: &str, _: &[String]) -> Result<Value, Refused> {
-        none()
-    }
-    fn base_id(&self, _: &str, _: u64) -> Result<String, Refused> {
-        none()
-    }
-    fn expire_tokens(&self) {}
-    fn set_rate_limits(&self, _: &Map<String, Value>) -> Result<Value, Refused> {
-        none()
-    }
-    fn set_webhooks(&self, _: &Map<String, Value>) -> Result<Value, Refused> {
-        none()
+
+    /// Puts batch results into an order of their own.
+    pub(crate) fn shuffle<T>(&self, items: &mut [T]) {
+        self.rng
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .shuffle(items);
     }
 }
