@@ -391,3 +391,36 @@ BEGIN
                  WHERE r.ticket = asked AND r.item <> 'end' ORDER BY r.ordinal;
 END $$;
 COMMENT ON FUNCTION crm.server_check(text, interval) IS 'Tries the server as the worker sees it: host, TLS, credentials, scopes, limits, streams; one row each with what to do where it fails.';
+
+CREATE FUNCTION crm.fence_status() RETURNS TABLE (state text, reason text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT f.state, f.reason FROM crm._fence() f;
+END $$;
+COMMENT ON FUNCTION crm.fence_status() IS 'Whether this very cluster may write to the CRMs: active; never (not activated yet); inert (a copy, a restored backup or a promoted standby of one that may), and why.';
+
+CREATE FUNCTION crm.activate() RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    before text;
+    why    text;
+    token  text;
+BEGIN
+    INSERT INTO crm.installation DEFAULT VALUES ON CONFLICT DO NOTHING;
+    SELECT i.activation INTO token FROM crm.installation i FOR UPDATE;
+    SELECT f.state, f.reason INTO before, why FROM crm.fence_status() f;
+    IF before = 'active' THEN
+        RETURN 'active already';
+    END IF;
+    token := coalesce(token, replace(gen_random_uuid()::text, '-', ''));
+    PERFORM crm._fence_write(token);
+    UPDATE crm.installation SET activation = token, activated_at = clock_timestamp();
+    PERFORM crm._wake();
+    -- What happened in the CRMs since the copy was taken is unknown: nothing that was sent or about to be is trusted.
+    IF before = 'inert' THEN
+        UPDATE crm.write w SET state = 'unknown' WHERE w.state = 'in_flight' OR (w.state = 'queued' AND w.kind = 'create' AND w.attempts > 0);
+        RETURN 'active; it was inert: ' || why;
+    END IF;
+    RETURN 'active';
+END $$;
+COMMENT ON FUNCTION crm.activate() IS 'Lets this very cluster write to the CRMs, and no copy of it. Needed once, and again after a restore, a failover or a move; make sure that the original is gone, or both will write.';

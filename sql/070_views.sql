@@ -1,1 +1,150 @@
--- Views that a DBA reads.
+-- What a DBA looks at. Every view says what to do about what it shows.
+
+CREATE FUNCTION crm._span(since timestamptz) RETURNS interval
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT date_trunc('milliseconds', clock_timestamp() - since) $$;
+COMMENT ON FUNCTION crm._span(timestamptz) IS 'How long ago.';
+
+CREATE VIEW crm.progress AS
+SELECT format('%I.%I', m.schema_name, m.table_name) AS mirror, b.state, b.done, b.total,
+       CASE WHEN b.total > 0 THEN round(100.0 * least(b.done, b.total) / b.total, 1) END AS percent,
+       CASE WHEN b.started_at IS NOT NULL
+            THEN round(b.done / greatest(extract(epoch FROM coalesce(b.finished_at, clock_timestamp()) - b.started_at), 0.001), 1) END AS rows_per_second,
+       CASE WHEN b.state = 'running' AND b.done > 0 AND b.total > b.done
+            THEN date_trunc('seconds', (clock_timestamp() - b.started_at) * ((b.total - b.done)::float8 / b.done)) END AS eta,
+       b.started_at, b.finished_at, b.error
+FROM crm.backfill b JOIN crm.mirror m ON m.id = b.mirror;
+COMMENT ON VIEW crm.progress IS 'First copy of each mirror: rows done and in all, rows per second, time left (eta).';
+
+CREATE VIEW crm.outbox AS
+SELECT w.id, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id, w.record_id, w.kind,
+       w.state, w.vals AS send, w.old_vals AS instead_of, w.origin, w.attempts, w.queued_at, crm._span(w.queued_at) AS waiting, w.not_before,
+       w.error, CASE w.state WHEN 'held' THEN 'SELECT crm.approve(tx) or crm.reject(tx): see crm.held.'
+                             WHEN 'would_send' THEN 'Shadow mode: nothing is sent until crm.go_live.'
+                             WHEN 'unknown' THEN 'The answer was lost; the worker reads the record back before it does anything.'
+                             WHEN 'dead' THEN coalesce(w.advice, 'See crm.dead_letter.')
+                             ELSE w.advice END AS advice
+FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror;
+COMMENT ON VIEW crm.outbox IS 'Changes on their way to a CRM, in order per record: queued, in_flight, unknown, held, would_send (shadow), dead. Sent ones have left; see crm.event.';
+
+CREATE VIEW crm.held AS
+SELECT tx, array_agg(DISTINCT format('%I.%I', m.schema_name, m.table_name)) AS mirrors, count(*) AS writes,
+       count(*) FILTER (WHERE w.kind = 'delete') AS deletes, array_agg(DISTINCT w.origin) AS origins, min(w.queued_at) AS since,
+       format('SELECT crm.approve(%s); sends them, SELECT crm.reject(%s); puts the old values back.', tx, tx) AS advice
+FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror, unnest(w.txs) AS tx
+WHERE w.state = 'held'
+GROUP BY tx;
+COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds, because they change more than the soft limit.';
+
+CREATE VIEW crm.conflict AS
+SELECT e.seq, e.received_at AS decided_at, format('%I.%I', m.schema_name, m.table_name) AS mirror, e.row_id, e.record_id, e.entity,
+       d.key AS field, d.value ->> 'strategy' AS strategy, d.value ->> 'rule' AS rule, d.value ->> 'winner' AS winner,
+       d.value -> 'value' AS value, d.value -> 'lost' AS lost, e.origin, e.policy_version
+FROM crm.event e JOIN crm.mirror m ON m.id = e.mirror,
+     LATERAL jsonb_each(CASE WHEN jsonb_typeof(e.decision) = 'object' THEN e.decision ELSE '{}' END) AS d
+WHERE e.decision IS NOT NULL AND jsonb_typeof(d.value) = 'object' AND d.value ->> 'step' = 'conflict';
+COMMENT ON VIEW crm.conflict IS 'Fields that two sides changed, with the rule that decided, the value that won and the values that lost.';
+
+CREATE VIEW crm.dead_letter AS
+SELECT w.id, 'out' AS direction, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id, w.record_id, w.kind AS what, w.vals AS change,
+       w.status, w.error_code AS code, w.error, coalesce(w.advice, 'Correct the row or the CRM''s settings, then SELECT crm.dead_letter_retry(ARRAY[id]).') AS advice, w.attempts, w.queued_at AS since
+FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror WHERE w.state = 'dead'
+UNION ALL
+SELECT p.id, 'in', coalesce(format('%I.%I', m.schema_name, m.table_name), p.server), NULL, p.record_id, p.source, p.change,
+       NULL, p.sqlstate, p.error, p.advice, 1, p.received_at
+FROM crm.poison p LEFT JOIN crm.mirror m ON m.id = p.mirror;
+COMMENT ON VIEW crm.dead_letter IS 'What could not be done and waits for a person: writes that a CRM refused for good (out), events that the database refused (in), each with the reason and what to do.';
+
+CREATE VIEW crm.review AS
+SELECT r.id, r.link, format('%I.%I', m.schema_name, m.table_name) AS mirror, r.row_id, r.entity, r.field, r.reason, r.candidates, r.opened_at
+FROM crm.review_item r LEFT JOIN crm.mirror m ON m.id = r.mirror;
+COMMENT ON VIEW crm.review IS 'Questions that only a person can answer: ambiguous matches, and conflicts whose policy is review.';
+
+CREATE VIEW crm._status_parts AS
+-- How the installation as a whole stands.
+SELECT 1 AS rank, 'fence'::text AS kind, current_database()::text AS name, f.state, f.reason AS detail, NULL::bigint AS waiting, NULL::interval AS lag,
+       NULL::text AS last_error, NULL::timestamptz AS last_error_at,
+       CASE f.state WHEN 'inert' THEN 'Nothing is sent. If this cluster is meant to write to the CRMs: SELECT crm.activate();'
+                    WHEN 'never' THEN 'Nothing is sent yet. crm.go_live activates this cluster.' END AS advice
+FROM crm.fence_status() f
+UNION ALL
+SELECT 2, 'worker', current_database()::text, CASE WHEN a.alive THEN 'running' ELSE 'absent' END, NULL, (SELECT count(*) FROM crm.webhook_queue),
+       (SELECT crm._span(min(q.received_at)) FROM crm.webhook_queue q), NULL, NULL,
+       CASE WHEN NOT a.alive THEN 'Nothing is read or sent. See the server log for "pg_crm_sync"; shared_preload_libraries must name it and max_worker_processes leave room.' END
+FROM crm._worker_alive() AS a (alive)
+UNION ALL
+SELECT 3, 'server', s.server, CASE WHEN t.paused THEN 'paused' WHEN t.server IS NULL THEN 'unused'
+                                   WHEN t.last_error_at > coalesce(t.catalog_at, '-infinity') THEN 'error'
+                                   WHEN t.catalog_at IS NULL THEN 'new' ELSE 'ok' END,
+       concat_ws(', ', s.server_type, 'account ' || t.tenant, 'catalog read ' || date_trunc('seconds', t.catalog_at),
+                 (SELECT sum(u.calls) || ' calls this hour' FROM crm.api_usage u WHERE u.server = s.server AND u.hour = date_trunc('hour', now()))),
+       n.waiting, crm._span(n.oldest),
+       t.last_error, t.last_error_at,
+       CASE WHEN t.paused THEN format('SELECT crm.resume(''server'', %L);', s.server)
+            WHEN t.last_error_at > coalesce(t.catalog_at, '-infinity') THEN coalesce(t.advice, format('SELECT * FROM crm.server_check(%L);', s.server))
+            WHEN t.server IS NULL THEN format('SELECT crm.import(%L, ARRAY[…], into_schema => …);', s.server) END
+FROM crm._server s LEFT JOIN crm.server_state t ON t.server = s.server
+LEFT JOIN LATERAL (
+    SELECT count(*) AS waiting, min(w.queued_at) AS oldest FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror
+    WHERE m.server = s.server AND w.state IN ('queued', 'in_flight', 'unknown')) n ON true
+UNION ALL
+SELECT 4, 'mirror', format('%I.%I', m.schema_name, m.table_name),
+       CASE WHEN to_regclass(format('%I.%I', m.schema_name, m.table_name)) IS NULL THEN 'table missing'
+            WHEN NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
+                             WHERE g.tgrelid = to_regclass(format('%I.%I', m.schema_name, m.table_name)) AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN 'not captured'
+            WHEN m.paused THEN 'paused' WHEN b.state IN ('waiting', 'running', 'failed') THEN 'backfill ' || b.state ELSE m.mode END,
+       concat_ws(', ', m.server || '.' || m.object, format('%s of %s rows copied', b.done, coalesce(b.total::text, '?')),
+                 nullif(n.held, 0) || ' held', nullif(n.shadow, 0) || ' would be sent', nullif(n.dead, 0) || ' dead'),
+       n.waiting, crm._span(n.oldest), b.error, b.finished_at,
+       CASE WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', format('%I.%I', m.schema_name, m.table_name))
+            WHEN n.dead > 0 THEN 'See crm.dead_letter.' WHEN n.held > 0 THEN 'See crm.held.'
+            WHEN m.mode = 'shadow' THEN 'Shadow: changes are shown in crm.outbox and not sent. crm.preview, then crm.go_live.' END
+FROM crm.mirror m LEFT JOIN crm.backfill b ON b.mirror = m.id
+LEFT JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE w.state IN ('queued', 'in_flight', 'unknown')) AS waiting, count(*) FILTER (WHERE w.state = 'held') AS held,
+           count(*) FILTER (WHERE w.state = 'would_send') AS shadow, count(*) FILTER (WHERE w.state = 'dead') AS dead,
+           min(w.queued_at) FILTER (WHERE w.state IN ('queued', 'in_flight', 'unknown')) AS oldest
+    FROM crm.write w WHERE w.mirror = m.id) n ON true
+UNION ALL
+SELECT 5, 'link', l.name, CASE WHEN l.paused THEN 'paused' ELSE l.mode END,
+       concat_ws(', ', crm._table_of(l.left_mirror) || ' <-> ' || crm._table_of(l.right_mirror),
+                 (SELECT count(*) FROM crm.field_map f WHERE f.link = l.name) || ' fields', coalesce('matched ' || date_trunc('seconds', l.matched_at), 'not matched yet')),
+       (SELECT count(*) FROM crm.review_item r WHERE r.link = l.name), NULL, NULL, NULL,
+       CASE WHEN l.paused THEN format('SELECT crm.resume(''link'', %L);', l.name)
+            WHEN l.mode = 'shadow' THEN format('SELECT * FROM crm.preview(%L); then SELECT crm.go_live(%L);', l.name, l.name)
+            WHEN EXISTS (SELECT FROM crm.review_item r WHERE r.link = l.name) THEN 'Questions wait in crm.review.' END
+FROM crm.link l
+UNION ALL
+SELECT 6, 'stream', concat_ws(' ', x.server, x.kind, nullif(x.object, '')), x.state,
+       concat_ws(', ', x.events || ' events', nullif(x.duplicates, 0) || ' duplicates', nullif(x.rejected, 0) || ' rejected', 'last event ' || date_trunc('seconds', x.last_event_at)),
+       NULL, crm._span(x.last_ok_at), x.last_error, x.last_error_at,
+       CASE WHEN x.last_error_at > coalesce(x.last_ok_at, '-infinity') THEN format('SELECT * FROM crm.server_check(%L); polling goes on meanwhile.', x.server) END
+FROM crm.stream x;
+COMMENT ON VIEW crm._status_parts IS 'The rows of crm.status with their rank.';
+
+CREATE VIEW crm.status AS
+SELECT kind, name, state, detail, waiting, lag, last_error, last_error_at, advice
+FROM crm._status_parts ORDER BY rank, name;
+COMMENT ON VIEW crm.status IS 'How everything stands: fence, worker, servers, mirrors, links, streams; what waits, how far behind, the last error, and what to do.';
+
+CREATE FUNCTION crm.sync_state(mirror regclass, _id bigint) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    m     crm.mirror;
+    state text;
+BEGIN
+    SELECT x.* INTO m FROM crm.mirror x JOIN pg_class c ON c.relname = x.table_name JOIN pg_namespace n ON n.oid = c.relnamespace AND n.nspname = x.schema_name
+    WHERE c.oid = sync_state.mirror;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION '% is not a mirror', coalesce(mirror::text, 'null')
+            USING ERRCODE = '42809', DETAIL = 'Expected a table that crm.import made.', HINT = 'See SELECT name FROM crm.status WHERE kind = ''mirror'';';
+    END IF;
+    SELECT CASE WHEN bool_or(w.state = 'dead') THEN 'error' WHEN bool_or(w.state = 'held') THEN 'held'
+                WHEN bool_or(w.state IN ('queued', 'in_flight', 'unknown')) THEN 'pending' WHEN bool_or(w.state = 'would_send') THEN 'would_send' END
+    INTO state FROM crm.write w WHERE w.mirror = m.id AND w.row_id = sync_state._id;
+    IF state IS NULL THEN
+        EXECUTE format('SELECT coalesce(t._sync_state, CASE WHEN t._deleted_at IS NOT NULL THEN ''deleted'' WHEN t.id IS NULL THEN ''local'' ELSE ''synced'' END) FROM %s t WHERE t._id = $1',
+                       sync_state.mirror) INTO state USING sync_state._id;
+    END IF;
+    RETURN state;
+END $$;
+COMMENT ON FUNCTION crm.sync_state(regclass, bigint) IS 'How one row of a mirror stands: synced, pending, would_send (shadow), held, error, deleted, local (never sent); null if there is no such row.';
