@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "read by workers and API functions as they arrive")]
 
 pub(crate) mod catalog;
+pub(crate) mod fence;
 pub(crate) mod guc;
 pub(crate) mod shmem;
 pub(crate) mod signal;
