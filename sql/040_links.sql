@@ -162,7 +162,7 @@ BEGIN
           OR (SELECT count(*) <> count(DISTINCT v) FROM jsonb_each_text(new.value_map) AS e (f, v))) THEN
         RAISE EXCEPTION 'value_map of field "%" is not one-to-one', l.field
             USING ERRCODE = '22023', DETAIL = 'Expected an object {"left value": "right value"} in which no right value stands twice.',
-                  HINT = 'Values that stand in no map go across unchanged.';
+                  HINT = 'A value that is not listed has no counterpart and does not go across: list every choice in use.';
     END IF;
     RETURN new;
 END $$;
