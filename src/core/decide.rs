@@ -114,11 +114,10 @@ pub struct Outcome {
     /// Mirror cells to set: side, field, value.
     pub rows: Vec<(usize, usize, Value)>,
     /// Writes for the outbox; each replaces an unclaimed one of the same cell.
+    /// For a side in shadow: what it would get.
     pub writes: Vec<(usize, usize, Value)>,
     /// Unclaimed writes made moot.
     pub cancel: Vec<(usize, usize)>,
-    /// Writes that a side in shadow would get.
-    pub would_send: Vec<(usize, usize, Value)>,
     /// Sides whose record should be read again.
     pub reread: Vec<usize>,
     /// Field states to store; `None` removes.
@@ -295,7 +294,7 @@ impl<'a> Case<'a> {
     }
 
     pub(crate) fn order(&self) -> Order {
-        echo::order(self.here(), self.observed.at, self.policy.skew_ms)
+        echo::order(self.here(), self.observed.at, self.policy.tolerance_ms())
     }
 
     pub(crate) fn record_seen(&mut self) {

@@ -4,10 +4,9 @@ use crate::decide::{Case, Decision, Keep, Outcome, Source, Step};
 use crate::echo;
 use crate::group::Group;
 use crate::mapping::{between, fits};
-use crate::model::{Millis, Value};
+use crate::model::Value;
 use crate::policy::Rule;
 use crate::state::{Clock, Entity, FieldState, Hold, Sent, SideState, settle};
-use crate::strategy::LOCAL;
 use crate::value::same;
 
 static BLANK: Value = None;
@@ -172,8 +171,9 @@ fn fan_out(
     let shown = mirror_value(case.entity, to, case.field);
     let differs = !same(target.field_type, shown, &image);
     if case.group.sides[to].shadow {
+        // Shown, not sent: nothing to remember and no row to change.
         if differs {
-            outcome.would_send.push((to, case.field, image));
+            outcome.writes.push((to, case.field, image));
         } else {
             outcome.cancel.push((to, case.field));
         }
@@ -274,7 +274,7 @@ fn put(
     let Some(column) = case.group.column(case.field, side) else {
         return;
     };
-    let (field, skew) = (case.field, case.policy.skew_ms);
+    let (field, skew) = (case.field, case.policy.tolerance_ms());
     // What was written there stands until a person has decided.
     if case.state.hold.is_some() {
         return;
@@ -340,75 +340,4 @@ pub(crate) fn store(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &
         None if state == fresh_state(case.group, case.entity, case.field) => {}
         _ => outcome.states.push((case.field, Some(state))),
     }
-}
-
-/// Origin of a value that a person or a request sets.
-fn resolver_origin(name: &str) -> &str {
-    if name.is_empty() { LOCAL } else { name }
-}
-
-/// A person's answer, or a request to copy one side's value to the others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Resolution {
-    /// Field of the group.
-    pub field: usize,
-    /// Side in whose type the value is.
-    pub side: usize,
-    /// The value.
-    pub value: Value,
-    /// Who and when.
-    pub clock: Clock,
-}
-
-/// Ends a hold: the value goes to every side, whatever was there.
-pub fn resolve(
-    group: &Group,
-    policy: &crate::policy::Policy,
-    entity: &Entity,
-    resolution: &Resolution,
-    now: Millis,
-    horizon_ms: i64,
-) -> Outcome {
-    let mut outcome = Outcome::default();
-    let (field, side) = (resolution.field, resolution.side);
-    let Some(column) = group.column(field, side) else {
-        return outcome;
-    };
-    let observed = crate::decide::Observed {
-        side,
-        source: Source::Local,
-        origin: resolver_origin(&resolution.clock.origin).to_owned(),
-        values: Vec::new(),
-        at: resolution.clock.at,
-        seq: resolution.clock.seq,
-        mark_is_ours: false,
-    };
-    let stored = entity.fields.get(&field);
-    let mut case = Case {
-        group,
-        policy,
-        entity,
-        observed: &observed,
-        now,
-        horizon_ms,
-        field,
-        column,
-        value: &resolution.value,
-        old: None,
-        held: mirror_value(entity, side, field).clone(),
-        clock: resolution.clock.clone(),
-        state: stored
-            .cloned()
-            .unwrap_or_else(|| fresh_state(group, entity, field)),
-        rule: None,
-        conflict: false,
-    };
-    case.state.hold = None;
-    for side in &mut case.state.sides {
-        side.flap = None;
-    }
-    row(&case, side, &resolution.value, &mut outcome);
-    carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
-    store(&mut case, stored, &mut outcome);
-    outcome
 }

@@ -24,8 +24,8 @@ pub struct Side {
     pub origin: String,
     /// Writes may be sent. Decisions do not depend on it; what is queued waits.
     pub live: bool,
-    /// Changes of other sides are shown as [`crate::decide::Outcome::would_send`]
-    /// and neither sent nor written into the mirror.
+    /// Changes of other sides are shown as writes, but neither sent nor put into
+    /// the mirror.
     pub shadow: bool,
 }
 

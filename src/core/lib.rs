@@ -9,9 +9,10 @@
 pub mod connectors;
 pub mod decide;
 mod echo;
-pub mod effect;
+mod effect;
 pub mod group;
 pub mod http;
+pub mod join;
 pub mod limiter;
 pub mod mapping;
 pub mod matching;

@@ -33,11 +33,18 @@ pub struct Policy {
     pub version: i64,
     /// The rows.
     pub rules: Vec<Rule>,
-    /// How far two clocks may differ before their order means something.
+    /// How far apart two edits must be before the later one wins by time.
     pub skew_ms: i64,
 }
 
 impl Policy {
+    /// How far a CRM's clock may be from ours when its events are compared with
+    /// our writes. A tolerance of the policy that is very small or very large
+    /// says something about people's edits, not about clocks.
+    pub fn tolerance_ms(&self) -> i64 {
+        self.skew_ms.clamp(2_000, 30_000)
+    }
+
     /// The row of a field, else the `*` row. There is no hidden default.
     pub fn rule(&self, field: &str) -> Option<&Rule> {
         self.rules

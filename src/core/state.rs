@@ -237,15 +237,21 @@ pub enum Answer {
     Unknown,
 }
 
-/// A write leaves the outbox. A write sent again keeps its first time: either
-/// attempt may be the one that lands.
+/// A write leaves the outbox; told twice is told once. A write sent again keeps
+/// its first time: either attempt may be the one that lands.
 pub fn claimed(state: &mut FieldState, side: usize, value: &Value, now: Millis) {
     let Some(side) = state.sides.get_mut(side) else {
         return;
     };
-    let waiting = side.sent.iter_mut().rev().find(|w| {
-        w.value == *value && !matches!(w.sent, Sent::Answered { .. } | Sent::InFlight { .. })
-    });
+    let under_way = |w: &SentWrite| w.value == *value && matches!(w.sent, Sent::InFlight { .. });
+    if side.sent.iter().any(under_way) {
+        return;
+    }
+    let waiting = side
+        .sent
+        .iter_mut()
+        .rev()
+        .find(|w| w.value == *value && !matches!(w.sent, Sent::Answered { .. }));
     if let Some(write) = waiting {
         let first = match write.sent {
             Sent::Unknown { claimed, .. } => claimed,

@@ -57,7 +57,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         at,
         case.observed.mark_is_ours,
         case.column.field_type,
-        case.policy.skew_ms,
+        case.policy.tolerance_ms(),
     )?;
     let shown_later = case
         .here()
@@ -83,7 +83,7 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     let (at, value) = (case.observed.at, case.value.clone());
-    let place = echo::find_marked(case.here(), at, case.policy.skew_ms)?;
+    let place = echo::find_marked(case.here(), at, case.policy.tolerance_ms())?;
     let page = case.observed.source == Source::Page;
     let write = &mut case.here_mut().sent[place];
     let wanted = write.value.clone();

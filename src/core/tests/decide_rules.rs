@@ -273,13 +273,13 @@ fn review_overwrites_nobody_until_a_person_decided() {
         seq: 9,
         origin: "local".to_owned(),
     };
-    let resolution = crm_core::effect::Resolution {
+    let resolution = crm_core::join::Resolution {
         field: 0,
         side: B,
         value: text("y"),
         clock,
     };
-    let resolved = crm_core::effect::resolve(
+    let resolved = crm_core::join::resolve(
         &w.group,
         &w.policy,
         &w.entity,
@@ -384,9 +384,11 @@ fn shadow_shows_the_write_and_changes_nothing() {
     let mut w = lww();
     w.group.sides[B].shadow = true;
     let outcome = w.remote(A, "x", T);
-    assert_eq!(outcome.would_send, [(B, 0, text("x"))]);
-    assert!(outcome.writes.is_empty());
+    assert_eq!(writes(&outcome), [(B, text("x"))]);
     assert_eq!(w.row(B), text("base"));
+    assert!(w.state().sides[B].sent.is_empty(), "it will not be sent");
+    let back = w.remote(A, "base", T + 10_000);
+    assert_eq!(back.cancel, [(B, 0)]);
 }
 
 #[test]

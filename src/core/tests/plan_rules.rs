@@ -6,12 +6,14 @@ mod common;
 use std::sync::Arc;
 
 use common::{A, B, World, group, policy, text};
+use crm_core::join::join;
 use crm_core::mapping::{Transform, Unmapped, between, project};
 use crm_core::matching::{KeyKind, normal_key};
 use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeleteRule, DeletedBy, Edit, Found, Standing, coalesce, plan_arrival,
     plan_create, plan_delete,
 };
+use crm_core::state::Interval;
 use crm_core::strategy::{Strategy, strategies};
 
 const T: i64 = 1_000_000;
@@ -222,4 +224,52 @@ fn every_strategy_has_one_row_in_the_table() {
     names.sort_unstable();
     names.dedup();
     assert_eq!(names.len(), strategies().len());
+}
+
+fn joined(
+    strategy: Strategy,
+    winner: &[&str],
+    a: &str,
+    b: &str,
+) -> (World, crm_core::decide::Outcome) {
+    let mut w = World::at_rest(policy(strategy, winner), a);
+    w.entity.records[B].values[0] = text(b);
+    let stamps = [Interval::instant(T), Interval::second(T + 60_000)];
+    let outcome = join(
+        &w.group,
+        &w.policy,
+        &w.entity,
+        &stamps,
+        1,
+        T + 90_000,
+        common::HORIZON,
+    );
+    w.apply(&outcome);
+    (w, outcome)
+}
+
+#[test]
+fn a_new_link_fills_blanks_and_leaves_equal_fields_alone() {
+    let (w, outcome) = joined(Strategy::Review, &[], "", "y");
+    assert_eq!(common::writes(&outcome), [(A, text("y"))]);
+    assert_eq!(w.row(A), text("y"));
+    let (_, outcome) = joined(Strategy::Review, &[], "x", "x");
+    assert_eq!(outcome, crm_core::decide::Outcome::default());
+}
+
+#[test]
+fn a_new_link_never_picks_a_side_without_the_policy() {
+    let (w, outcome) = joined(Strategy::Owner, &["alpha"], "x", "y");
+    assert_eq!(common::writes(&outcome), [(B, text("x"))]);
+    assert_eq!(
+        outcome.decisions[0].losers,
+        [("beta".to_owned(), text("y"))]
+    );
+    assert!(outcome.decisions[0].conflict);
+    assert_eq!(w.row(B), text("x"));
+    let (_, outcome) = joined(Strategy::LastWriteWins, &["alpha"], "x", "y");
+    assert_eq!(common::writes(&outcome), [(A, text("y"))]);
+    let (w, outcome) = joined(Strategy::Review, &[], "x", "y");
+    assert!(outcome.writes.is_empty() && w.state().hold.is_some());
+    assert_eq!((w.row(A), w.row(B)), (text("x"), text("y")));
 }

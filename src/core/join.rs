@@ -1,0 +1,298 @@
+//! Decisions without an event: records that become one entity, and answers of
+//! people.
+
+use crate::decide::{Case, Decision, Keep, Observed, Outcome, Source, Step};
+use crate::effect::{self, alive, mirror_value};
+use crate::group::Group;
+use crate::mapping::between;
+use crate::model::{Millis, Value};
+use crate::policy::Policy;
+use crate::state::{Clock, Entity, FieldState, Interval, SideState};
+use crate::strategy::{Candidate, Contest, LOCAL, Verdict};
+use crate::value::same;
+
+/// A person's answer, or a request to copy one side's value to the others.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// Field of the group.
+    pub field: usize,
+    /// Side in whose type the value is.
+    pub side: usize,
+    /// The value.
+    pub value: Value,
+    /// Who and when; an empty origin is SQL.
+    pub clock: Clock,
+}
+
+/// Ends a hold: the value goes to every side, whatever was there.
+pub fn resolve(
+    group: &Group,
+    policy: &Policy,
+    entity: &Entity,
+    resolution: &Resolution,
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
+    let mut clock = resolution.clock.clone();
+    if clock.origin.is_empty() {
+        LOCAL.clone_into(&mut clock.origin);
+    }
+    let mut outcome = Outcome::default();
+    let observed = observation(resolution.side, &clock);
+    let frame = Frame {
+        group,
+        policy,
+        entity,
+        observed: &observed,
+        now,
+        horizon_ms,
+    };
+    let stored = entity.fields.get(&resolution.field);
+    let mut state = stored
+        .cloned()
+        .unwrap_or_else(|| effect::fresh_state(group, entity, resolution.field));
+    state.hold = None;
+    for side in &mut state.sides {
+        side.flap = None;
+    }
+    let Some(mut case) = frame.case(resolution.field, &resolution.value, clock, state) else {
+        return outcome;
+    };
+    let shown = mirror_value(entity, resolution.side, resolution.field);
+    if *shown != resolution.value {
+        let cell = (resolution.side, resolution.field, resolution.value.clone());
+        outcome.rows.push(cell);
+    }
+    effect::carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
+    effect::store(&mut case, stored, &mut outcome);
+    outcome
+}
+
+/// Brings the records of a new entity together: they were never agreed. Blank
+/// gives way to a value; two values are a conflict that the policy decides with
+/// the records' stamps. `stamps` has one entry per side.
+pub fn join(
+    group: &Group,
+    policy: &Policy,
+    entity: &Entity,
+    stamps: &[Interval],
+    seq: i64,
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
+    let mut outcome = Outcome::default();
+    let clock = |side: usize| Clock {
+        at: stamps
+            .get(side)
+            .copied()
+            .unwrap_or(Interval { from: 0, to: now }),
+        seq,
+        origin: group.origin(side).to_owned(),
+    };
+    for field in 0..group.fields.len() {
+        let sides: Vec<usize> = (0..group.sides.len())
+            .filter(|s| alive(entity, *s) && group.column(field, *s).is_some())
+            .collect();
+        let Some(pick) = pick(group, policy, entity, field, &sides, &clock) else {
+            continue;
+        };
+        let mut state = FieldState::default();
+        for side in 0..group.sides.len() {
+            let shown = || (mirror_value(entity, side, field).clone(), clock(side));
+            state.sides.push(SideState {
+                seen: sides.contains(&side).then(shown),
+                ..SideState::default()
+            });
+        }
+        let observed = observation(pick.side, &clock(pick.side));
+        let frame = Frame {
+            group,
+            policy,
+            entity,
+            observed: &observed,
+            now,
+            horizon_ms,
+        };
+        let value = mirror_value(entity, pick.side, field);
+        let Some(mut case) = frame.case(field, value, clock(pick.side), state) else {
+            continue;
+        };
+        let step = if pick.conflict {
+            Step::Conflict
+        } else {
+            Step::FillBlank
+        };
+        let keep = match pick.review {
+            Some(reason) => Keep::Review(reason),
+            None => Keep::Challenger,
+        };
+        effect::carry_out(&mut case, step, keep, &mut outcome);
+        effect::store(&mut case, None, &mut outcome);
+        if let Some(decision) = outcome.decisions.last_mut() {
+            name_losers(decision, pick.losers, pick.conflict);
+        }
+    }
+    outcome
+}
+
+fn name_losers(decision: &mut Decision, losers: Vec<(String, Value)>, conflict: bool) {
+    decision.losers = losers;
+    decision.conflict = conflict;
+}
+
+/// The side whose value stands in a new entity.
+struct Pick {
+    side: usize,
+    conflict: bool,
+    losers: Vec<(String, Value)>,
+    review: Option<String>,
+}
+
+/// `None` where all sides show the same by the map.
+fn pick(
+    group: &Group,
+    policy: &Policy,
+    entity: &Entity,
+    field: usize,
+    sides: &[usize],
+    clock: &dyn Fn(usize) -> Clock,
+) -> Option<Pick> {
+    let mut best = Pick {
+        side: *sides.first()?,
+        conflict: false,
+        losers: Vec::new(),
+        review: None,
+    };
+    let mut differs = false;
+    for &side in &sides[1..] {
+        let (held, came) = (group.column(field, best.side)?, group.column(field, side)?);
+        let (ours, theirs) = (
+            mirror_value(entity, best.side, field),
+            mirror_value(entity, side, field),
+        );
+        let agree = between(held, came, ours).is_ok_and(|v| same(came.field_type, &v, theirs))
+            || between(came, held, theirs).is_ok_and(|v| same(held.field_type, &v, ours));
+        if agree || !(held.inbound || came.inbound) {
+            continue;
+        }
+        differs = true;
+        let verdict = if theirs.is_none() || !came.inbound {
+            Verdict::Incumbent
+        } else if ours.is_none() || !held.inbound {
+            Verdict::Challenger
+        } else {
+            best.conflict = true;
+            let (a, b) = (clock(best.side), clock(side));
+            contest(
+                group,
+                policy,
+                field,
+                (&a, ours),
+                (&b, theirs),
+                &mut best.review,
+            )
+        };
+        let (loser, value) = match verdict {
+            Verdict::Challenger => (std::mem::replace(&mut best.side, side), ours),
+            Verdict::Incumbent | Verdict::Review => (side, theirs),
+        };
+        if value.is_some() {
+            best.losers
+                .push((group.origin(loser).to_owned(), value.clone()));
+        }
+    }
+    differs.then_some(best)
+}
+
+fn contest(
+    group: &Group,
+    policy: &Policy,
+    field: usize,
+    held: (&Clock, &Value),
+    came: (&Clock, &Value),
+    review: &mut Option<String>,
+) -> Verdict {
+    let Some(rule) = policy.rule(&group.fields[field].name) else {
+        *review = Some("no policy row decides this field".to_owned());
+        return Verdict::Review;
+    };
+    let candidate = |(clock, value)| Candidate {
+        origin: clock_origin(clock),
+        value,
+        clock: Some(clock),
+    };
+    let verdict = (rule.strategy.entry().apply)(&Contest {
+        rule,
+        incumbent: candidate(held),
+        challenger: candidate(came),
+        conflict: true,
+        named_present: rule
+            .winner
+            .iter()
+            .any(|w| *w == held.0.origin || *w == came.0.origin),
+        skew_ms: policy.skew_ms,
+    });
+    if verdict == Verdict::Review {
+        *review = Some(format!(
+            "policy row {} asks for a person's decision",
+            rule.id
+        ));
+    }
+    verdict
+}
+
+fn clock_origin(clock: &Clock) -> &str {
+    &clock.origin
+}
+
+fn observation(side: usize, clock: &Clock) -> Observed {
+    Observed {
+        side,
+        source: Source::Local,
+        origin: clock.origin.clone(),
+        values: Vec::new(),
+        at: clock.at,
+        seq: clock.seq,
+        mark_is_ours: false,
+    }
+}
+
+/// What all fields of one call share.
+struct Frame<'a> {
+    group: &'a Group,
+    policy: &'a Policy,
+    entity: &'a Entity,
+    observed: &'a Observed,
+    now: Millis,
+    horizon_ms: i64,
+}
+
+impl<'a> Frame<'a> {
+    fn case(
+        &self,
+        field: usize,
+        value: &'a Value,
+        clock: Clock,
+        state: FieldState,
+    ) -> Option<Case<'a>> {
+        let side = self.observed.side;
+        let group = self.group.fields.get(field)?;
+        Some(Case {
+            group: self.group,
+            policy: self.policy,
+            entity: self.entity,
+            observed: self.observed,
+            now: self.now,
+            horizon_ms: self.horizon_ms,
+            field,
+            column: self.group.column(field, side)?,
+            value,
+            old: None,
+            held: mirror_value(self.entity, side, field).clone(),
+            clock,
+            state,
+            rule: self.policy.rule(&group.name),
+            conflict: false,
+        })
+    }
+}
