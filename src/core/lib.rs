@@ -27,4 +27,5 @@ pub mod strategy;
 pub mod value;
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
 mod testing;

@@ -239,11 +239,13 @@ pub trait Connector: Send + Sync {
     /// at least 1. Fewer than [`Connector::read_batch`] when values are long.
     fn find_batch(
         &self,
-        object: &str,
-        fields: &[(String, FieldType)],
-        field: &str,
+        _object: &str,
+        _fields: &[(String, FieldType)],
+        _field: &str,
         values: &[String],
-    ) -> usize;
+    ) -> usize {
+        values.len().clamp(1, self.read_batch())
+    }
 
     /// Most writes in one `push_request`.
     fn push_batch(&self, kind: WriteKind) -> usize;

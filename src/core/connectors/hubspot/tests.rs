@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 use super::*;
 use crate::connectors::by_type;
 use crate::model::ErrorClass;

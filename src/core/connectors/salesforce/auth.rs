@@ -97,7 +97,7 @@ fn bad_key(message: &str) -> RemoteError {
 }
 
 /// The DER inside a PEM, and whether it is PKCS#8.
-fn pem(text: &str) -> Option<(Vec<u8>, bool)> {
+pub(super) fn pem(text: &str) -> Option<(Vec<u8>, bool)> {
     for (label, is_pkcs8) in [("PRIVATE KEY", true), ("RSA PRIVATE KEY", false)] {
         let begin = format!("-----BEGIN {label}-----");
         let end = format!("-----END {label}-----");

@@ -1,3 +1,5 @@
+#![allow(clippy::unwrap_used, reason = "a failed test panics")]
+
 use super::*;
 use crate::testing::Random;
 
@@ -456,10 +458,10 @@ fn damaged_events_are_errors_or_changes_but_never_panics() {
     longer.push(0);
     assert!(schema.decode(&longer).is_err());
     let mut decoded = 0;
-    for _ in 0..20_000 {
+    for _ in 0..5_000 {
         decoded += usize::from(schema.decode(&random.damage(&good)).is_ok());
     }
-    assert!(decoded < 20_000, "seed {seed:#x}");
+    assert!(decoded < 5_000, "seed {seed:#x}");
     let text = format!("{{\"type\":\"record\",\"name\":\"a\",\"fields\":[{HEADER_SCHEMA}]}}");
     for _ in 0..2_000 {
         let bytes = random.damage(text.as_bytes());
