@@ -161,7 +161,8 @@ pub enum Command {
         /// The writes.
         writes: Vec<Write>,
     },
-    /// Open a stream of changes. Nothing flows before [`Command::Credit`].
+    /// Open a stream of changes. A hundred events may come before the first
+    /// [`Command::Credit`].
     Subscribe {
         /// The caller's number for it.
         stream: u64,

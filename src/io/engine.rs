@@ -5,15 +5,21 @@ use std::sync::Arc;
 
 use crm_core::http::HttpRequest;
 use crm_core::limiter::Lane;
-use crm_core::model::WriteKind;
+use crm_core::model::{ErrorClass, RemoteError, WriteKind};
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
 
-use crate::api::{Command, Event, ServerSpec, Settings};
+use crate::api::{Command, Event, Replay, ServerSpec, Settings};
+use crate::errors::local;
 use crate::job::{Job, Shape, Ticket};
 use crate::listener::Replies;
 use crate::mailbox::Mailbox;
+use crate::pubsub::{Credit, Schemas, Subscription};
 use crate::server::{Server, unknown_server};
 use crate::{clock, dispatch};
+
+/// Streams open at a time.
+const MAX_STREAMS: usize = 64;
 
 /// Servers and streams of the thread.
 pub(crate) struct Engine {
@@ -21,7 +27,16 @@ pub(crate) struct Engine {
     mailbox: Arc<Mailbox>,
     replies: Arc<Replies>,
     parsers: Arc<Semaphore>,
+    schemas: Arc<Schemas>,
     servers: HashMap<u32, Arc<Server>>,
+    streams: HashMap<u64, OpenStream>,
+}
+
+/// A stream's task and its credit.
+struct OpenStream {
+    server: u32,
+    credit: Arc<Credit>,
+    task: AbortHandle,
 }
 
 impl Engine {
@@ -35,7 +50,9 @@ impl Engine {
             mailbox,
             replies,
             parsers: Arc::new(Semaphore::new(1)),
+            schemas: Arc::default(),
             servers: HashMap::new(),
+            streams: HashMap::new(),
         }
     }
 
@@ -63,6 +80,7 @@ impl Engine {
             Command::Forget(id) => {
                 if let Some(server) = self.servers.remove(&id) {
                     server.close();
+                    self.end_streams(id);
                 }
             }
             Command::Call {
@@ -94,12 +112,22 @@ impl Engine {
                     push_request(spec, &object, shape)
                 });
             }
-            Command::Subscribe { stream, .. } => self.mailbox.post(Event::StreamEnded {
+            Command::Subscribe {
                 stream,
-                error: unknown_server(0),
-                replay_expired: false,
-            }),
-            Command::Unsubscribe { .. } | Command::Credit { .. } => {}
+                server,
+                topic,
+                replay,
+            } => self.subscribe(stream, server, topic, replay),
+            Command::Unsubscribe { stream } => {
+                if let Some(open) = self.streams.remove(&stream) {
+                    open.task.abort();
+                }
+            }
+            Command::Credit { stream, events } => {
+                if let Some(open) = self.streams.get(&stream) {
+                    open.credit.give(events);
+                }
+            }
             Command::Reply {
                 token,
                 status,
@@ -122,6 +150,58 @@ impl Engine {
             tokio::spawn(dispatch::run(Arc::clone(&server)));
             self.servers.insert(id, server);
         }
+    }
+
+    fn subscribe(&mut self, stream: u64, id: u32, topic: String, replay: Replay) {
+        self.streams.retain(|_, open| !open.task.is_finished());
+        let Some(server) = self.servers.get(&id) else {
+            self.ended(stream, unknown_server(id));
+            return;
+        };
+        if self.streams.len() >= MAX_STREAMS || self.streams.contains_key(&stream) {
+            self.ended(stream, no_room(stream));
+            return;
+        }
+        let credit = Credit::initial();
+        let subscription = Subscription {
+            stream,
+            server: Arc::clone(server),
+            settings: Arc::clone(&self.settings),
+            topic,
+            replay,
+            credit: Arc::clone(&credit),
+            schemas: Arc::clone(&self.schemas),
+        };
+        let task = tokio::spawn(subscription.run()).abort_handle();
+        let open = OpenStream {
+            server: id,
+            credit,
+            task,
+        };
+        self.streams.insert(stream, open);
+    }
+
+    fn end_streams(&mut self, server: u32) {
+        let ended: Vec<u64> = self
+            .streams
+            .extract_if(|_, open| open.server == server)
+            .filter(|(_, open)| !open.task.is_finished())
+            .map(|(stream, open)| {
+                open.task.abort();
+                stream
+            })
+            .collect();
+        for stream in ended {
+            self.ended(stream, unknown_server(server));
+        }
+    }
+
+    fn ended(&self, stream: u64, error: RemoteError) {
+        self.mailbox.post(Event::StreamEnded {
+            stream,
+            error,
+            replay_expired: false,
+        });
     }
 
     fn enqueue(
@@ -151,6 +231,15 @@ impl Engine {
             refusals: 0,
         });
     }
+}
+
+fn no_room(stream: u64) -> RemoteError {
+    local(
+        "too_many_streams",
+        ErrorClass::Stop,
+        format!("stream {stream} is open already, or {MAX_STREAMS} others are"),
+        "Subscribe to the channel of all objects instead of one stream per object.",
+    )
 }
 
 fn push_request(spec: &ServerSpec, object: &str, shape: &Shape) -> HttpRequest {

@@ -19,6 +19,7 @@ mod hosts;
 mod job;
 mod listener;
 mod mailbox;
+mod pubsub;
 mod server;
 mod signals;
 mod thread;

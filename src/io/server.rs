@@ -183,7 +183,7 @@ impl Server {
         match attempt {
             Attempt::Done(outcome) => job.ticket.answer(outcome),
             Attempt::Unauthorized => {
-                target.tokens.refused(&token).await;
+                target.token_refused(&token).await;
                 job.reauthorized = true;
                 self.again(job);
             }
@@ -232,7 +232,7 @@ impl Server {
         let waits = error.class == ErrorClass::Wait || matches!(answer.status, 429 | 423);
         let limited = waits && answer.status != 423;
         self.mailbox.used(self.id, purpose, limited, bytes, hint);
-        if answer.status == 401 && !job.reauthorized && target.can_log_in() {
+        if error.class == ErrorClass::Reauth && !job.reauthorized && target.can_log_in() {
             return Attempt::Unauthorized;
         }
         if waits {
@@ -337,6 +337,11 @@ impl Target {
                 connector.token(&answer?, clock::wall())
             })
             .await
+    }
+
+    /// Drops a token that the CRM refused.
+    pub(crate) async fn token_refused(&self, token: &Token) {
+        self.tokens.refused(token).await;
     }
 
     async fn exchange(

@@ -9,7 +9,8 @@ mod request;
 mod response;
 
 use crate::connectors::{
-    Connector, Credential, Keyset, LimitHint, OurFields, ServerConfig, SignatureError, Token,
+    ClassLimit, Connector, Credential, Keyset, LimitHint, OurFields, ServerConfig, SignatureError,
+    Token,
 };
 use crate::http::{Delivery, HttpRequest, HttpResponse};
 use crate::model::{
@@ -22,6 +23,13 @@ use crate::secret::Secret;
 pub(crate) const OUR_UNIQUE: &str = "pg_crm_sync_id";
 /// Our property that says who wrote last.
 pub(crate) const OUR_SOURCE: &str = "sync_source";
+
+/// Searches are limited per account, apart from all other calls, and their
+/// answers tell nothing of it.
+const SEARCH: ClassLimit = ClassLimit {
+    calls: 5,
+    window_ms: 1_000,
+};
 
 /// The connector for HubSpot.
 #[derive(Clone, Copy, Debug)]
@@ -67,6 +75,10 @@ impl Connector for HubSpot {
 
     fn limits(&self, response: &HttpResponse) -> LimitHint {
         response::limits(response)
+    }
+
+    fn class_limit(&self, request: &HttpRequest) -> Option<ClassLimit> {
+        request.target.ends_with("/search").then_some(SEARCH)
     }
 
     fn probe(&self, config: &ServerConfig) -> HttpRequest {

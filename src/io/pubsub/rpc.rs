@@ -1,0 +1,258 @@
+//! One connection to the Pub/Sub endpoint: trust, metadata, calls, errors.
+
+use std::time::Duration;
+
+use crm_core::connectors::Token;
+use crm_core::model::{ErrorClass, RemoteError};
+use futures_util::stream::poll_fn;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
+use tonic::{Code, Request, Status, Streaming};
+use tonic_prost::ProstCodec;
+
+use crate::api::Settings;
+use crate::client::use_ring;
+use crate::errors::{bounded, local, timeout as timed_out};
+use crate::hosts;
+use crate::server::Target;
+
+use super::messages::{FetchRequest, FetchResponse, SchemaInfo, SchemaRequest};
+
+const VENDOR: &str = "https://api.pubsub.salesforce.com:7443";
+/// Events are up to 1 MB, and come in bundles.
+const MAX_MESSAGE: usize = 32 << 20;
+/// For calls with one answer.
+const CALL: Duration = Duration::from_secs(30);
+/// Lets the system notice a dead peer without waking this process.
+const TCP_KEEPALIVE: Duration = Duration::from_secs(60);
+
+/// A connection with the metadata of a session.
+pub(crate) struct Rpc {
+    grpc: Grpc<Channel>,
+    metadata: MetadataMap,
+}
+
+impl Rpc {
+    /// Connects; hosts and certificates are checked as for HTTP.
+    pub(crate) async fn connect(
+        target: &Target,
+        token: &Token,
+        settings: &Settings,
+    ) -> Result<Self, RemoteError> {
+        let metadata = metadata(target, token)?;
+        let endpoint = endpoint(target, settings)?;
+        let limit = Duration::from_millis(settings.connect_timeout_ms);
+        let channel = match timeout(limit, endpoint.connect()).await {
+            Ok(Ok(channel)) => channel,
+            Ok(Err(e)) => return Err(no_connection(&e)),
+            Err(_) => return Err(timed_out("no connection to the event stream in time")),
+        };
+        Ok(Self {
+            grpc: Grpc::new(channel).max_decoding_message_size(MAX_MESSAGE),
+            metadata,
+        })
+    }
+
+    /// Opens the stream; what `requests` yields are the subscriber's messages.
+    pub(crate) async fn subscribe(
+        &self,
+        mut requests: mpsc::Receiver<FetchRequest>,
+    ) -> Result<Streaming<FetchResponse>, Status> {
+        let mut grpc = self.ready().await?;
+        let requests = poll_fn(move |cx| requests.poll_recv(cx));
+        let path = PathAndQuery::from_static("/eventbus.v1.PubSub/Subscribe");
+        let codec = ProstCodec::<FetchRequest, FetchResponse>::default();
+        let answer = grpc.streaming(self.with(requests), path, codec).await?;
+        Ok(answer.into_inner())
+    }
+
+    /// The text of a schema.
+    pub(crate) async fn schema(&self, id: &str) -> Result<String, Status> {
+        let mut grpc = self.ready().await?;
+        let request = SchemaRequest {
+            schema_id: id.to_string(),
+        };
+        let path = PathAndQuery::from_static("/eventbus.v1.PubSub/GetSchema");
+        let codec = ProstCodec::<SchemaRequest, SchemaInfo>::default();
+        match timeout(CALL, grpc.unary(self.with(request), path, codec)).await {
+            Ok(answer) => Ok(answer?.into_inner().schema_json),
+            Err(_) => Err(Status::deadline_exceeded("no schema in time")),
+        }
+    }
+
+    async fn ready(&self) -> Result<Grpc<Channel>, Status> {
+        let mut grpc = self.grpc.clone();
+        match grpc.ready().await {
+            Ok(()) => Ok(grpc),
+            Err(e) => Err(Status::unavailable(e.to_string())),
+        }
+    }
+
+    fn with<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        *request.metadata_mut() = self.metadata.clone();
+        request
+    }
+}
+
+fn endpoint(target: &Target, settings: &Settings) -> Result<Endpoint, RemoteError> {
+    let url = match target.spec.config.pubsub_endpoint.trim() {
+        "" => VENDOR.to_string(),
+        url if url.contains("://") => url.to_string(),
+        host => format!("https://{host}"),
+    };
+    let url = hosts::checked(&url, &target.spec.allowed_hosts)?;
+    let endpoint = Endpoint::from_shared(url.to_string())
+        .map_err(|e| no_connection(&e))?
+        .connect_timeout(Duration::from_millis(settings.connect_timeout_ms))
+        .tcp_nodelay(true)
+        .tcp_keepalive(Some(TCP_KEEPALIVE));
+    if url.scheme() == "http" {
+        return Ok(endpoint);
+    }
+    use_ring();
+    let mut tls = ClientTlsConfig::new().with_native_roots();
+    if let Some(pem) = &target.spec.ca_pem {
+        tls = tls.ca_certificate(Certificate::from_pem(pem));
+    }
+    endpoint.tls_config(tls).map_err(|e| {
+        local(
+            "tls",
+            ErrorClass::Stop,
+            chain(&e),
+            "The file of option ca_file must hold PEM certificates.",
+        )
+    })
+}
+
+fn metadata(target: &Target, token: &Token) -> Result<MetadataMap, RemoteError> {
+    let spec = &target.spec;
+    let instance = token
+        .instance_url
+        .clone()
+        .unwrap_or_else(|| spec.connector.base_url(&spec.config, Some(token)));
+    let tenant = token.tenant.as_deref().unwrap_or("");
+    let mut map = MetadataMap::new();
+    for (key, value) in [
+        ("accesstoken", token.access.expose()),
+        ("instanceurl", instance.as_str()),
+        ("tenantid", tenant),
+    ] {
+        let mut value: MetadataValue<Ascii> = value.parse().map_err(|_| {
+            local(
+                "bad_request",
+                ErrorClass::Stop,
+                format!("{key} has characters that cannot be sent"),
+                "Check the credential for line breaks and other control characters.",
+            )
+        })?;
+        value.set_sensitive(key == "accesstoken");
+        map.insert(key, value);
+    }
+    Ok(map)
+}
+
+fn no_connection(error: &tonic::transport::Error) -> RemoteError {
+    let text = chain(error);
+    let lower = text.to_ascii_lowercase();
+    if lower.contains("certificate") || lower.contains("tls") {
+        let advice = "Check the certificate of the endpoint and the option ca_file.";
+        local("tls", ErrorClass::Retry, text, advice)
+    } else if lower.contains("dns error") || lower.contains("lookup") {
+        let advice = "Check pubsub_endpoint and this machine's name resolution.";
+        local("dns", ErrorClass::Retry, text, advice)
+    } else {
+        let advice = "Check pubsub_endpoint and the firewall (port 7443 or 443).";
+        local("connect", ErrorClass::Retry, text, advice)
+    }
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(e) = next {
+        text.push_str(": ");
+        text.push_str(&e.to_string());
+        next = e.source();
+    }
+    bounded(&text)
+}
+
+/// What a failed call asks for.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// Connect again after a while.
+    Again(RemoteError),
+    /// Log in, then connect again.
+    Reauth(RemoteError),
+    /// The replay id is not kept any more.
+    Expired(RemoteError),
+    /// Connecting again does not help.
+    Final(RemoteError),
+}
+
+/// Reads a status and its `error-code` trailer.
+pub(crate) fn failure(status: &Status) -> Failure {
+    let trailer = status
+        .metadata()
+        .get("error-code")
+        .and_then(|v| v.to_str().ok())
+        .unwrap_or("");
+    let code = trailer.rsplit("eventbus.grpc.").next().unwrap_or("");
+    let make = |class, retry_after_ms, advice| RemoteError {
+        code: if code.is_empty() {
+            format!("grpc_{:?}", status.code()).to_ascii_lowercase()
+        } else {
+            code.to_string()
+        },
+        retry_after_ms,
+        ..local("", class, status.message(), advice)
+    };
+    let again = || Failure::Again(make(ErrorClass::Retry, None, "The stream is opened again."));
+    match code {
+        "service.auth.error" => return reauth(make),
+        "subscription.fetch.replayid.corrupted"
+        | "subscription.fetch.replayid.validation.failed" => {
+            return Failure::Expired(make(
+                ErrorClass::Retry,
+                None,
+                "Events after this point are no longer kept; the objects are reconciled.",
+            ));
+        }
+        "subscription.limit.exceeded" => {
+            return Failure::Final(make(
+                ErrorClass::Wait,
+                Some(3_600_000),
+                "The organisation's event deliveries of 24 hours are used up; changes come by polling until then.",
+            ));
+        }
+        "service.unavailable" | "concurrent.client.limit.exceeded" => return again(),
+        _ => {}
+    }
+    match status.code() {
+        Code::Unauthenticated => reauth(make),
+        Code::PermissionDenied => Failure::Final(make(
+            ErrorClass::FixPermission,
+            None,
+            "Grant the app's user read access to the change events.",
+        )),
+        Code::NotFound | Code::InvalidArgument | Code::Unimplemented => Failure::Final(make(
+            ErrorClass::FixMapping,
+            None,
+            "Select the object for Change Data Capture in Salesforce's setup.",
+        )),
+        _ => again(),
+    }
+}
+
+fn reauth(make: impl Fn(ErrorClass, Option<i64>, &'static str) -> RemoteError) -> Failure {
+    Failure::Reauth(make(
+        ErrorClass::Reauth,
+        None,
+        "The session has ended; a new one is opened.",
+    ))
+}
