@@ -28,12 +28,20 @@ extension_version() { sed -n '/^\[workspace.package\]/,/^\[/s/^version = "\(.*\)
 build_extension() {
     local major=$1 pg_config=$2 profile=$3 config=${PGRX_HOME:-$HOME/.pgrx}/config.toml
     if ! grep -qsF "pg$major = \"$pg_config\"" "$config"; then export PGRX_PG_CONFIG_PATH=$pg_config; else unset PGRX_PG_CONFIG_PATH; fi
-    cargo build --locked --lib -p pg_crm_sync --profile "$profile" --no-default-features --features "pg$major" >&2 || return 1
+    local features=()
+    # PostgreSQL 15 is the default feature: naming it would be another build to cargo.
+    if [ "$major" != 15 ]; then features=(--no-default-features --features "pg_crm_sync/pg$major"); fi
+    # What is built together shares its dependencies' features, and so the dependencies: tests build the whole workspace.
+    local what=(-p pg_crm_sync)
+    if [ "${CRM_BUILD_ALL:-}" = 1 ]; then what=(--workspace); fi
+    cargo build --locked --lib "${what[@]}" --profile "$profile" "${features[@]}" >&2 || return 1
     echo "$(target_dir)/$(profile_dir "$profile")/libpg_crm_sync.so"
 }
 
 # schema_tool: builds crm-schema and prints its path.
 schema_tool() {
-    cargo build --locked -p crm-schema >&2 || return 1
+    local what=(-p crm-schema)
+    if [ "${CRM_BUILD_ALL:-}" = 1 ]; then what=(--workspace --bins); fi
+    cargo build --locked "${what[@]}" >&2 || return 1
     echo "$(target_dir)/debug/crm-schema"
 }

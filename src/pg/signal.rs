@@ -5,6 +5,11 @@
 //! server set it, because `lock_timeout` and `pg_cancel_backend` use it.
 
 use pgrx::pg_sys;
+#[cfg(not(feature = "pg18"))]
+use pgrx::pg_sys::pqsignal;
+// PostgreSQL 18 gave the server's own its own name, apart from that of client programs.
+#[cfg(feature = "pg18")]
+use pgrx::pg_sys::pqsignal_be as pqsignal;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
@@ -21,8 +26,8 @@ pub(crate) fn install() {
     // SAFETY: called once at the start of a worker, while signals are blocked;
     // both handlers are the server's and async-signal-safe.
     unsafe {
-        pg_sys::pqsignal(libc::SIGTERM, Some(raw::die));
-        pg_sys::pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
+        pqsignal(libc::SIGTERM, Some(raw::die));
+        pqsignal(libc::SIGHUP, Some(raw::SignalHandlerForConfigReload));
         pg_sys::BackgroundWorkerUnblockSignals();
     }
 }

@@ -152,7 +152,17 @@ fn installed_version() -> Option<String> {
 fn leave_for_good(slot: &Slot) -> ! {
     slot.report_absent();
     // SAFETY: ends this process in the regular way; exit callbacks run.
-    unsafe { pg_sys::proc_exit(0) }
+    #[cfg(not(feature = "pg18"))]
+    unsafe {
+        pg_sys::proc_exit(0)
+    }
+    // The bindings of 18 do not say that it never returns.
+    // SAFETY: as above.
+    #[cfg(feature = "pg18")]
+    unsafe {
+        pg_sys::proc_exit(0);
+        unreachable!("proc_exit returned");
+    }
 }
 
 /// A new library with old SQL is normal between the update of the package and
