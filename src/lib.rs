@@ -57,16 +57,16 @@ pub extern "C-unwind" fn _PG_init() {
         return;
     }
     if !preloading {
-        pg_sys::panic::ErrorReport::new(
+        pg::report::refuse(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "pg_crm_sync must be loaded when the server starts",
-            "_PG_init",
-        )
-        .set_hint("Add pg_crm_sync to shared_preload_libraries in postgresql.conf and restart the server.")
-        .report(PgLogLevel::ERROR);
+            "pg_crm_sync must be loaded when the server starts".to_owned(),
+            None,
+            "Add pg_crm_sync to shared_preload_libraries in postgresql.conf and restart the server.",
+        );
     }
     pg::guc::register();
     pg::shmem::register();
     pg::utility::register();
+    pg::capture::register();
     worker::launcher::register();
 }

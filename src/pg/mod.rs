@@ -4,9 +4,12 @@
 
 #![allow(dead_code, reason = "read by workers and API functions as they arrive")]
 
+pub(crate) mod capture;
 pub(crate) mod catalog;
 pub(crate) mod fence;
 pub(crate) mod guc;
+pub(crate) mod origin;
+pub(crate) mod report;
 pub(crate) mod shmem;
 pub(crate) mod signal;
 pub(crate) mod tx;

@@ -12,6 +12,24 @@ use pgrx::prelude::*;
 use std::ffi::{CStr, c_char};
 use std::time::{Duration, Instant};
 
+mod raw {
+    use super::{c_char, pg_sys};
+
+    unsafe extern "C-unwind" {
+        /// The server's own, without the guard that pgrx puts around it.
+        pub(super) fn standard_ProcessUtility(
+            statement: *mut pg_sys::PlannedStmt,
+            text: *const c_char,
+            read_only: bool,
+            context: pg_sys::ProcessUtilityContext::Type,
+            params: pg_sys::ParamListInfo,
+            environment: *mut pg_sys::QueryEnvironment,
+            destination: *mut pg_sys::DestReceiver,
+            completion: *mut pg_sys::QueryCompletion,
+        );
+    }
+}
+
 static mut NEXT_UTILITY: pg_sys::ProcessUtility_hook_type = None;
 static mut NEXT_ACCESS: pg_sys::object_access_hook_type = None;
 
@@ -40,21 +58,22 @@ unsafe extern "C-unwind" fn on_access(
     sub: i32,
     arg: *mut std::ffi::c_void,
 ) {
-    // SAFETY: written once before any backend existed.
-    if let Some(next) = unsafe { NEXT_ACCESS } {
-        // SAFETY: the next hook gets exactly what we got.
-        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(|| next(access, class, object, sub, arg)) };
-    }
     if class == pg_sys::ExtensionRelationId {
         wake::recheck_at_commit();
     }
+    // SAFETY: written once before any backend existed; the next hook gets exactly
+    // what we got. Its errors jump past this frame, which owns nothing.
+    unsafe {
+        if let Some(next) = NEXT_ACCESS {
+            next(access, class, object, sub, arg);
+        }
+    }
 }
 
-#[pg_guard]
-#[allow(
-    clippy::too_many_arguments,
-    reason = "the hook's signature is the server's"
-)]
+/// Every utility statement of every user passes here, so an error of one must
+/// pass as it is: a guard around the call would drop its cursor position and
+/// object names. Errors therefore jump past this frame, which owns nothing; only
+/// the few statements that we prepare for are run under a guard.
 unsafe extern "C-unwind" fn on_utility(
     statement: *mut pg_sys::PlannedStmt,
     text: *const c_char,
@@ -65,56 +84,51 @@ unsafe extern "C-unwind" fn on_utility(
     destination: *mut pg_sys::DestReceiver,
     completion: *mut pg_sys::QueryCompletion,
 ) {
-    // SAFETY: the server passes a valid statement.
-    let subject = unsafe { subject_of((*statement).utilityStmt) };
     let run = || {
         // SAFETY: both take exactly what we got.
         unsafe {
-            match NEXT_UTILITY {
-                Some(next) => pg_sys::ffi::pg_guard_ffi_boundary(|| {
-                    next(
-                        statement,
-                        text,
-                        read_only,
-                        context,
-                        params,
-                        environment,
-                        destination,
-                        completion,
-                    );
-                }),
-                None => pg_sys::standard_ProcessUtility(
-                    statement,
-                    text,
-                    read_only,
-                    context,
-                    params,
-                    environment,
-                    destination,
-                    completion,
-                ),
-            }
+            let next = NEXT_UTILITY.unwrap_or(raw::standard_ProcessUtility);
+            next(
+                statement,
+                text,
+                read_only,
+                context,
+                params,
+                environment,
+                destination,
+                completion,
+            );
         }
     };
+    // SAFETY: the server passes a valid statement; a panic becomes an SQL error.
+    let subject =
+        unsafe { pg_sys::panic::pgrx_extern_c_guard(|| subject_of((*statement).utilityStmt)) };
     match subject {
         Subject::Other => run(),
         Subject::CommitPrepared => {
             run();
             wake::now();
         }
-        Subject::EmptyDatabase(database) => {
-            PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
-                stop_session(database);
-                run();
-            }))
-            .finally(|| shmem::hold_release(database))
-            .execute();
-        }
         Subject::NewDatabase => {
             run();
             shmem::wake_launcher();
         }
+        // SAFETY: as above; errors of the statement are caught and raised again.
+        Subject::EmptyDatabase(database) => unsafe {
+            pg_sys::panic::pgrx_extern_c_guard(|| run_without_session(database, run));
+        },
     }
+}
+
+/// Runs the statement while no session of ours is connected to the database.
+fn run_without_session(database: pg_sys::Oid, run: impl Fn()) {
+    PgTryBuilder::new(std::panic::AssertUnwindSafe(|| {
+        stop_session(database);
+        // SAFETY: the closure owns nothing that an error would leave behind.
+        unsafe { pg_sys::ffi::pg_guard_ffi_boundary(&run) };
+    }))
+    .finally(|| shmem::hold_release(database))
+    .execute();
 }
 
 /// What a utility statement means to us.

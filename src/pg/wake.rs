@@ -5,7 +5,7 @@
 //! worker also looks by itself from time to time, so a lost wake costs time and
 //! nothing else.
 
-use super::shmem;
+use super::{report, shmem};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::Cell;
@@ -77,19 +77,19 @@ fn request(kind: &str, server_oid: pg_sys::Oid) -> i64 {
     let database = my_database();
     let running = shmem::slot_of(database).filter(|slot| slot.pid() != 0);
     let Some(slot) = running else {
-        ereport!(
-            ERROR,
+        report::refuse(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
-            "the pg_crm_sync worker of this database is not running",
-            "Look for \"pg_crm_sync\" in the server log; max_worker_processes may be too low."
+            "the pg_crm_sync worker of this database is not running".to_owned(),
+            None,
+            "Look for \"pg_crm_sync\" in the server log; max_worker_processes may be too low.",
         );
     };
     let Some(ticket) = shmem::ask(database, kind, server_oid) else {
-        ereport!(
-            ERROR,
+        report::refuse(
             PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
-            "too many requests wait for the pg_crm_sync worker",
-            "Try again in a moment; if it persists, the worker is stuck: see crm.status."
+            "too many requests wait for the pg_crm_sync worker".to_owned(),
+            None,
+            "Try again in a moment; if it persists, the worker is stuck: see crm.status.",
         );
     };
     slot.wake();

@@ -7,7 +7,7 @@
 //! whose extensions changed (`docs/adr/0004-database-discovery.md`).
 
 use crate::pg::shmem::{self, Outcome, Slot};
-use crate::pg::{catalog, guc, signal};
+use crate::pg::{catalog, guc, report, signal};
 use pgrx::bgworkers::BackgroundWorkerStatus;
 use pgrx::bgworkers::{BackgroundWorkerBuilder, BgWorkerStartTime, DynamicBackgroundWorker};
 use pgrx::pg_sys;
@@ -204,13 +204,12 @@ impl Launcher {
 
     fn tell_full(&mut self, database: &str) {
         if !std::mem::replace(&mut self.told_full, true) {
-            ereport!(
-                WARNING,
+            report::warn(
                 PgSqlErrorCode::ERRCODE_CONFIGURATION_LIMIT_EXCEEDED,
                 format!(
                     "pg_crm_sync cannot start the worker of database \"{database}\": no free worker process"
                 ),
-                "Raise max_worker_processes in postgresql.conf and restart; one is needed per database, and one for the launcher. It will be tried again."
+                "Raise max_worker_processes in postgresql.conf and restart; one is needed per database, and one for the launcher. It will be tried again.",
             );
         }
     }

@@ -9,7 +9,7 @@ pub(crate) mod launcher;
 pub(crate) mod session;
 
 use crate::pg::shmem::{self, Request, Slot};
-use crate::pg::{catalog, signal};
+use crate::pg::{catalog, report, signal};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -169,11 +169,10 @@ fn leave_for_good(slot: &Slot) -> ! {
 /// ALTER EXTENSION UPDATE: say so once and do nothing.
 fn warn_mismatch(version: &str, told: &mut Option<String>) {
     if told.as_deref() != Some(version) {
-        ereport!(
-            WARNING,
+        report::warn(
             PgSqlErrorCode::ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE,
             format!("pg_crm_sync is idle: its library is {VERSION}, its SQL objects are {version}"),
-            "Run ALTER EXTENSION pg_crm_sync UPDATE in this database, or install the matching package and restart."
+            "Run ALTER EXTENSION pg_crm_sync UPDATE in this database, or install the matching package and restart.",
         );
         *told = Some(version.to_owned());
     }

@@ -1,0 +1,65 @@
+//! Who makes a change: the engine or a user.
+//!
+//! The engine's own writes to a mirror must not be captured, but what a user's
+//! trigger writes to another mirror meanwhile must be. So the mark is neither a
+//! setting nor a transaction: it names relations and the trigger depth at which
+//! their capture trigger then runs. It lives in this process and is reachable
+//! from this library only, so nobody can forge it in SQL.
+
+use super::tx;
+use pgrx::pg_sys;
+use std::cell::RefCell;
+
+/// The statement that the engine is running.
+struct Scope {
+    relation: u32,
+    /// Depth of a row trigger that the statement itself fires.
+    depth: i32,
+}
+
+thread_local! {
+    static SCOPES: RefCell<Vec<Scope>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Ends the scope on return and on unwinding.
+struct Leave(usize);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        SCOPES.with_borrow_mut(|scopes| scopes.truncate(self.0));
+    }
+}
+
+/// Runs `work`, whose statements on `relation` are the engine's own: not
+/// captured, and with the rights of the mirror's owner.
+pub(crate) fn as_engine<T>(relation: u32, owner: u32, work: impl FnOnce() -> T) -> T {
+    let scope = Scope {
+        relation,
+        depth: trigger_depth() + 1,
+    };
+    let _leave = SCOPES.with_borrow_mut(|scopes| {
+        scopes.push(scope);
+        Leave(scopes.len() - 1)
+    });
+    tx::as_role(pg_sys::Oid::from(owner), work)
+}
+
+/// Does the row trigger that runs now belong to a statement of the engine?
+pub(crate) fn is_engine(relation: pg_sys::Oid) -> bool {
+    SCOPES.with_borrow(|scopes| {
+        let named = |scope: &&Scope| scope.relation == relation.to_u32();
+        scopes
+            .iter()
+            .rev()
+            .find(named)
+            .is_some_and(|scope| scope.depth == trigger_depth())
+    })
+}
+
+/// Nesting of triggers around us: 1 in a trigger that a statement fired directly.
+fn trigger_depth() -> i32 {
+    let mut call = pg_sys::FunctionCallInfoBaseData::default();
+    // SAFETY: the function reads none of its call information.
+    let depth = unsafe { pg_sys::pg_trigger_depth(&raw mut call) };
+    depth.value() as i32
+}
