@@ -2,6 +2,10 @@
 //! them cost no memory. Both CRMs draw from here; record n of one side is record n of the other
 //! where [`People::is_shared`] says so, and somebody else (of domain `example.org`) where not.
 
+mod names;
+
+use names::{FIRST, LAST, PLACES, STREETS, TITLES, TRADES};
+
 use crate::clock::mix;
 
 /// Milliseconds since 1970 of 2025-01-01T00:00:00Z: the oldest base record.
@@ -10,52 +14,6 @@ pub(crate) const FIRST_MS: i64 = 1_735_689_600_000;
 const SPAN_MS: i64 = 365 * 86_400_000;
 /// So many neighbours share one stamp, as after a bulk edit.
 const SAME_STAMP: u64 = 4;
-
-#[rustfmt::skip]
-const FIRST: [&str; 32] = [
-    "Ada", "Alan", "Barbara", "Bjarne", "Charles", "Claude", "Dennis", "Donald", "Dorothy", "Edgar",
-    "Edsger", "Frances", "Grace", "Guido", "Hedy", "Ivan", "James", "Jean", "John", "Joan", "Karen",
-    "Ken", "Leslie", "Linus", "Margaret", "Mary", "Niklaus", "Radia", "Robin", "Shafi", "Tony", "Whitfield",
-];
-#[rustfmt::skip]
-const LAST: [&str; 64] = [
-    "Lovelace", "Turing", "Liskov", "Stroustrup", "Babbage", "Shannon", "Ritchie", "Knuth", "Vaughan",
-    "Codd", "Dijkstra", "Allen", "Hopper", "Rossum", "Lamarr", "Sutherland", "Gosling", "Bartik",
-    "Backus", "Clarke", "Jones", "Thompson", "Lamport", "Torvalds", "Hamilton", "Jackson", "Wirth",
-    "Perlman", "Milner", "Goldwasser", "Hoare", "Diffie", "Hellman", "Merkle", "Rivest", "Adleman",
-    "Cerf", "Kahn", "Postel", "Baran", "Davies", "Roberts", "Engelbart", "Kay", "Ingalls", "Wilkes",
-    "Wheeler", "Gill", "Strachey", "Scott", "Landin", "Reynolds", "Plotkin", "Tarjan", "Hopcroft",
-    "Karp", "Cook", "Levin", "Blum", "Yao", "Valiant", "Micali", "Pearl", "Gray",
-];
-#[rustfmt::skip]
-const TITLES: [&str; 8] = [
-    "Engineer", "Head of Sales", "Chief Executive", "Buyer", "Analyst", "Office Manager", "Architect", "Consultant",
-];
-/// City, state, postal code, country.
-const PLACES: [(&str, &str, &str, &str); 12] = [
-    ("Boston", "Massachusetts", "02108", "United States"),
-    ("Austin", "Texas", "73301", "United States"),
-    ("Denver", "Colorado", "80202", "United States"),
-    ("Toronto", "Ontario", "M5H 2N2", "Canada"),
-    ("London", "England", "EC1A 1BB", "United Kingdom"),
-    ("Leeds", "England", "LS1 1UR", "United Kingdom"),
-    ("Berlin", "Berlin", "10115", "Germany"),
-    ("Hamburg", "Hamburg", "20095", "Germany"),
-    ("Lyon", "Auvergne-Rhone-Alpes", "69001", "France"),
-    ("Madrid", "Madrid", "28001", "Spain"),
-    ("Oslo", "Oslo", "0150", "Norway"),
-    ("Vienna", "Vienna", "1010", "Austria"),
-];
-#[rustfmt::skip]
-const STREETS: [&str; 10] = [
-    "Main Street", "High Street", "Church Road", "Station Road", "Park Avenue", "Mill Lane", "Oak Drive",
-    "River Walk", "Market Square", "Harbour View",
-];
-#[rustfmt::skip]
-const TRADES: [&str; 16] = [
-    "Systems", "Software", "Logistics", "Foods", "Energy", "Textiles", "Consulting", "Media", "Optics",
-    "Robotics", "Paper", "Steel", "Travel", "Health", "Insurance", "Books",
-];
 
 /// Where a base record lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -272,10 +272,9 @@ pub(crate) fn create(call: &Call<'_>) -> Outcome {
             let properties = super::objects::properties(input)?;
             let changes = write::check(call.state, table, catalog, properties)?;
             write::conflict(call.state, table, catalog, live, None, &changes)?;
-            let written: Vec<PropertyId> = changes.iter().map(|c| c.property).collect();
             let links = associations::parse(table, input)?;
             let origin = call.origin();
-            let id = write::create(call.state, table, catalog, live, changes, &origin);
+            let (id, written) = write::create(call.state, table, catalog, live, changes, &origin);
             associations::create_links(call.state, table, id, &links, &origin);
             Ok(Done {
                 id,
@@ -437,11 +436,10 @@ pub(crate) fn upsert(call: &Call<'_>) -> Outcome {
             let existing = live
                 .find(catalog, property, &value)
                 .filter(|id| live.live_view(*id).is_some());
-            let written: Vec<PropertyId> = changes.iter().map(|c| c.property).collect();
-            let id = match existing {
+            let (id, written) = match existing {
                 Some(id) => {
                     write::update(call.state, table, catalog, live, id, &changes, &origin)?;
-                    id
+                    (id, changes.iter().map(|c| c.property).collect())
                 }
                 None => {
                     if !changes.iter().any(|c| c.property == property) {

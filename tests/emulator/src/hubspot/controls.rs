@@ -131,7 +131,7 @@ impl Crm for State {
         let changes = write::check(self, table, &catalog, fields)?;
         let mut live = table.write();
         write::conflict(self, table, &catalog, &live, None, &changes)?;
-        let id = write::create(self, table, &catalog, &mut live, changes, &origin(actor));
+        let (id, _) = write::create(self, table, &catalog, &mut live, changes, &origin(actor));
         shown(self, table, &catalog, &live, id)
     }
 

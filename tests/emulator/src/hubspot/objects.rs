@@ -243,10 +243,9 @@ pub(crate) fn create(call: &Call<'_>) -> Outcome {
     let changes = write::check(call.state, table, &catalog, properties)?;
     check_required(table, properties)?;
     let links = associations::of_create(call.state, table, &body)?;
-    let written: Vec<PropertyId> = changes.iter().map(|c| c.property).collect();
     let mut live = table.write();
     write::conflict(call.state, table, &catalog, &live, None, &changes)?;
-    let id = write::create(
+    let (id, written) = write::create(
         call.state,
         table,
         &catalog,

@@ -122,7 +122,8 @@ fn choices(body: &Map<String, Value>) -> Vec<Choice> {
         .collect()
 }
 
-fn add(state: &State, table: &Table, body: &Map<String, Value>) -> Result<Value, ApiError> {
+/// The property a create body describes.
+fn parse(body: &Map<String, Value>, now: i64) -> Result<Property, ApiError> {
     let text = |key: &str| {
         body.get(key)
             .and_then(Value::as_str)
@@ -155,10 +156,9 @@ fn add(state: &State, table: &Table, body: &Map<String, Value>) -> Result<Value,
             text("type")
         )));
     };
-    let now = state.now_ms();
-    let property = Property {
+    Ok(Property {
         key: format!("\"{name}\":").into_bytes(),
-        name: name.clone(),
+        name,
         label: text("label"),
         description: text("description"),
         kind,
@@ -177,15 +177,16 @@ fn add(state: &State, table: &Table, body: &Map<String, Value>) -> Result<Value,
         created_ms: now,
         updated_ms: now,
         source: Source::Empty,
-    };
+    })
+}
+
+fn add(state: &State, table: &Table, body: &Map<String, Value>) -> Result<Value, ApiError> {
+    let property = parse(body, state.now_ms())?;
     let answer = to_json(&property);
+    let name = property.name.clone();
     let added = table.change_catalog(|catalog| {
-        let unique = catalog
-            .properties
-            .iter()
-            .filter(|p| p.unique && p.custom && !p.archived)
-            .count();
-        if property.unique && unique >= MAX_UNIQUE {
+        let taken = |p: &&Property| p.unique && p.custom && !p.archived;
+        if property.unique && catalog.properties.iter().filter(taken).count() >= MAX_UNIQUE {
             return Err(ApiError::validation(format!(
                 "At most {MAX_UNIQUE} properties may have unique values"
             )));
@@ -193,14 +194,13 @@ fn add(state: &State, table: &Table, body: &Map<String, Value>) -> Result<Value,
         Ok(catalog.add(property).is_some())
     })?;
     if added {
-        Ok(answer)
-    } else {
-        Err(ApiError::new(
-            409,
-            "OBJECT_ALREADY_EXISTS",
-            format!("A property named '{name}' already exists."),
-        ))
+        return Ok(answer);
     }
+    Err(ApiError::new(
+        409,
+        "OBJECT_ALREADY_EXISTS",
+        format!("A property named '{name}' already exists."),
+    ))
 }
 
 /// `PATCH …/properties/{type}/{name}`: label, description, options, hidden.

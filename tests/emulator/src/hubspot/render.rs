@@ -109,30 +109,7 @@ pub(crate) fn record(
     out.extend_from_slice(b"{\"id\":\"");
     push_number(out, view.id, 1);
     out.extend_from_slice(b"\",\"properties\":{");
-    let empty = out.len();
-    for &id in properties {
-        let property = catalog.get(id);
-        if out.len() > empty {
-            out.push(b',');
-        }
-        out.extend_from_slice(&property.key);
-        out.push(b'"');
-        let start = out.len();
-        match view.push(id, property, out) {
-            Pushed::Plain => out.push(b'"'),
-            Pushed::Empty => {
-                out.truncate(start - 1);
-                out.extend_from_slice(b"null");
-            }
-            Pushed::Text => {
-                if needs_escape(&out[start..]) {
-                    let text = out.split_off(start);
-                    push_escaped(out, &text);
-                }
-                out.push(b'"');
-            }
-        }
-    }
+    push_properties(out, catalog, view, properties);
     out.push(b'}');
     if !extras.history.is_empty() {
         push_history(out, catalog, view, extras.history);
@@ -167,6 +144,38 @@ pub(crate) fn record(
     }
     push_url(out, portal, table, view.id);
     out.push(b'}');
+}
+
+fn push_properties(
+    out: &mut Vec<u8>,
+    catalog: &Catalog,
+    view: &View<'_>,
+    properties: &[PropertyId],
+) {
+    let empty = out.len();
+    for &id in properties {
+        let property = catalog.get(id);
+        if out.len() > empty {
+            out.push(b',');
+        }
+        out.extend_from_slice(&property.key);
+        out.push(b'"');
+        let start = out.len();
+        match view.push(id, property, out) {
+            Pushed::Plain => out.push(b'"'),
+            Pushed::Empty => {
+                out.truncate(start - 1);
+                out.extend_from_slice(b"null");
+            }
+            Pushed::Text => {
+                if needs_escape(&out[start..]) {
+                    let text = out.split_off(start);
+                    push_escaped(out, &text);
+                }
+                out.push(b'"');
+            }
+        }
+    }
 }
 
 fn push_url(out: &mut Vec<u8>, portal: u64, table: &Table, id: u64) {

@@ -217,7 +217,8 @@ pub(crate) fn conflict(
     Ok(())
 }
 
-/// Creates a record from checked values; the caller has ruled out conflicts.
+/// Creates a record from checked values; the caller has ruled out conflicts. Answers its id and
+/// the properties written.
 pub(crate) fn create(
     state: &State,
     table: &Table,
@@ -225,10 +226,11 @@ pub(crate) fn create(
     live: &mut Live,
     mut changes: Vec<Change>,
     origin: &Origin,
-) -> u64 {
+) -> (u64, Vec<PropertyId>) {
     let id = live.take_id();
     let now = state.now_ms();
     add_website(table, catalog, &mut changes);
+    let written = changes.iter().map(|c| c.property).collect();
     let mut record = Record {
         created_ms: now,
         modified_ms: now,
@@ -258,7 +260,7 @@ pub(crate) fn create(
             .emit(event(What::property(property, Some(value))));
     }
     state.store(table, live, id, record);
-    id
+    (id, written)
 }
 
 /// A company created with a domain gets a website.

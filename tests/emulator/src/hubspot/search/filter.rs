@@ -165,6 +165,31 @@ fn one(
         };
         (target, property.kind)
     };
+    let values = values(operator, kind, name, filter)?;
+    let numbers = values
+        .iter()
+        .map(|v| match kind {
+            Type::Date | Type::DateTime => moment(v).map(|ms| ms as f64),
+            Type::Number => v.trim().parse().ok(),
+            _ => None,
+        })
+        .collect();
+    Ok(Filter {
+        target,
+        operator,
+        values,
+        numbers,
+        kind,
+    })
+}
+
+/// The texts to compare with, in lower case for texts.
+fn values(
+    operator: Operator,
+    kind: Type,
+    name: &str,
+    filter: &Value,
+) -> Result<Vec<String>, ApiError> {
     let mut values: Vec<String> = match operator {
         Operator::In | Operator::NotIn => filter
             .get("values")
@@ -192,21 +217,7 @@ fn one(
     if matches!(kind, Type::Text | Type::PhoneNumber) {
         values.iter_mut().for_each(|v| *v = v.to_lowercase());
     }
-    let numbers = values
-        .iter()
-        .map(|v| match kind {
-            Type::Date | Type::DateTime => moment(v).map(|ms| ms as f64),
-            Type::Number => v.trim().parse().ok(),
-            _ => None,
-        })
-        .collect();
-    Ok(Filter {
-        target,
-        operator,
-        values,
-        numbers,
-        kind,
-    })
+    Ok(values)
 }
 
 impl Groups {

@@ -107,10 +107,14 @@ pub(crate) fn list(call: &Call<'_>) -> Outcome {
     Ok(Reply::value(200, &json!({"results": results})))
 }
 
-/// `POST /webhooks/v3/{appId}/subscriptions`. From the first one on, only what is subscribed is sent.
-pub(crate) fn create(call: &Call<'_>) -> Outcome {
-    check_app(call)?;
-    let body = call.json()?;
+/// What a subscription body asks for, checked.
+struct Wish {
+    event_type: String,
+    object_type_id: Option<String>,
+    property: Option<String>,
+}
+
+fn wish(call: &Call<'_>, body: &Map<String, Value>) -> Result<Wish, ApiError> {
     let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);
     let event_type = text("eventType").unwrap_or_default();
     let property = text("propertyName");
@@ -154,6 +158,18 @@ pub(crate) fn create(call: &Call<'_>) -> Outcome {
         }
         None => None,
     };
+    Ok(Wish {
+        event_type,
+        object_type_id,
+        property,
+    })
+}
+
+/// `POST /webhooks/v3/{appId}/subscriptions`. From the first one on, only what is subscribed is sent.
+pub(crate) fn create(call: &Call<'_>) -> Outcome {
+    check_app(call)?;
+    let body = call.json()?;
+    let wish = wish(call, &body)?;
     let mut settings = call.state.webhooks.settings();
     if settings
         .subscriptions
@@ -166,9 +182,9 @@ pub(crate) fn create(call: &Call<'_>) -> Outcome {
     }
     let subscription = Subscription {
         id: settings.next_subscription,
-        event_type,
-        object_type_id,
-        property,
+        event_type: wish.event_type,
+        object_type_id: wish.object_type_id,
+        property: wish.property,
         // New subscriptions start paused.
         active: body.get("active").and_then(Value::as_bool).unwrap_or(false),
         created_ms: call.state.now_ms(),
