@@ -12,7 +12,7 @@ DECLARE
     state  crm.server_state;
     away   boolean := false;
 BEGIN
-    SELECT array_agg(DISTINCT 'fields:' || left(md5(lower(o)), 16)) INTO asked FROM unnest(objects) o
+    SELECT array_agg(DISTINCT 'fields:' || left(encode(sha256(convert_to(lower(o), 'UTF8')), 'hex'), 16)) INTO asked FROM unnest(objects) o
     WHERE NOT EXISTS (SELECT FROM crm.remote_field f WHERE f.server = _catalog_wait.server AND lower(f.object) = lower(o));
     IF asked IS NULL THEN
         RETURN;

@@ -6,7 +6,9 @@
 //! in milliseconds is in the wrong place.
 #![forbid(unsafe_code)]
 
+pub mod catalog;
 pub mod connectors;
+pub mod credential;
 pub mod decide;
 mod echo;
 mod effect;

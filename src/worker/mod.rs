@@ -5,6 +5,7 @@
 //! [`session::run`]. Every wait of a session is [`SessionContext::wait`].
 #![allow(dead_code, reason = "the session's loop uses them as it grows")]
 
+pub(crate) mod credential;
 pub(crate) mod launcher;
 pub(crate) mod session;
 
