@@ -36,6 +36,8 @@ pub(crate) struct Options {
     pub(crate) hubspot_portal_id: u64,
     pub(crate) jwt_public_key: Option<String>,
     pub(crate) jwt_username: String,
+    pub(crate) salesforce_external_id: bool,
+    pub(crate) salesforce_settings: serde_json::Map<String, serde_json::Value>,
 }
 
 /// What the command line asks for.
@@ -169,6 +171,10 @@ const TABLE: &[Spec] = &[
         |o, v| maybe(&mut o.jwt_public_key, v)),
     spec("jwt-username", "NAME", "sync@example.com", "Salesforce user the JWT flow accepts",
         |o, v| text(&mut o.jwt_username, v)),
+    spec("salesforce-external-id", "on|off", "on", "Salesforce objects have the External ID field pg_crm_sync_id__c",
+        |o, v| switch(&mut o.salesforce_external_id, v)),
+    spec("salesforce", "JSON", "{}", "Salesforce settings, as POST /_admin/salesforce/settings takes them",
+        |o, v| { o.salesforce_settings = serde_json::from_str(v).map_err(|_| "a JSON object")?; Ok(()) }),
 ];
 
 impl Options {
@@ -208,6 +214,8 @@ impl Options {
             hubspot_portal_id: 0,
             jwt_public_key: None,
             jwt_username: String::new(),
+            salesforce_external_id: true,
+            salesforce_settings: serde_json::Map::new(),
         };
         for spec in TABLE.iter().filter(|s| !s.value.is_empty()) {
             let stored = (spec.set)(&mut options, spec.default);

@@ -18,6 +18,7 @@ mod people;
 mod request_log;
 mod salesforce;
 mod shared;
+mod tls;
 
 use std::{process::ExitCode, sync::Arc};
 

@@ -1,14 +1,40 @@
-//! Salesforce: placeholder until the module lands; refuses everything.
+//! Salesforce in memory: OAuth, REST API and the Pub/Sub API, over one store.
+//!
+//! [`schema`] and [`objects`] say what the org's objects are, [`base`] what their unwritten records hold, [`store`] keeps
+//! what was written, [`tx`] writes, [`soql`] reads, [`api`] is REST, [`cdc`] the change events, [`oauth`] the token
+//! endpoint, [`admin`] what a person or a test does from the side.
 
-use std::{net::SocketAddr, sync::Arc};
+mod admin;
+mod api;
+mod base;
+mod cdc;
+mod error;
+mod ids;
+mod oauth;
+mod objects;
+mod render;
+mod schema;
+mod session;
+mod settings;
+mod soql;
+mod stamps;
+mod store;
+mod tx;
+mod validate;
+mod value;
 
-use axum::Router;
-use serde_json::{Map, Value};
+pub(crate) use admin::router as admin;
+pub(crate) use api::http::router;
 
-use crate::{
-    admin::{Actor, Crm, Refused},
-    shared::Shared,
-};
+use crate::shared::{Shared, Side};
+use crate::tls;
+use error::Error;
+use schema::{Obj, Schema};
+use settings::Settings;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use store::Store;
 
 /// Addresses of the listeners besides plain HTTP.
 #[derive(Default)]
@@ -20,72 +46,126 @@ pub(crate) struct Listening {
     pub(crate) ca: Option<String>,
 }
 
-/// The Salesforce side.
-pub(crate) struct State;
+/// Row writes that fail on request.
+struct RowFault {
+    error: Error,
+    obj: Option<Obj>,
+    skip: u64,
+    remaining: u64,
+}
+
+/// The org.
+pub(crate) struct State {
+    shared: Arc<Shared>,
+    schema: Schema,
+    store: RwLock<Store>,
+    settings: RwLock<Settings>,
+    sessions: session::Sessions,
+    bus: cdc::bus::Bus,
+    codecs: cdc::Codecs,
+    cursors: api::query::Cursors,
+    calls: AtomicU64,
+    row_faults: Mutex<Vec<RowFault>>,
+    jwt_key: Option<oauth::PublicKey>,
+    /// Port of the TLS listener, once it listens.
+    https_port: std::sync::OnceLock<u16>,
+}
 
 impl State {
-    /// Builds the state and starts its background tasks.
-    pub(crate) fn start(_shared: Arc<Shared>) -> Result<Arc<State>, String> {
-        Ok(Arc::new(State))
+    /// Builds the org; fails when an option names something unusable.
+    pub(crate) fn start(shared: Arc<Shared>) -> Result<Arc<State>, String> {
+        let schema = objects::schema(shared.options.salesforce_external_id);
+        let jwt_key = shared.options.jwt_public_key.as_deref().map(oauth::PublicKey::read).transpose()?;
+        let mut settings = Settings { enforce: shared.options.rate_limits, ..Settings::default() };
+        settings.merge(&shared.options.salesforce_settings).map_err(|error| format!("--salesforce: {error}"))?;
+        Ok(Arc::new(State {
+            store: RwLock::new(Store::new(&schema, &shared.people)),
+            sessions: session::Sessions::new(shared.options.seed, &shared.options.refresh_token),
+            bus: cdc::bus::Bus::new(shared.options.seed),
+            codecs: cdc::Codecs::new(&schema),
+            cursors: api::query::Cursors::default(),
+            calls: AtomicU64::new(0),
+            row_faults: Mutex::new(Vec::new()),
+            settings: RwLock::new(settings),
+            jwt_key,
+            https_port: std::sync::OnceLock::new(),
+            schema,
+            shared,
+        }))
     }
-}
 
-/// Routes under `/services`, `/id` and so on.
-pub(crate) fn router(_state: Arc<State>) -> Router {
-    Router::new()
-}
+    /// Milliseconds since 1970 by Salesforce's clock.
+    fn now(&self) -> i64 {
+        self.shared.clock.now_ms(Side::Salesforce)
+    }
 
-/// Admin routes that only Salesforce has.
-pub(crate) fn admin(_state: Arc<State>) -> Router {
-    Router::new()
+    fn settings(&self) -> RwLockReadGuard<'_, Settings> {
+        self.settings.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn read_store(&self) -> RwLockReadGuard<'_, Store> {
+        self.store.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write_store(&self) -> RwLockWriteGuard<'_, Store> {
+        self.store.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The error a row write must fail with, when a test asked for it.
+    fn row_fault(&self, obj: Obj) -> Result<(), Error> {
+        let mut faults = self.row_faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(place) = faults.iter().position(|fault| fault.obj.is_none_or(|only| only == obj)) else { return Ok(()) };
+        let fault = &mut faults[place];
+        if fault.skip > 0 {
+            fault.skip -= 1;
+            return Ok(());
+        }
+        fault.remaining = fault.remaining.saturating_sub(1);
+        let error = fault.error.clone();
+        if fault.remaining == 0 {
+            faults.remove(place);
+        }
+        Err(error)
+    }
+
+    /// Counts an API call; an error when the day's are used up.
+    fn count_call(&self) -> Result<(), Error> {
+        let (daily, enforce) = {
+            let settings = self.settings();
+            (settings.daily, settings.enforce)
+        };
+        let used = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
+        if enforce && used > daily {
+            return Err(Error::new(403, "REQUEST_LIMIT_EXCEEDED", "TotalRequests Limit exceeded."));
+        }
+        Ok(())
+    }
+
+    /// Whether an access token is good now.
+    fn session_valid(&self, token: &str) -> bool {
+        let life = self.settings().session_life_ms;
+        self.sessions.valid(token, self.now(), life)
+    }
 }
 
 /// Starts TLS and Pub/Sub listeners; `app` is what the TLS port serves.
-#[expect(clippy::unused_async, reason = "listeners are bound here")]
-pub(crate) async fn listen(_state: Arc<State>, _app: Router) -> Result<Listening, String> {
-    Ok(Listening::default())
-}
-
-fn none<T>() -> Result<T, Refused> {
-    Err(Refused::NotFound("Salesforce is not served".to_owned()))
-}
-
-impl Crm for State {
-    fn edit(&self, _: &str, _: &str, _: &Map<String, Value>, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn create(&self, _: &str, _: &Map<String, Value>, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn delete(&self, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn restore(&self, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn merge(&self, _: &str, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn privacy_delete(&self, _: &str, _: &str, _: &Actor) -> Result<Value, Refused> {
-        none()
-    }
-    fn record(&self, _: &str, _: &str) -> Result<Value, Refused> {
-        none()
-    }
-    fn overlay(&self, _: &str, _: Option<&str>, _: usize) -> Result<Value, Refused> {
-        none()
-    }
-    fn digest(&self, _: &str, _: &[String]) -> Result<Value, Refused> {
-        none()
-    }
-    fn base_id(&self, _: &str, _: u64) -> Result<String, Refused> {
-        none()
-    }
-    fn expire_tokens(&self) {}
-    fn set_rate_limits(&self, _: &Map<String, Value>) -> Result<Value, Refused> {
-        none()
-    }
-    fn set_webhooks(&self, _: &Map<String, Value>) -> Result<Value, Refused> {
-        none()
-    }
+pub(crate) async fn listen(state: Arc<State>, app: axum::Router) -> Result<Listening, String> {
+    let options = &state.shared.options;
+    let identity = tls::Identity::new(options.write_ca.as_deref())?;
+    let https = crate::bind(&options.tls_listen).await?;
+    let pubsub = crate::bind(&options.pubsub_listen).await?;
+    let plain = crate::bind(&options.pubsub_plain).await?;
+    let address = |listener: &tokio::net::TcpListener| listener.local_addr().map_err(|error| error.to_string());
+    let listening = Listening {
+        https: Some(address(&https)?),
+        pubsub: Some(address(&pubsub)?),
+        pubsub_plain: Some(address(&plain)?),
+        ca: options.write_ca.clone(),
+    };
+    let _ = state.https_port.set(address(&https)?.port());
+    tokio::spawn(tls::serve(https, Some(identity.acceptor(&[b"http/1.1"])?), app));
+    let service = cdc::server::PubSub::new(Arc::clone(&state));
+    tokio::spawn(tls::serve_h2(pubsub, Some(identity.acceptor(&[b"h2"])?), service.clone()));
+    tokio::spawn(tls::serve_h2(plain, None, service));
+    Ok(listening)
 }

@@ -1,0 +1,114 @@
+//! What an org's administrator, or a test, can set about the Salesforce side while it runs.
+
+use serde_json::{Map, Value, json};
+
+/// Behaviour that real orgs differ in, plus limits.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// API calls per day; 403 beyond when limits are enforced.
+    pub(crate) daily: u64,
+    /// Whether `daily` is enforced.
+    pub(crate) enforce: bool,
+    /// A write that changes nothing moves `LastModifiedDate` and `SystemModstamp` and raises an event whose only changed
+    /// field is `LastModifiedDate`. Salesforce does so for API updates; off makes such writes leave no trace.
+    pub(crate) touch_on_noop: bool,
+    /// A second Contact or Lead with the same address is refused with DUPLICATES_DETECTED.
+    pub(crate) duplicate_rule: bool,
+    /// Long texts in events may come as unified diffs.
+    pub(crate) diffs: bool,
+    /// Identical changes of one transaction share an event with several record ids.
+    pub(crate) merge_record_ids: bool,
+    /// After so many milliseconds without events a subscriber gets an empty answer with a newer replay id.
+    pub(crate) keepalive_ms: u64,
+    /// Events kept for replay; older ones are gone as if 72 hours had passed.
+    pub(crate) retained_events: u64,
+    /// A used refresh token is replaced by a new one.
+    pub(crate) rotate_refresh_token: bool,
+    /// Life of a session (an access token).
+    pub(crate) session_life_ms: u64,
+    /// Rows per query page at most.
+    pub(crate) page_rows: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            daily: 100_000,
+            enforce: true,
+            touch_on_noop: true,
+            duplicate_rule: false,
+            diffs: true,
+            merge_record_ids: true,
+            keepalive_ms: 270_000,
+            retained_events: 500_000,
+            rotate_refresh_token: false,
+            session_life_ms: 7_200_000,
+            page_rows: 2_000,
+        }
+    }
+}
+
+impl Settings {
+    /// Takes over the given keys; on a mistake nothing changes and the text says what was expected.
+    pub(crate) fn merge(&mut self, changes: &Map<String, Value>) -> Result<(), String> {
+        let mut next = self.clone();
+        for (key, value) in changes {
+            next.set(key, value)?;
+        }
+        *self = next;
+        Ok(())
+    }
+
+    fn set(&mut self, key: &str, value: &Value) -> Result<(), String> {
+        let number = |least: u64| {
+            let number = value.as_u64().filter(|number| *number >= least);
+            number.ok_or_else(|| format!("{key}: expected a whole number of {least} or more"))
+        };
+        let truth = || value.as_bool().ok_or_else(|| format!("{key}: expected true or false"));
+        match key {
+            "daily" => self.daily = number(0)?,
+            "enforce" => self.enforce = truth()?,
+            "touch_on_noop" => self.touch_on_noop = truth()?,
+            "duplicate_rule" => self.duplicate_rule = truth()?,
+            "diffs" => self.diffs = truth()?,
+            "merge_record_ids" => self.merge_record_ids = truth()?,
+            "keepalive_ms" => self.keepalive_ms = number(10)?,
+            "retained_events" => self.retained_events = number(1)?.min(2_000_000),
+            "rotate_refresh_token" => self.rotate_refresh_token = truth()?,
+            "session_life_ms" => self.session_life_ms = number(0)?,
+            "page_rows" => self.page_rows = number(1)?.min(2_000),
+            _ => {
+                let known: Vec<String> = self.to_json().as_object().into_iter().flat_map(|map| map.keys().cloned()).collect();
+                return Err(format!("unknown setting `{key}`; known are {}", known.join(", ")));
+            }
+        }
+        Ok(())
+    }
+
+    /// All settings.
+    pub(crate) fn to_json(&self) -> Value {
+        json!({
+            "daily": self.daily, "enforce": self.enforce, "touch_on_noop": self.touch_on_noop,
+            "duplicate_rule": self.duplicate_rule, "diffs": self.diffs, "merge_record_ids": self.merge_record_ids,
+            "keepalive_ms": self.keepalive_ms, "retained_events": self.retained_events,
+            "rotate_refresh_token": self.rotate_refresh_token, "session_life_ms": self.session_life_ms,
+            "page_rows": self.page_rows,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_setting_names_the_key_and_changes_nothing() {
+        let mut settings = Settings::default();
+        let changes = json!({"diffs": false, "daily": "many"});
+        let error = settings.merge(changes.as_object().unwrap()).unwrap_err();
+        assert!(error.contains("daily"), "{error}");
+        assert!(settings.diffs, "nothing of a refused change is kept");
+        let unknown = json!({"dialy": 1});
+        assert!(settings.merge(unknown.as_object().unwrap()).unwrap_err().contains("known are daily"));
+    }
+}
