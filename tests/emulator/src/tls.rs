@@ -26,9 +26,11 @@ pub(crate) struct Identity {
 impl Identity {
     /// Makes a CA and a server certificate; writes the CA (PEM) to `ca_file`.
     pub(crate) fn new(ca_file: Option<&str>) -> Result<Self, String> {
-        let (chain, key, ca) = certificates().map_err(|error| format!("cannot make a certificate: {error}"))?;
+        let (chain, key, ca) =
+            certificates().map_err(|error| format!("cannot make a certificate: {error}"))?;
         if let Some(path) = ca_file {
-            std::fs::write(path, ca).map_err(|error| format!("cannot write --write-ca {path}: {error}"))?;
+            std::fs::write(path, ca)
+                .map_err(|error| format!("cannot write --write-ca {path}: {error}"))?;
         }
         Ok(Self { chain, key })
     }
@@ -51,24 +53,40 @@ fn certificates() -> Result<Made, rcgen::Error> {
     let ca_key = KeyPair::generate()?;
     let mut ca = CertificateParams::new(Vec::new())?;
     ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    ca.distinguished_name.push(DnType::CommonName, "crm-emulator CA");
-    ca.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
+    ca.distinguished_name
+        .push(DnType::CommonName, "crm-emulator CA");
+    ca.key_usages = vec![
+        KeyUsagePurpose::KeyCertSign,
+        KeyUsagePurpose::CrlSign,
+        KeyUsagePurpose::DigitalSignature,
+    ];
     let ca_cert = ca.self_signed(&ca_key)?;
     let issuer = Issuer::new(ca, ca_key);
     let key = KeyPair::generate()?;
     let mut server = CertificateParams::new(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
-    server.distinguished_name.push(DnType::CommonName, "crm-emulator");
+    server
+        .distinguished_name
+        .push(DnType::CommonName, "crm-emulator");
     server.use_authority_key_identifier_extension = true;
-    server.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyEncipherment];
+    server.key_usages = vec![
+        KeyUsagePurpose::DigitalSignature,
+        KeyUsagePurpose::KeyEncipherment,
+    ];
     server.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
     let cert = server.signed_by(&key, &issuer)?;
-    Ok((vec![cert.der().clone(), ca_cert.der().clone()], key.serialize_der(), ca_cert.pem()))
+    Ok((
+        vec![cert.der().clone(), ca_cert.der().clone()],
+        key.serialize_der(),
+        ca_cert.pem(),
+    ))
 }
 
 /// Serves a router over HTTP/1.1, with TLS when there is an acceptor.
 pub(crate) async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, app: Router) {
     loop {
-        let Some(stream) = accept(&listener).await else { continue };
+        let Some(stream) = accept(&listener).await else {
+            continue;
+        };
         let (acceptor, app) = (acceptor.clone(), app.clone());
         tokio::spawn(async move {
             match secured(acceptor, stream).await {
@@ -83,22 +101,30 @@ pub(crate) async fn serve(listener: TcpListener, acceptor: Option<TlsAcceptor>, 
 async fn http1<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, app: Router) {
     let service = TowerToHyperService::new(app);
     // A broken connection is the client's business.
-    let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }
 
 /// A service for HTTP/2 connections (gRPC).
-pub(crate) trait H2Service: Clone + Send + 'static {
+pub(crate) trait H2Service: Clone + Send + Sync + 'static {
     /// Answers one request.
     fn call(
         &self,
         request: http::Request<hyper::body::Incoming>,
-    ) -> impl Future<Output = http::Response<tonic::body::Body>> + Send + 'static;
+    ) -> impl Future<Output = http::Response<tonic::body::Body>> + Send;
 }
 
 /// Serves a gRPC service over HTTP/2, with TLS when there is an acceptor.
-pub(crate) async fn serve_h2<S: H2Service>(listener: TcpListener, acceptor: Option<TlsAcceptor>, service: S) {
+pub(crate) async fn serve_h2<S: H2Service>(
+    listener: TcpListener,
+    acceptor: Option<TlsAcceptor>,
+    service: S,
+) {
     loop {
-        let Some(stream) = accept(&listener).await else { continue };
+        let Some(stream) = accept(&listener).await else {
+            continue;
+        };
         let (acceptor, service) = (acceptor.clone(), service.clone());
         tokio::spawn(async move {
             match secured(acceptor, stream).await {
@@ -116,11 +142,13 @@ where
     S: H2Service,
 {
     let answer = hyper::service::service_fn(move |request| {
-        let reply = service.call(request);
-        async move { Ok::<_, Infallible>(reply.await) }
+        let service = service.clone();
+        async move { Ok::<_, Infallible>(service.call(request).await) }
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-    builder.timer(hyper_util::rt::TokioTimer::new()).keep_alive_interval(Some(Duration::from_secs(60)));
+    builder
+        .timer(hyper_util::rt::TokioTimer::new())
+        .keep_alive_interval(Some(Duration::from_secs(60)));
     let _ = builder.serve_connection(TokioIo::new(stream), answer).await;
 }
 
@@ -144,8 +172,12 @@ async fn accept(listener: &TcpListener) -> Option<TcpStream> {
 }
 
 async fn secured(acceptor: Option<TlsAcceptor>, stream: TcpStream) -> Option<Stream> {
-    let Some(acceptor) = acceptor else { return Some(Stream::Plain(stream)) };
-    let secured = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await.ok()?.ok()?;
+    let Some(acceptor) = acceptor else {
+        return Some(Stream::Plain(stream));
+    };
+    let secured = tokio::time::timeout(HANDSHAKE, acceptor.accept(stream))
+        .await
+        .ok()?
+        .ok()?;
     Some(Stream::Tls(Box::new(secured)))
 }
-

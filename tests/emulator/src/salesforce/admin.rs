@@ -3,9 +3,7 @@
 use super::State;
 use super::error::Error;
 use super::ids::SfId;
-use super::schema::{Obj, Object, at, flag};
-use super::session::SYNC_USER;
-use super::stamps;
+use super::schema::{Obj, Object, at};
 use super::store::{Hit, Row};
 use super::tx::{Tx, Writer};
 use super::value::Value;
@@ -19,7 +17,7 @@ use axum::response::Response;
 use axum::routing::{get, post};
 use bytes::Bytes;
 use serde_json::{Map, Value as Json, json};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 
 /// `changeOrigin` of a change made in Lightning.
 const UI_ORIGIN: &str = "com/salesforce/api/soap/60.0;client=SfdcInternalAPI/";
@@ -27,16 +25,22 @@ const UI_ORIGIN: &str = "com/salesforce/api/soap/60.0;client=SfdcInternalAPI/";
 /// Admin routes that only Salesforce has.
 pub(crate) fn router(state: Arc<State>) -> Router {
     Router::new()
-        .route("/_admin/salesforce/settings", get(show_settings).post(change_settings))
+        .route(
+            "/_admin/salesforce/settings",
+            get(show_settings).post(change_settings),
+        )
         .route("/_admin/salesforce/row-faults", post(add_row_fault))
         .route("/_admin/salesforce/gap", post(gap))
         .route("/_admin/salesforce/convert-lead", post(convert_lead))
         .route("/_admin/salesforce/edit-together", post(edit_together))
-        .route("/_admin/salesforce/expire-replay-ids", post(expire_replay_ids))
+        .route(
+            "/_admin/salesforce/expire-replay-ids",
+            post(expire_replay_ids),
+        )
         .with_state(state)
 }
 
-type Answer = Result<Json, Refused>;
+pub(super) type Answer = Result<Json, Refused>;
 
 fn finish(answer: Answer) -> Response {
     let (status, body) = match answer {
@@ -46,12 +50,16 @@ fn finish(answer: Answer) -> Response {
     };
     let mut response = Response::new(Body::from(body.to_string()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(
+        header::CONTENT_TYPE,
+        header::HeaderValue::from_static("application/json"),
+    );
     response
 }
 
 fn object_body(body: &Bytes) -> Result<Map<String, Json>, Refused> {
-    serde_json::from_slice(body).map_err(|error| Refused::Bad(format!("body: expected a JSON object: {error}")))
+    serde_json::from_slice(body)
+        .map_err(|error| Refused::Bad(format!("body: expected a JSON object: {error}")))
 }
 
 async fn show_settings(Extract(org): Extract<Arc<State>>) -> Response {
@@ -86,31 +94,44 @@ async fn expire_replay_ids(Extract(org): Extract<Arc<State>>) -> Response {
 impl From<Error> for Refused {
     fn from(error: Error) -> Self {
         let text = format!("{}: {}", error.code, error.message);
-        if error.status == 404 { Self::NotFound(text) } else { Self::Bad(text) }
+        if error.status == 404 {
+            Self::NotFound(text)
+        } else {
+            Self::Bad(text)
+        }
     }
 }
 
-fn text<'a>(map: &'a Map<String, Json>, key: &str) -> Result<&'a str, Refused> {
-    map.get(key).and_then(Json::as_str).ok_or_else(|| Refused::Bad(format!("{key}: expected text")))
+pub(super) fn text<'a>(map: &'a Map<String, Json>, key: &str) -> Result<&'a str, Refused> {
+    map.get(key)
+        .and_then(Json::as_str)
+        .ok_or_else(|| Refused::Bad(format!("{key}: expected text")))
 }
 
 impl State {
-    fn named(&self, object: &str) -> Result<&Object, Refused> {
-        self.schema.find(object).ok_or_else(|| Refused::NotFound(format!("no object `{object}`; known are {}", known())))
+    pub(super) fn named(&self, object: &str) -> Result<&Object, Refused> {
+        self.schema.find(object).ok_or_else(|| {
+            Refused::NotFound(format!("no object `{object}`; known are {}", known()))
+        })
     }
 
-    fn id(&self, object: &Object, id: &str) -> Result<SfId, Refused> {
+    pub(super) fn id(&self, object: &Object, id: &str) -> Result<SfId, Refused> {
         let parsed = SfId::parse(id).filter(|parsed| parsed.prefix == object.obj.prefix());
         parsed.ok_or_else(|| Refused::NotFound(format!("`{id}` is no id of {}", object.obj.name())))
     }
 
-    fn actor(&self, actor: &Actor) -> Result<Writer, Refused> {
+    pub(super) fn actor(&self, actor: &Actor) -> Result<Writer, Refused> {
         let user = match actor.user.as_deref() {
             None => SfId::new(Obj::User.prefix(), 2),
             Some(name) => self.user(name)?,
         };
         let origin = actor.source.clone().unwrap_or_else(|| UI_ORIGIN.to_owned());
-        Ok(Writer { user, origin, system: false, allow_duplicates: true })
+        Ok(Writer {
+            user,
+            origin,
+            system: false,
+            allow_duplicates: true,
+        })
     }
 
     fn user(&self, name: &str) -> Result<SfId, Refused> {
@@ -119,141 +140,40 @@ impl State {
         }
         let object = self.schema.object(Obj::User);
         let field = object.index("Username").unwrap_or_default();
-        let found = self.read_store().table(Obj::User).lookup(object, &self.shared.people, field, &Value::text(name));
+        let found = self.read_store().table(Obj::User).lookup(
+            object,
+            &self.shared.people,
+            field,
+            &Value::text(name),
+        );
         // Anybody else acts as the first owner: a test may name a person of the other CRM.
-        Ok(SfId::new(Obj::User.prefix(), found.first().map_or(2, Hit::number)))
+        Ok(SfId::new(
+            Obj::User.prefix(),
+            found.first().map_or(2, Hit::number),
+        ))
     }
 
-    fn act<T>(&self, writer: Writer, work: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>) -> Result<T, Refused> {
+    pub(super) fn act<T>(
+        &self,
+        writer: Writer,
+        work: impl FnOnce(&mut Tx<'_>) -> Result<T, Error>,
+    ) -> Result<T, Refused> {
         let mut tx = Tx::begin(self, writer);
         let done = work(&mut tx)?;
         tx.commit();
         Ok(done)
     }
 
-    fn shown(&self, object: &Object, hit: &Hit) -> Json {
+    pub(super) fn shown(&self, object: &Object, hit: &Hit) -> Json {
         let view = hit.view(object, &self.shared.people);
-        let fields = object.visible().filter(|(_, field)| field.kind != super::schema::Kind::Address);
-        Json::Object(fields.map(|(index, field)| (field.name.to_owned(), view.with(index, Value::to_json))).collect())
-    }
-
-    fn change_settings(&self, changes: &Map<String, Json>) -> Answer {
-        let mut settings = self.settings.write().unwrap_or_else(PoisonError::into_inner);
-        settings.merge(changes).map_err(Refused::Bad)?;
-        Ok(settings.to_json())
-    }
-
-    /// `{"statusCode":"UNABLE_TO_LOCK_ROW","remaining":3,"object":"Contact","message":"…","status":500,"skip":0}`
-    fn add_row_fault(&self, fault: &Map<String, Json>) -> Answer {
-        let number = |key: &str, default: u64| fault.get(key).map_or(Some(default), Json::as_u64).ok_or_else(|| Refused::Bad(format!("{key}: expected a number")));
-        let code = fault.get("statusCode").and_then(Json::as_str).unwrap_or("UNABLE_TO_LOCK_ROW");
-        let lock = "unable to obtain exclusive access to this record or 1 records: 003xx0000000001AAA";
-        let message = fault.get("message").and_then(Json::as_str).unwrap_or(if code == "UNABLE_TO_LOCK_ROW" { lock } else { code });
-        let status = number("status", if code == "UNABLE_TO_LOCK_ROW" { 500 } else { 400 })?;
-        let obj = fault.get("object").and_then(Json::as_str).map(|name| self.named(name).map(|object| object.obj)).transpose()?;
-        let error = Error::new(u16::try_from(status).unwrap_or(400), code, message);
-        let (skip, remaining) = (number("skip", 0)?, number("remaining", 1)?.max(1));
-        let mut faults = self.row_faults.lock().unwrap_or_else(PoisonError::into_inner);
-        if faults.len() >= 1_000 {
-            return Err(Refused::Bad("more than 1000 row faults".to_owned()));
-        }
-        faults.push(super::RowFault { error, obj, skip, remaining });
-        Ok(json!({"row_faults": faults.len()}))
-    }
-
-    /// `{"object":"Contact","ids":["…"],"changeType":"GAP_UPDATE"}`; `GAP_OVERFLOW` needs no ids.
-    fn gap(&self, gap: &Map<String, Json>) -> Answer {
-        let object = self.named(text(gap, "object")?)?;
-        let kind = text(gap, "changeType")?;
-        if !["GAP_CREATE", "GAP_UPDATE", "GAP_DELETE", "GAP_UNDELETE", "GAP_OVERFLOW"].contains(&kind) {
-            return Err(Refused::Bad(format!("changeType `{kind}`: expected GAP_CREATE, GAP_UPDATE, GAP_DELETE, GAP_UNDELETE or GAP_OVERFLOW")));
-        }
-        let ids: Vec<String> = if kind == "GAP_OVERFLOW" {
-            vec!["000000000000000AAA".to_owned()]
-        } else {
-            let ids = gap.get("ids").and_then(Json::as_array).ok_or_else(|| Refused::Bad("ids: expected a list".to_owned()))?;
-            ids.iter().filter_map(Json::as_str).map(str::to_owned).collect()
-        };
-        let writer = Writer { user: SYNC_USER, origin: String::new(), system: true, allow_duplicates: true };
-        self.publish_gap(object.obj, ids, kind, &writer);
-        Ok(json!({}))
-    }
-
-    /// `{"edits":[{"object","id","fields"}],"user"?}`: several edits in one transaction, as a trigger or a flow makes them.
-    fn edit_together(&self, deed: &Map<String, Json>) -> Answer {
-        let edits = deed.get("edits").and_then(Json::as_array).ok_or_else(|| Refused::Bad("edits: expected a list".to_owned()))?;
-        let user = deed.get("user").and_then(Json::as_str).map(str::to_owned);
-        let mut work = Vec::new();
-        for edit in edits {
-            let edit = edit.as_object().ok_or_else(|| Refused::Bad("edits: expected objects".to_owned()))?;
-            let object = self.named(text(edit, "object")?)?;
-            let fields = edit.get("fields").and_then(Json::as_object).cloned().unwrap_or_default();
-            work.push((self.id(object, text(edit, "id")?)?, fields));
-        }
-        let writer = self.actor(&Actor { user, source: None })?;
-        self.act(writer, |tx| work.iter().try_for_each(|(id, fields)| tx.update(*id, fields)))?;
-        Ok(json!({"edited": work.len()}))
-    }
-
-    /// `{"id":"00Q…","opportunity":true}`: a lead becomes an Account, a Contact and an Opportunity in one transaction.
-    fn convert_lead(&self, deed: &Map<String, Json>) -> Answer {
-        let lead = self.schema.object(Obj::Lead);
-        let id = self.id(lead, text(deed, "id")?)?;
-        let with_deal = deed.get("opportunity").and_then(Json::as_bool).unwrap_or(true);
-        let hit = self.read_store().table(Obj::Lead).get(id.number).ok_or_else(Error::not_found)?;
-        let Json::Object(row) = self.shown(lead, &hit) else { return Err(Refused::Bad("no record".to_owned())) };
-        if row["IsConverted"] == json!(true) {
-            return Err(Refused::Bad("CANNOT_UPDATE_CONVERTED_LEAD: the lead is converted already".to_owned()));
-        }
-        let take = |pairs: &[(&str, &str)]| -> Map<String, Json> {
-            let pick = |(to, from): &(&str, &str)| Some(((*to).to_owned(), row.get(*from)?.clone()));
-            pairs.iter().filter_map(pick).filter(|(_, value)| !value.is_null()).collect()
-        };
-        let writer = Writer { system: true, ..self.actor(&Actor::default())? };
-        let now = self.now();
-        let made = self.act(writer, |tx| {
-            let account = tx.create(Obj::Account, &take(&[("Name", "Company"), ("Phone", "Phone"), ("Industry", "Industry"), ("BillingCity", "City")]))?;
-            let mut person = take(&[("FirstName", "FirstName"), ("LastName", "LastName"), ("Email", "Email"), ("Phone", "Phone"), ("MobilePhone", "MobilePhone"), ("Title", "Title"), ("MailingCity", "City"), ("MailingStreet", "Street")]);
-            person.insert("AccountId".to_owned(), json!(account.to_string()));
-            let contact = tx.create(Obj::Contact, &person)?;
-            let mut change = json!({"IsConverted": true, "Status": "Closed - Converted", "ConvertedDate": stamps::datetime(now)[..10],
-                "ConvertedAccountId": account.to_string(), "ConvertedContactId": contact.to_string()});
-            let mut deal = None;
-            if with_deal {
-                let close = stamps::datetime(now + 30 * stamps::DAY_MS);
-                let fields = json!({"Name": format!("{}-", row["Company"].as_str().unwrap_or_default()), "StageName": "Prospecting",
-                    "CloseDate": close[..10], "AccountId": account.to_string()});
-                let id = tx.create(Obj::Opportunity, fields.as_object().unwrap_or(&Map::new()))?;
-                change["ConvertedOpportunityId"] = json!(id.to_string());
-                deal = Some(id.to_string());
-            }
-            tx.update(id, change.as_object().unwrap_or(&Map::new()))?;
-            Ok((account, contact, deal))
-        })?;
-        Ok(json!({"accountId": made.0.to_string(), "contactId": made.1.to_string(), "opportunityId": made.2}))
-    }
-
-    /// Children of `loser` move to `winner`, then the loser is deleted with a pointer to the winner.
-    fn merge_in(&self, tx: &mut Tx<'_>, obj: Obj, winner: SfId, loser: SfId) -> Result<(), Error> {
-        tx.alive(winner)?;
-        let (_, lost) = tx.alive(loser)?;
-        for child in &self.schema.objects {
-            for (index, field) in child.visible().filter(|(_, field)| field.refers.contains(&obj) && field.has(flag::UPDATE)) {
-                let pointing = |hit: &Hit| hit.view(child, &self.shared.people).with(index, |value| value.as_id() == Some(loser));
-                let last = tx.store.table(child.obj).last();
-                let hits: Vec<Hit> = tx.store.table(child.obj).by_number(1, last).filter(|hit| !hit.deleted() && pointing(hit)).collect();
-                let fields = Map::from_iter([(field.name.to_owned(), json!(winner.to_string()))]);
-                for hit in hits {
-                    tx.update(SfId::new(child.obj.prefix(), hit.number()), &fields)?;
-                }
-            }
-        }
-        let object = self.schema.object(obj);
-        if let Some(master) = object.index("MasterRecordId") {
-            tx.point_to_master(obj, &lost, master, winner);
-        }
-        tx.delete(loser)?;
-        tx.update(winner, &Map::new())
+        let fields = object
+            .visible()
+            .filter(|(_, field)| field.kind != super::schema::Kind::Address);
+        Json::Object(
+            fields
+                .map(|(index, field)| (field.name.to_owned(), view.with(index, Value::to_json)))
+                .collect(),
+        )
     }
 }
 
@@ -292,9 +212,13 @@ impl Crm for State {
         let object = self.named(object)?;
         let (winner, loser) = (self.id(object, winner)?, self.id(object, loser)?);
         if winner == loser {
-            return Err(Refused::Bad("winner and loser are the same record".to_owned()));
+            return Err(Refused::Bad(
+                "winner and loser are the same record".to_owned(),
+            ));
         }
-        self.act(self.actor(actor)?, |tx| self.merge_in(tx, object.obj, winner, loser))?;
+        self.act(self.actor(actor)?, |tx| {
+            self.merge_in(tx, object.obj, winner, loser)
+        })?;
         self.record(object.obj.name(), &winner.to_string())
     }
 
@@ -320,16 +244,31 @@ impl Crm for State {
         };
         let written: Vec<(u64, Arc<Row>)> = {
             let store = self.read_store();
-            store.table(object.obj).written_from(from).filter(|(_, row)| !row.purged).take(limit + 1).map(|(number, row)| (number, Arc::clone(row))).collect()
+            store
+                .table(object.obj)
+                .written_from(from)
+                .filter(|(_, row)| !row.purged)
+                .take(limit + 1)
+                .map(|(number, row)| (number, Arc::clone(row)))
+                .collect()
         };
-        let next = (written.len() > limit).then(|| SfId::new(object.obj.prefix(), written[limit - 1].0).to_string());
-        let records: Vec<Json> = written.into_iter().take(limit).map(|(number, row)| self.shown(object, &Hit::Row(number, row))).collect();
+        let next = (written.len() > limit)
+            .then(|| SfId::new(object.obj.prefix(), written[limit - 1].0).to_string());
+        let records: Vec<Json> = written
+            .into_iter()
+            .take(limit)
+            .map(|(number, row)| self.shown(object, &Hit::Row(number, row)))
+            .collect();
         Ok(json!({"records": records, "next": next}))
     }
 
     fn digest(&self, object: &str, fields: &[String]) -> Answer {
         let object = self.named(object)?;
-        let find = |name: &String| object.index(name).ok_or_else(|| Refused::Bad(format!("no field `{name}` in {}", object.obj.name())));
+        let find = |name: &String| {
+            object
+                .index(name)
+                .ok_or_else(|| Refused::Bad(format!("no field `{name}` in {}", object.obj.name())))
+        };
         let indexes: Vec<usize> = fields.iter().map(find).collect::<Result<_, _>>()?;
         let (mut count, mut sum, mut from) = (0u64, 0u64, 1u64);
         loop {
@@ -363,7 +302,10 @@ impl Crm for State {
         let object = self.named(object)?;
         let count = super::base::count(object.obj, &self.shared.people);
         if n == 0 || n > count {
-            return Err(Refused::NotFound(format!("{} has base records 1 to {count}, not {n}", object.obj.name())));
+            return Err(Refused::NotFound(format!(
+                "{} has base records 1 to {count}, not {n}",
+                object.obj.name()
+            )));
         }
         Ok(SfId::new(object.obj.prefix(), n).to_string())
     }
@@ -378,11 +320,15 @@ impl Crm for State {
     }
 
     fn set_webhooks(&self, _: &Map<String, Json>) -> Answer {
-        Err(Refused::Bad("Salesforce pushes no webhooks: subscribe to the Pub/Sub API".to_owned()))
+        Err(Refused::Bad(
+            "Salesforce pushes no webhooks: subscribe to the Pub/Sub API".to_owned(),
+        ))
     }
 }
 
 /// FNV-1a, then mixed: the sum over all records does not depend on their order.
 fn hash(line: &[u8]) -> u64 {
-    mix(line.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)))
+    mix(line.iter().fold(0xcbf2_9ce4_8422_2325, |hash: u64, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3)
+    }))
 }

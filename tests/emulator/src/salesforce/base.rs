@@ -61,12 +61,23 @@ fn day(ms: i64) -> Value {
 }
 
 fn refer(obj: Obj, number: u64) -> Value {
-    if number == 0 { Value::Null } else { Value::Id(SfId::new(obj.prefix(), number)) }
+    if number == 0 {
+        Value::Null
+    } else {
+        Value::Id(SfId::new(obj.prefix(), number))
+    }
 }
 
 impl<'a> Gen<'a> {
     pub(crate) fn new(obj: Obj, n: u64, people: &'a People) -> Self {
-        Self { obj, n, people, person: OnceCell::new(), company: OnceCell::new(), deal: OnceCell::new() }
+        Self {
+            obj,
+            n,
+            people,
+            person: OnceCell::new(),
+            company: OnceCell::new(),
+            deal: OnceCell::new(),
+        }
     }
 
     /// The base record of `obj` whose indexed field `name` has the (lower-case) `key`, by arithmetic on the key.
@@ -84,14 +95,18 @@ impl<'a> Gen<'a> {
 
     fn person(&self) -> &Person {
         self.person.get_or_init(|| match self.obj {
-            Obj::Contact => self.people.person(self.n, self.people.salesforce_home(Kind::Person, self.n)),
+            Obj::Contact => self
+                .people
+                .person(self.n, self.people.salesforce_home(Kind::Person, self.n)),
             _ => self.people.person(self.n, Home::SalesforceOnly),
         })
     }
 
     fn company(&self) -> &Company {
         self.company.get_or_init(|| match self.obj {
-            Obj::Account => self.people.company(self.n, self.people.salesforce_home(Kind::Company, self.n)),
+            Obj::Account => self
+                .people
+                .company(self.n, self.people.salesforce_home(Kind::Company, self.n)),
             _ => self.people.company(self.n, Home::SalesforceOnly),
         })
     }
@@ -101,7 +116,8 @@ impl<'a> Gen<'a> {
     }
 
     fn draw(&self, salt: u64, bound: u64) -> u64 {
-        self.people.draw(kind(self.obj).unwrap_or(Kind::Task), self.n, salt, bound)
+        self.people
+            .draw(kind(self.obj).unwrap_or(Kind::Task), self.n, salt, bound)
     }
 
     pub(crate) fn id(&self) -> SfId {
@@ -109,7 +125,9 @@ impl<'a> Gen<'a> {
     }
 
     pub(crate) fn created(&self) -> Value {
-        Value::DateTime(kind(self.obj).map_or(FIRST_MS, |kind| self.people.created_ms(kind, self.n)))
+        Value::DateTime(
+            kind(self.obj).map_or(FIRST_MS, |kind| self.people.created_ms(kind, self.n)),
+        )
     }
 
     pub(crate) fn stamp(&self) -> i64 {
@@ -176,7 +194,11 @@ impl<'a> Gen<'a> {
     }
 
     fn place(&self) -> (&'static str, &'static str, &'static str, &'static str) {
-        if self.obj == Obj::Account { self.company().place() } else { self.person().place() }
+        if self.obj == Obj::Account {
+            self.company().place()
+        } else {
+            self.person().place()
+        }
     }
 
     pub(crate) fn street(&self) -> Value {
@@ -237,7 +259,9 @@ impl<'a> Gen<'a> {
     }
 
     fn whom(&self) -> u64 {
-        ((self.n - 1) * 10 + 1).min(self.people.count(Kind::Person)).max(1)
+        ((self.n - 1) * 10 + 1)
+            .min(self.people.count(Kind::Person))
+            .max(1)
     }
 
     /// The contact a case, task or subscription is about.
@@ -260,11 +284,17 @@ impl<'a> Gen<'a> {
     /// The deal's stage: seven of the pipeline's nine, the last two closed.
     pub(crate) fn deal_stage(&self) -> &'static str {
         const OF: [usize; 7] = [0, 1, 2, 3, 5, 7, 8];
-        super::objects::STAGES[OF[self.the_deal().stage % OF.len()]]
+        super::work_objects::STAGES[OF[self.the_deal().stage % OF.len()]]
     }
 
     pub(crate) fn subject(&self) -> Value {
-        const WHAT: [&str; 5] = ["Cannot sign in", "Invoice question", "Call back", "Delivery is late", "Send the contract"];
+        const WHAT: [&str; 5] = [
+            "Cannot sign in",
+            "Invoice question",
+            "Call back",
+            "Delivery is late",
+            "Send the contract",
+        ];
         Value::text(WHAT[self.draw(23, WHAT.len() as u64) as usize])
     }
 
@@ -294,5 +324,9 @@ impl<'a> Gen<'a> {
 
 /// Address and user name of user `n`.
 pub(crate) fn user_email(n: u64) -> String {
-    if n == 1 { "sync@example.com".to_owned() } else { format!("owner{}@example.com", n - 1) }
+    if n == 1 {
+        "sync@example.com".to_owned()
+    } else {
+        format!("owner{}@example.com", n - 1)
+    }
 }

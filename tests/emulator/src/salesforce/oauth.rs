@@ -15,7 +15,10 @@ use rustls::pki_types::{CertificateDer, SubjectPublicKeyInfoDer};
 use serde_json::{Value, json};
 
 /// Audiences a JWT may name, besides this host.
-const AUDIENCES: [&str; 2] = ["https://login.salesforce.com", "https://test.salesforce.com"];
+const AUDIENCES: [&str; 2] = [
+    "https://login.salesforce.com",
+    "https://test.salesforce.com",
+];
 const JWT_GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
 /// How far ahead a JWT may expire.
 const MAX_JWT_LIFE_S: i64 = 300;
@@ -26,25 +29,40 @@ pub(crate) struct PublicKey(Vec<u8>);
 impl PublicKey {
     /// Reads a PEM file with an RSA public key (`BEGIN PUBLIC KEY`).
     pub(crate) fn read(path: &str) -> Result<Self, String> {
-        let text = std::fs::read(path).map_err(|error| format!("--jwt-public-key {path}: {error}"))?;
-        let expected = || format!("--jwt-public-key {path}: expected a PEM file with `BEGIN PUBLIC KEY` and an RSA key");
+        let text =
+            std::fs::read(path).map_err(|error| format!("--jwt-public-key {path}: {error}"))?;
+        let expected = || {
+            format!(
+                "--jwt-public-key {path}: expected a PEM file with `BEGIN PUBLIC KEY` and an RSA key"
+            )
+        };
         if CertificateDer::from_pem_slice(&text).is_ok() {
             return Err(expected());
         }
         let info = SubjectPublicKeyInfoDer::from_pem_slice(&text).map_err(|_| expected())?;
-        inner_key(&info).map(|key| Self(key.to_vec())).ok_or_else(expected)
+        inner_key(&info)
+            .map(|key| Self(key.to_vec()))
+            .ok_or_else(expected)
     }
 
     fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
-        UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.0).verify(message, signature).is_ok()
+        UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.0)
+            .verify(message, signature)
+            .is_ok()
     }
 }
 
 /// The RSA key inside a SubjectPublicKeyInfo: SEQUENCE { algorithm, BIT STRING { key } }.
 fn inner_key(info: &[u8]) -> Option<&[u8]> {
-    let (0x30, body, _) = der(info)? else { return None };
-    let (0x30, _, rest) = der(body)? else { return None };
-    let (0x03, bits, _) = der(rest)? else { return None };
+    let (0x30, body, _) = der(info)? else {
+        return None;
+    };
+    let (0x30, _, rest) = der(body)? else {
+        return None;
+    };
+    let (0x03, bits, _) = der(rest)? else {
+        return None;
+    };
     let (unused, key) = bits.split_first()?;
     (*unused == 0).then_some(key)
 }
@@ -57,7 +75,12 @@ fn der(input: &[u8]) -> Option<(u8, &[u8], &[u8])> {
         (usize::from(*first), rest)
     } else {
         let (digits, rest) = rest.split_at_checked(usize::from(first & 0x7f))?;
-        (digits.iter().try_fold(0usize, |sum, digit| sum.checked_mul(256)?.checked_add(usize::from(*digit)))?, rest)
+        (
+            digits.iter().try_fold(0usize, |sum, digit| {
+                sum.checked_mul(256)?.checked_add(usize::from(*digit))
+            })?,
+            rest,
+        )
     };
     let (content, rest) = rest.split_at_checked(length)?;
     Some((*tag, content, rest))
@@ -92,20 +115,35 @@ pub(crate) fn route(
         }
         ("POST" | "GET", "/services/oauth2/revoke") => {
             let form = parse_query(&String::from_utf8_lossy(body));
-            let token = value(&form, "token").or_else(|| value(query, "token")).unwrap_or_default();
-            if org.sessions.revoke(token) { Reply::empty(200) } else { refused("unsupported_token_type", "this token type is not supported").reply() }
+            let token = value(&form, "token")
+                .or_else(|| value(query, "token"))
+                .unwrap_or_default();
+            if org.sessions.revoke(token) {
+                Reply::empty(200)
+            } else {
+                refused("unsupported_token_type", "this token type is not supported").reply()
+            }
         }
-        ("GET" | "POST", "/services/oauth2/userinfo") => identified(org, headers, query, base, false),
+        ("GET" | "POST", "/services/oauth2/userinfo") => {
+            identified(org, headers, query, base, false)
+        }
         ("GET", path) if path.starts_with("/id/") => identified(org, headers, query, base, true),
         _ => Error::not_found().into(),
     }
 }
 
 fn value<'a>(form: &'a [(String, String)], name: &str) -> Option<&'a str> {
-    form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    form.iter()
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.as_str())
 }
 
-fn token(org: &State, form: &[(String, String)], headers: &HeaderMap, base: &str) -> Result<Reply, Refused> {
+fn token(
+    org: &State,
+    form: &[(String, String)],
+    headers: &HeaderMap,
+    base: &str,
+) -> Result<Reply, Refused> {
     let mut refresh = None;
     match value(form, "grant_type") {
         Some("client_credentials") => client(org, form, headers, true)?,
@@ -113,12 +151,25 @@ fn token(org: &State, form: &[(String, String)], headers: &HeaderMap, base: &str
             client(org, form, headers, false)?;
             let given = value(form, "refresh_token").unwrap_or_default();
             let rotate = org.settings().rotate_refresh_token;
-            let next = org.sessions.refresh(given, rotate).ok_or_else(|| refused("invalid_grant", "expired access/refresh token"))?;
+            let next = org
+                .sessions
+                .refresh(given, rotate)
+                .ok_or_else(|| refused("invalid_grant", "expired access/refresh token"))?;
             refresh = rotate.then_some(next);
         }
         Some(JWT_GRANT) => assertion(org, value(form, "assertion").unwrap_or_default(), base)?,
-        Some(_) => return Err(refused("unsupported_grant_type", "grant type not supported")),
-        None => return Err(refused("invalid_request", "missing required code parameter: grant_type")),
+        Some(_) => {
+            return Err(refused(
+                "unsupported_grant_type",
+                "grant type not supported",
+            ));
+        }
+        None => {
+            return Err(refused(
+                "invalid_request",
+                "missing required code parameter: grant_type",
+            ));
+        }
     }
     let issued_at = org.now();
     let mut answer = json!({
@@ -137,19 +188,33 @@ fn token(org: &State, form: &[(String, String)], headers: &HeaderMap, base: &str
 }
 
 /// Checks the app's credentials, from the form or a Basic header.
-fn client(org: &State, form: &[(String, String)], headers: &HeaderMap, secret_needed: bool) -> Result<(), Refused> {
-    let basic = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()?.strip_prefix("Basic "));
-    let pair = basic.and_then(|text| STANDARD.decode(text.trim()).ok()).and_then(|bytes| String::from_utf8(bytes).ok());
+fn client(
+    org: &State,
+    form: &[(String, String)],
+    headers: &HeaderMap,
+    secret_needed: bool,
+) -> Result<(), Refused> {
+    let basic = headers
+        .get(header::AUTHORIZATION)
+        .and_then(|value| value.to_str().ok()?.strip_prefix("Basic "));
+    let pair = basic
+        .and_then(|text| STANDARD.decode(text.trim()).ok())
+        .and_then(|bytes| String::from_utf8(bytes).ok());
     let (id, secret) = match pair.as_deref().and_then(|text| text.split_once(':')) {
         Some((id, secret)) => (id.to_owned(), Some(secret.to_owned())),
-        None => (value(form, "client_id").unwrap_or_default().to_owned(), value(form, "client_secret").map(str::to_owned)),
+        None => (
+            value(form, "client_id").unwrap_or_default().to_owned(),
+            value(form, "client_secret").map(str::to_owned),
+        ),
     };
     let options = &org.shared.options;
     if id != options.client_id {
         return Err(refused("invalid_client_id", "client identifier invalid"));
     }
     match secret {
-        Some(secret) if secret != options.client_secret => Err(refused("invalid_client", "invalid client credentials")),
+        Some(secret) if secret != options.client_secret => {
+            Err(refused("invalid_client", "invalid client credentials"))
+        }
         None if secret_needed => Err(refused("invalid_client", "invalid client credentials")),
         _ => Ok(()),
     }
@@ -159,9 +224,17 @@ fn client(org: &State, form: &[(String, String)], headers: &HeaderMap, secret_ne
 fn assertion(org: &State, jwt: &str, base: &str) -> Result<(), Refused> {
     let grant = |text: &str| refused("invalid_grant", text);
     let parts: Vec<&str> = jwt.split('.').collect();
-    let [head, claims, signature] = parts.as_slice() else { return Err(grant("invalid assertion")) };
-    let decode = |text: &str| URL_SAFE_NO_PAD.decode(text.trim_end_matches('=')).map_err(|_| grant("invalid assertion"));
-    let object = |text: &str| serde_json::from_slice::<Value>(&decode(text)?).map_err(|_| grant("invalid assertion"));
+    let [head, claims, signature] = parts.as_slice() else {
+        return Err(grant("invalid assertion"));
+    };
+    let decode = |text: &str| {
+        URL_SAFE_NO_PAD
+            .decode(text.trim_end_matches('='))
+            .map_err(|_| grant("invalid assertion"))
+    };
+    let object = |text: &str| {
+        serde_json::from_slice::<Value>(&decode(text)?).map_err(|_| grant("invalid assertion"))
+    };
     if object(head)?["alg"] != "RS256" {
         return Err(grant("algorithm not supported: RS256 is required"));
     }
@@ -172,7 +245,10 @@ fn assertion(org: &State, jwt: &str, base: &str) -> Result<(), Refused> {
     if claims["iss"] != options.client_id.as_str() {
         return Err(refused("invalid_client_id", "client identifier invalid"));
     }
-    let audience = claims["aud"].as_str().unwrap_or_default().trim_end_matches('/');
+    let audience = claims["aud"]
+        .as_str()
+        .unwrap_or_default()
+        .trim_end_matches('/');
     if !AUDIENCES.contains(&audience) && audience != base {
         return Err(grant("audience is invalid"));
     }
@@ -195,11 +271,23 @@ fn assertion(org: &State, jwt: &str, base: &str) -> Result<(), Refused> {
 }
 
 /// `userinfo` and the identity URL.
-fn identified(org: &State, headers: &HeaderMap, query: &[(String, String)], base: &str, identity: bool) -> Reply {
-    let token = bearer(headers).or_else(|| value(query, "oauth_token")).unwrap_or_default();
+fn identified(
+    org: &State,
+    headers: &HeaderMap,
+    query: &[(String, String)],
+    base: &str,
+    identity: bool,
+) -> Reply {
+    let token = bearer(headers)
+        .or_else(|| value(query, "oauth_token"))
+        .unwrap_or_default();
     if !org.session_valid(token) {
         // Recorded as plain text, unlike everything else.
-        return Reply { status: 403, headers: Vec::new(), body: b"Bad_OAuth_Token".to_vec() };
+        return Reply {
+            status: 403,
+            headers: Vec::new(),
+            body: b"Bad_OAuth_Token".to_vec(),
+        };
     }
     let name = user_email(1);
     let url = |path: &str| format!("{base}/services/{path}");

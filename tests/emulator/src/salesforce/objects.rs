@@ -4,12 +4,13 @@
 use super::base::Gen;
 use super::schema::{Field, Kind, Obj, Object, Schema, flag};
 use super::value::Value;
+use super::work_objects::{case, opportunity, subscription, task, user};
 
-type Base = fn(&Gen<'_>) -> Value;
+pub(super) type Base = fn(&Gen<'_>) -> Value;
 
-const NONE: Base = |_| Value::Null;
+pub(super) const NONE: Base = |_| Value::Null;
 
-fn field(name: &'static str, kind: Kind, length: u32, base: Base) -> Field {
+pub(super) fn field(name: &'static str, kind: Kind, length: u32, base: Base) -> Field {
     Field {
         name,
         kind,
@@ -25,64 +26,109 @@ fn field(name: &'static str, kind: Kind, length: u32, base: Base) -> Field {
     }
 }
 
-fn text(name: &'static str, length: u32, base: Base) -> Field {
+pub(super) fn text(name: &'static str, length: u32, base: Base) -> Field {
     field(name, Kind::Text, length, base)
 }
 
-fn pick(name: &'static str, values: &'static [&'static str], base: Base) -> Field {
-    Field { picklist: values, ..field(name, Kind::Picklist, 255, base) }
+pub(super) fn pick(name: &'static str, values: &'static [&'static str], base: Base) -> Field {
+    Field {
+        picklist: values,
+        ..field(name, Kind::Picklist, 255, base)
+    }
 }
 
-fn number(name: &'static str, kind: Kind, precision: u8, scale: u8, base: Base) -> Field {
-    Field { precision, scale, ..field(name, kind, 0, base) }
+pub(super) fn number(
+    name: &'static str,
+    kind: Kind,
+    precision: u8,
+    scale: u8,
+    base: Base,
+) -> Field {
+    Field {
+        precision,
+        scale,
+        ..field(name, kind, 0, base)
+    }
 }
 
-fn flagged(name: &'static str, base: Base) -> Field {
+pub(super) fn flagged(name: &'static str, base: Base) -> Field {
     field(name, Kind::Boolean, 0, base).with(flag::DEFAULTED | flag::NOT_NULL)
 }
 
-fn refers(name: &'static str, to: &'static [Obj], relationship: &'static str, base: Base) -> Field {
-    Field { refers: to, relationship: Some(relationship), ..field(name, Kind::Reference, 18, base) }
+pub(super) fn refers(
+    name: &'static str,
+    to: &'static [Obj],
+    relationship: &'static str,
+    base: Base,
+) -> Field {
+    Field {
+        refers: to,
+        relationship: Some(relationship),
+        ..field(name, Kind::Reference, 18, base)
+    }
 }
 
-fn owner() -> Field {
-    refers("OwnerId", &[Obj::User], "Owner", |gen_| Value::Id(gen_.owner())).with(flag::DEFAULTED | flag::NOT_NULL)
+pub(super) fn owner() -> Field {
+    refers("OwnerId", &[Obj::User], "Owner", |gen_| {
+        Value::Id(gen_.owner())
+    })
+    .with(flag::DEFAULTED | flag::NOT_NULL)
 }
 
 impl Field {
-    fn with(mut self, flags: u32) -> Self {
+    pub(super) fn with(mut self, flags: u32) -> Self {
         self.flags |= flags;
         self
     }
 
-    fn without(mut self, flags: u32) -> Self {
+    pub(super) fn without(mut self, flags: u32) -> Self {
         self.flags &= !flags;
         self
     }
 
-    fn read_only(self) -> Self {
+    pub(super) fn read_only(self) -> Self {
         self.without(flag::WRITE)
     }
 
-    fn part(mut self, compound: &'static str, name: &'static str) -> Self {
+    pub(super) fn part(mut self, compound: &'static str, name: &'static str) -> Self {
         self.compound = Some((compound, name));
         self
     }
 }
 
-fn system(obj: Obj) -> Vec<Field> {
+pub(super) fn system(obj: Obj) -> Vec<Field> {
     let fixed = flag::NOT_NULL | flag::DEFAULTED;
     let hidden = if obj == Obj::User { flag::HIDDEN } else { 0 };
     vec![
-        field("Id", Kind::Id, 18, |gen_| Value::Id(gen_.id())).read_only().with(fixed | flag::ID_LOOKUP | flag::NO_EVENT),
-        field("IsDeleted", Kind::Boolean, 0, |_| Value::Bool(false)).read_only().with(fixed | flag::NO_EVENT | hidden),
-        field("CreatedDate", Kind::DateTime, 0, |gen_| gen_.created()).read_only().with(fixed),
-        refers("CreatedById", &[Obj::User], "CreatedBy", |gen_| Value::Id(gen_.owner())).read_only().with(fixed),
-        field("LastModifiedDate", Kind::DateTime, 0, |gen_| Value::DateTime(gen_.stamp())).read_only().with(fixed),
-        refers("LastModifiedById", &[Obj::User], "LastModifiedBy", |gen_| Value::Id(gen_.owner())).read_only().with(fixed),
-        field("SystemModstamp", Kind::DateTime, 0, |gen_| Value::DateTime(gen_.stamp()))
+        field("Id", Kind::Id, 18, |gen_| Value::Id(gen_.id()))
             .read_only()
-            .with(fixed | flag::NO_EVENT),
+            .with(fixed | flag::ID_LOOKUP | flag::NO_EVENT),
+        field("IsDeleted", Kind::Boolean, 0, |_| Value::Bool(false))
+            .read_only()
+            .with(fixed | flag::NO_EVENT | hidden),
+        field("CreatedDate", Kind::DateTime, 0, |gen_| gen_.created())
+            .read_only()
+            .with(fixed),
+        refers("CreatedById", &[Obj::User], "CreatedBy", |gen_| {
+            Value::Id(gen_.owner())
+        })
+        .read_only()
+        .with(fixed),
+        field("LastModifiedDate", Kind::DateTime, 0, |gen_| {
+            Value::DateTime(gen_.stamp())
+        })
+        .read_only()
+        .with(fixed),
+        refers("LastModifiedById", &[Obj::User], "LastModifiedBy", |gen_| {
+            Value::Id(gen_.owner())
+        })
+        .read_only()
+        .with(fixed),
+        field("SystemModstamp", Kind::DateTime, 0, |gen_| {
+            Value::DateTime(gen_.stamp())
+        })
+        .read_only()
+        .with(fixed | flag::NO_EVENT),
     ]
 }
 
@@ -92,16 +138,30 @@ macro_rules! address {
         const COMPOUND: &str = concat!($prefix, "Address");
         let fill = |base: Base| if $filled { base } else { NONE };
         [
-            field(concat!($prefix, "Street"), Kind::TextArea, 255, fill(|gen_| gen_.street())).part(COMPOUND, "Street"),
+            field(
+                concat!($prefix, "Street"),
+                Kind::TextArea,
+                255,
+                fill(|gen_| gen_.street()),
+            )
+            .part(COMPOUND, "Street"),
             text(concat!($prefix, "City"), 40, fill(|gen_| gen_.city())).part(COMPOUND, "City"),
             text(concat!($prefix, "State"), 80, fill(|gen_| gen_.state())).part(COMPOUND, "State"),
-            text(concat!($prefix, "PostalCode"), 20, fill(|gen_| gen_.zip())).part(COMPOUND, "PostalCode"),
-            text(concat!($prefix, "Country"), 80, fill(|gen_| gen_.country())).part(COMPOUND, "Country"),
-            number(concat!($prefix, "Latitude"), Kind::Double, 18, 15, NONE).part(COMPOUND, "Latitude"),
-            number(concat!($prefix, "Longitude"), Kind::Double, 18, 15, NONE).part(COMPOUND, "Longitude"),
+            text(concat!($prefix, "PostalCode"), 20, fill(|gen_| gen_.zip()))
+                .part(COMPOUND, "PostalCode"),
+            text(concat!($prefix, "Country"), 80, fill(|gen_| gen_.country()))
+                .part(COMPOUND, "Country"),
+            number(concat!($prefix, "Latitude"), Kind::Double, 18, 15, NONE)
+                .part(COMPOUND, "Latitude"),
+            number(concat!($prefix, "Longitude"), Kind::Double, 18, 15, NONE)
+                .part(COMPOUND, "Longitude"),
             Field {
                 length: 40,
-                ..pick(concat!($prefix, "GeocodeAccuracy"), &["Address", "NearAddress", "Block", "Street", "City", "Zip"], NONE)
+                ..pick(
+                    concat!($prefix, "GeocodeAccuracy"),
+                    &["Address", "NearAddress", "Block", "Street", "City", "Zip"],
+                    NONE,
+                )
             }
             .with(flag::RESTRICTED)
             .part(COMPOUND, "GeocodeAccuracy"),
@@ -112,41 +172,81 @@ macro_rules! address {
 
 fn person_name() -> [Field; 4] {
     [
-        text("LastName", 80, |gen_| gen_.last()).with(flag::REQUIRED).part("Name", "LastName"),
+        text("LastName", 80, |gen_| gen_.last())
+            .with(flag::REQUIRED)
+            .part("Name", "LastName"),
         text("FirstName", 40, |gen_| gen_.first()).part("Name", "FirstName"),
         pick("Salutation", SALUTATIONS, |gen_| gen_.salutation()).part("Name", "Salutation"),
-        text("Name", 121, |gen_| gen_.full_name()).read_only().with(flag::NAME | flag::NO_EVENT | flag::NOT_NULL),
+        text("Name", 121, |gen_| gen_.full_name())
+            .read_only()
+            .with(flag::NAME | flag::NO_EVENT | flag::NOT_NULL),
     ]
 }
 
 const SALUTATIONS: &[&str] = &["Mr.", "Ms.", "Mrs.", "Dr.", "Prof.", "Mx."];
 const INDUSTRIES: &[&str] = &[
-    "Agriculture", "Banking", "Biotechnology", "Construction", "Consulting", "Education", "Electronics", "Energy",
-    "Finance", "Healthcare", "Insurance", "Manufacturing", "Media", "Retail", "Technology", "Telecommunications",
-    "Transportation", "Utilities", "Other",
+    "Agriculture",
+    "Banking",
+    "Biotechnology",
+    "Construction",
+    "Consulting",
+    "Education",
+    "Electronics",
+    "Energy",
+    "Finance",
+    "Healthcare",
+    "Insurance",
+    "Manufacturing",
+    "Media",
+    "Retail",
+    "Technology",
+    "Telecommunications",
+    "Transportation",
+    "Utilities",
+    "Other",
 ];
-const LEAD_SOURCES: &[&str] = &["Web", "Phone Inquiry", "Partner Referral", "Purchased List", "Other"];
+pub(super) const LEAD_SOURCES: &[&str] = &[
+    "Web",
+    "Phone Inquiry",
+    "Partner Referral",
+    "Purchased List",
+    "Other",
+];
 const RATINGS: &[&str] = &["Hot", "Warm", "Cold"];
 
 /// The External ID and the marker field of a synchronisation, as an administrator would have added them.
 fn sync_fields(with_external_id: bool) -> Vec<Field> {
     let mut fields = Vec::new();
     if with_external_id {
-        fields.push(text("pg_crm_sync_id__c", 64, NONE).with(flag::CUSTOM | flag::UNIQUE | flag::EXTERNAL_ID));
+        fields.push(
+            text("pg_crm_sync_id__c", 64, NONE)
+                .with(flag::CUSTOM | flag::UNIQUE | flag::EXTERNAL_ID),
+        );
     }
     fields.push(text("sync_source__c", 255, NONE).with(flag::CUSTOM));
     fields
 }
 
-fn master_record(to: &'static [Obj]) -> Field {
-    refers("MasterRecordId", to, "MasterRecord", NONE).read_only().with(flag::NO_EVENT)
+pub(super) fn master_record(to: &'static [Obj]) -> Field {
+    refers("MasterRecordId", to, "MasterRecord", NONE)
+        .read_only()
+        .with(flag::NO_EVENT)
 }
 
 fn account() -> Vec<Field> {
     let mut fields = system(Obj::Account);
     fields.extend([
         text("Name", 255, |gen_| gen_.company_name()).with(flag::REQUIRED | flag::NAME),
-        pick("Type", &["Prospect", "Customer - Direct", "Customer - Channel", "Other"], |_| Value::text("Prospect")),
+        pick(
+            "Type",
+            &[
+                "Prospect",
+                "Customer - Direct",
+                "Customer - Channel",
+                "Other",
+            ],
+            |_| Value::text("Prospect"),
+        ),
         refers("ParentId", &[Obj::Account], "Parent", NONE),
     ]);
     fields.extend(address!("Billing", true));
@@ -154,13 +254,23 @@ fn account() -> Vec<Field> {
     fields.extend([
         field("Phone", Kind::Phone, 40, |gen_| gen_.phone()),
         field("Fax", Kind::Phone, 40, NONE),
-        text("AccountNumber", 40, |gen_| Value::text(&format!("A-{:06}", gen_.n))),
+        text("AccountNumber", 40, |gen_| {
+            Value::text(&format!("A-{:06}", gen_.n))
+        }),
         field("Website", Kind::Url, 255, |gen_| gen_.website()),
         text("Sic", 20, NONE),
         pick("Industry", INDUSTRIES, |gen_| gen_.industry(INDUSTRIES)),
-        number("AnnualRevenue", Kind::Currency, 18, 0, |gen_| gen_.revenue()),
-        number("NumberOfEmployees", Kind::Int, 8, 0, |gen_| gen_.employees()),
-        pick("Ownership", &["Public", "Private", "Subsidiary", "Other"], NONE),
+        number("AnnualRevenue", Kind::Currency, 18, 0, |gen_| {
+            gen_.revenue()
+        }),
+        number("NumberOfEmployees", Kind::Int, 8, 0, |gen_| {
+            gen_.employees()
+        }),
+        pick(
+            "Ownership",
+            &["Public", "Private", "Subsidiary", "Other"],
+            NONE,
+        ),
         text("TickerSymbol", 20, NONE),
         field("Description", Kind::TextArea, 32_000, NONE),
         pick("Rating", RATINGS, |gen_| gen_.pick(RATINGS, 5)),
@@ -173,7 +283,9 @@ fn account() -> Vec<Field> {
 
 fn contact() -> Vec<Field> {
     let mut fields = system(Obj::Contact);
-    fields.push(refers("AccountId", &[Obj::Account], "Account", |gen_| gen_.account()));
+    fields.push(refers("AccountId", &[Obj::Account], "Account", |gen_| {
+        gen_.account()
+    }));
     fields.extend(person_name());
     fields.extend(address!("Other", false));
     fields.extend(address!("Mailing", true));
@@ -186,7 +298,9 @@ fn contact() -> Vec<Field> {
         field("Email", Kind::Email, 80, |gen_| gen_.email()).with(flag::ID_LOOKUP),
         text("Title", 128, |gen_| gen_.title()),
         text("Department", 80, |gen_| gen_.department()),
-        pick("LeadSource", LEAD_SOURCES, |gen_| gen_.pick(LEAD_SOURCES, 7)),
+        pick("LeadSource", LEAD_SOURCES, |gen_| {
+            gen_.pick(LEAD_SOURCES, 7)
+        }),
         field("Birthdate", Kind::Date, 0, |gen_| gen_.date(-12_000, 8_000)),
         field("Description", Kind::TextArea, 32_000, NONE),
         owner(),
@@ -195,12 +309,19 @@ fn contact() -> Vec<Field> {
         master_record(&[Obj::Contact]),
     ]);
     fields.push(
-        pick("Level__c", &["Primary", "Secondary", "Tertiary"], |gen_| gen_.pick(&["Primary", "Secondary"], 11))
-            .with(flag::CUSTOM | flag::RESTRICTED),
+        pick("Level__c", &["Primary", "Secondary", "Tertiary"], |gen_| {
+            gen_.pick(&["Primary", "Secondary"], 11)
+        })
+        .with(flag::CUSTOM | flag::RESTRICTED),
     );
     fields.push(
-        Field { picklist: &["English", "German", "French", "Spanish"], ..field("Languages__c", Kind::MultiPicklist, 4_099, |gen_| gen_.languages()) }
-            .with(flag::CUSTOM),
+        Field {
+            picklist: &["English", "German", "French", "Spanish"],
+            ..field("Languages__c", Kind::MultiPicklist, 4_099, |gen_| {
+                gen_.languages()
+            })
+        }
+        .with(flag::CUSTOM),
     );
     fields.push(number("Score__c", Kind::Double, 6, 2, |gen_| gen_.score()).with(flag::CUSTOM));
     fields
@@ -220,10 +341,19 @@ fn lead() -> Vec<Field> {
         field("Email", Kind::Email, 80, |gen_| gen_.lead_email()).with(flag::ID_LOOKUP),
         field("Website", Kind::Url, 255, NONE),
         field("Description", Kind::TextArea, 32_000, NONE),
-        pick("LeadSource", LEAD_SOURCES, |gen_| gen_.pick(LEAD_SOURCES, 7)),
-        pick("Status", &["Open - Not Contacted", "Working - Contacted", "Closed - Converted", "Closed - Not Converted"], |_| {
-            Value::text("Open - Not Contacted")
-        })
+        pick("LeadSource", LEAD_SOURCES, |gen_| {
+            gen_.pick(LEAD_SOURCES, 7)
+        }),
+        pick(
+            "Status",
+            &[
+                "Open - Not Contacted",
+                "Working - Contacted",
+                "Closed - Converted",
+                "Closed - Not Converted",
+            ],
+            |_| Value::text("Open - Not Contacted"),
+        )
         .with(flag::DEFAULTED | flag::NOT_NULL),
         pick("Industry", INDUSTRIES, |gen_| gen_.industry(INDUSTRIES)),
         pick("Rating", RATINGS, NONE),
@@ -232,120 +362,28 @@ fn lead() -> Vec<Field> {
         owner(),
         flagged("IsConverted", |_| Value::Bool(false)).without(flag::UPDATE),
         field("ConvertedDate", Kind::Date, 0, NONE).read_only(),
-        refers("ConvertedAccountId", &[Obj::Account], "ConvertedAccount", NONE).read_only(),
-        refers("ConvertedContactId", &[Obj::Contact], "ConvertedContact", NONE).read_only(),
-        refers("ConvertedOpportunityId", &[Obj::Opportunity], "ConvertedOpportunity", NONE).read_only(),
+        refers(
+            "ConvertedAccountId",
+            &[Obj::Account],
+            "ConvertedAccount",
+            NONE,
+        )
+        .read_only(),
+        refers(
+            "ConvertedContactId",
+            &[Obj::Contact],
+            "ConvertedContact",
+            NONE,
+        )
+        .read_only(),
+        refers(
+            "ConvertedOpportunityId",
+            &[Obj::Opportunity],
+            "ConvertedOpportunity",
+            NONE,
+        )
+        .read_only(),
         master_record(&[Obj::Lead]),
-    ]);
-    fields
-}
-
-/// Opportunity stages in pipeline order.
-pub(crate) const STAGES: &[&str] = &[
-    "Prospecting", "Qualification", "Needs Analysis", "Value Proposition", "Perception Analysis",
-    "Proposal/Price Quote", "Negotiation/Review", "Closed Won", "Closed Lost",
-];
-
-/// The chance of winning that a stage stands for, in percent.
-pub(crate) fn probability(stage: &str) -> Value {
-    const PERCENT: [f64; 9] = [10.0, 10.0, 20.0, 50.0, 70.0, 75.0, 90.0, 100.0, 0.0];
-    STAGES.iter().position(|known| *known == stage).map_or(Value::Null, |at| Value::Double(PERCENT[at]))
-}
-
-fn opportunity() -> Vec<Field> {
-    let mut fields = system(Obj::Opportunity);
-    fields.extend([
-        refers("AccountId", &[Obj::Account], "Account", |gen_| gen_.account()),
-        text("Name", 120, |gen_| gen_.deal_name()).with(flag::REQUIRED | flag::NAME),
-        field("Description", Kind::TextArea, 32_000, NONE),
-        pick("StageName", STAGES, |gen_| Value::text(gen_.deal_stage())).with(flag::REQUIRED | flag::RESTRICTED),
-        number("Amount", Kind::Currency, 18, 2, |gen_| gen_.deal_amount()),
-        number("Probability", Kind::Percent, 3, 0, |gen_| probability(gen_.deal_stage())).with(flag::DEFAULTED),
-        field("CloseDate", Kind::Date, 0, |gen_| gen_.deal_close()).with(flag::REQUIRED),
-        pick("Type", &["Existing Customer - Upgrade", "New Customer"], NONE),
-        text("NextStep", 255, NONE),
-        pick("LeadSource", LEAD_SOURCES, |gen_| gen_.pick(LEAD_SOURCES, 7)),
-        flagged("IsClosed", |gen_| Value::Bool(gen_.deal_stage().starts_with("Closed"))).read_only(),
-        flagged("IsWon", |gen_| Value::Bool(gen_.deal_stage() == "Closed Won")).read_only(),
-        refers("ContactId", &[Obj::Contact], "Contact", NONE).without(flag::UPDATE),
-        owner(),
-    ]);
-    fields
-}
-
-fn case() -> Vec<Field> {
-    let mut fields = system(Obj::Case);
-    fields.extend([
-        text("CaseNumber", 30, |gen_| Value::text(&format!("{:08}", gen_.n)))
-            .read_only()
-            .with(flag::NAME | flag::AUTO_NUMBER | flag::DEFAULTED | flag::NOT_NULL | flag::ID_LOOKUP),
-        refers("ContactId", &[Obj::Contact], "Contact", |gen_| gen_.contact()),
-        refers("AccountId", &[Obj::Account], "Account", |gen_| gen_.account()),
-        pick("Type", &["Mechanical", "Electrical", "Structural", "Other"], NONE),
-        pick("Status", &["New", "Working", "Escalated", "Closed"], |_| Value::text("New")).with(flag::DEFAULTED),
-        pick("Reason", &["Installation", "Performance", "Breakdown", "Other"], NONE),
-        pick("Origin", &["Phone", "Email", "Web"], |gen_| gen_.pick(&["Phone", "Email", "Web"], 3)),
-        text("Subject", 255, |gen_| gen_.subject()),
-        pick("Priority", &["High", "Medium", "Low"], |_| Value::text("Medium")).with(flag::DEFAULTED),
-        field("Description", Kind::TextArea, 32_000, |gen_| gen_.subject()),
-        flagged("IsClosed", |_| Value::Bool(false)).read_only(),
-        field("ClosedDate", Kind::DateTime, 0, NONE).without(flag::UPDATE),
-        owner(),
-        master_record(&[Obj::Case]),
-    ]);
-    fields
-}
-
-fn task() -> Vec<Field> {
-    let mut fields = system(Obj::Task);
-    fields.extend([
-        refers("WhoId", &[Obj::Contact, Obj::Lead], "Who", |gen_| gen_.contact()),
-        refers("WhatId", &[Obj::Account, Obj::Opportunity, Obj::Case], "What", NONE),
-        text("Subject", 255, |gen_| gen_.subject()).with(flag::NAME),
-        field("ActivityDate", Kind::Date, 0, |gen_| gen_.date(19_800, 400)),
-        pick("Status", &["Not Started", "In Progress", "Completed", "Waiting on someone else", "Deferred"], |_| {
-            Value::text("Not Started")
-        })
-        .with(flag::DEFAULTED | flag::NOT_NULL),
-        pick("Priority", &["High", "Normal", "Low"], |_| Value::text("Normal")).with(flag::DEFAULTED | flag::NOT_NULL),
-        owner(),
-        field("Description", Kind::TextArea, 32_000, NONE),
-        flagged("IsClosed", |_| Value::Bool(false)).read_only(),
-    ]);
-    fields
-}
-
-fn user() -> Vec<Field> {
-    let mut fields = system(Obj::User);
-    fields.extend([
-        field("Username", Kind::Text, 80, |gen_| gen_.user_email()).with(flag::REQUIRED | flag::UNIQUE | flag::ID_LOOKUP),
-        text("LastName", 80, |gen_| gen_.last()).with(flag::REQUIRED).part("Name", "LastName"),
-        text("FirstName", 40, |gen_| gen_.first()).part("Name", "FirstName"),
-        text("Name", 121, |gen_| gen_.full_name()).read_only().with(flag::NAME | flag::NO_EVENT | flag::NOT_NULL),
-        field("Email", Kind::Email, 128, |gen_| gen_.user_email()).with(flag::REQUIRED),
-        text("Alias", 8, |gen_| Value::text(&format!("u{:05}", gen_.n))).with(flag::REQUIRED),
-        text("CompanyName", 80, |_| Value::text("Emulator")),
-        text("Title", 80, |gen_| gen_.title()),
-        flagged("IsActive", |_| Value::Bool(true)),
-        pick("TimeZoneSidKey", &["GMT", "Europe/Berlin", "America/New_York"], |_| Value::text("GMT")).with(flag::RESTRICTED),
-        pick("LocaleSidKey", &["en_US", "de_DE"], |_| Value::text("en_US")).with(flag::RESTRICTED),
-    ]);
-    fields
-}
-
-fn subscription() -> Vec<Field> {
-    let mut fields = system(Obj::Subscription);
-    fields.extend([
-        text("Name", 80, |gen_| Value::text(&format!("S-{:06}", gen_.n))).with(flag::NAME | flag::DEFAULTED),
-        owner(),
-        refers("Contact__c", &[Obj::Contact], "Contact__r", |gen_| gen_.contact()).with(flag::CUSTOM),
-        text("Ext__c", 64, |gen_| Value::text(&format!("sub-{:06}", gen_.n)))
-            .with(flag::CUSTOM | flag::UNIQUE | flag::EXTERNAL_ID),
-        pick("Plan__c", &["Basic", "Plus", "Enterprise"], |gen_| gen_.pick(&["Basic", "Plus", "Enterprise"], 3))
-            .with(flag::CUSTOM | flag::RESTRICTED),
-        number("Price__c", Kind::Currency, 16, 2, |gen_| gen_.amount(1_000)).with(flag::CUSTOM),
-        flagged("Active__c", |_| Value::Bool(true)).with(flag::CUSTOM),
-        field("Started__c", Kind::DateTime, 0, |gen_| Value::DateTime(gen_.stamp())).with(flag::CUSTOM),
     ]);
     fields
 }
@@ -363,11 +401,21 @@ pub(crate) fn schema(external_id: bool) -> Schema {
             finish(Obj::Account, "Account", "Accounts", account()),
             finish(Obj::Contact, "Contact", "Contacts", contact()),
             finish(Obj::Lead, "Lead", "Leads", lead()),
-            finish(Obj::Opportunity, "Opportunity", "Opportunities", opportunity()),
+            finish(
+                Obj::Opportunity,
+                "Opportunity",
+                "Opportunities",
+                opportunity(),
+            ),
             finish(Obj::Case, "Case", "Cases", case()),
             finish(Obj::Task, "Task", "Tasks", task()),
             finish(Obj::User, "User", "Users", user()),
-            finish(Obj::Subscription, "Subscription", "Subscriptions", subscription()),
+            finish(
+                Obj::Subscription,
+                "Subscription",
+                "Subscriptions",
+                subscription(),
+            ),
         ],
     }
 }
@@ -381,7 +429,12 @@ mod tests {
         let schema = schema(true);
         for obj in Obj::ALL {
             assert_eq!(schema.object(obj).obj, obj);
-            assert_eq!(schema.find(&obj.name().to_uppercase()).map(|found| found.obj), Some(obj));
+            assert_eq!(
+                schema
+                    .find(&obj.name().to_uppercase())
+                    .map(|found| found.obj),
+                Some(obj)
+            );
         }
     }
 
@@ -389,6 +442,11 @@ mod tests {
     fn the_external_id_field_can_be_left_out() {
         let schema = super::schema(false);
         assert_eq!(schema.object(Obj::Contact).index("pg_crm_sync_id__c"), None);
-        assert!(schema.object(Obj::Contact).index("sync_source__c").is_some());
+        assert!(
+            schema
+                .object(Obj::Contact)
+                .index("sync_source__c")
+                .is_some()
+        );
     }
 }

@@ -33,12 +33,20 @@ fn key(name: &str) -> Vec<u8> {
 
 fn lower_first(name: &str) -> String {
     let mut chars = name.chars();
-    chars.next().map_or_else(String::new, |first| first.to_lowercase().chain(chars).collect())
+    chars.next().map_or_else(String::new, |first| {
+        first.to_lowercase().chain(chars).collect()
+    })
 }
 
 impl<'a> Renderer<'a> {
     /// Prepares `columns` of `obj` for answers under `/services/data/v{version}`.
-    pub(crate) fn new(schema: &'a Schema, people: &'a People, obj: Obj, columns: &[Column], version: &str) -> Self {
+    pub(crate) fn new(
+        schema: &'a Schema,
+        people: &'a People,
+        obj: Obj,
+        columns: &[Column],
+        version: &str,
+    ) -> Self {
         let object = schema.object(obj);
         let name = obj.name();
         let head = format!("{{\"attributes\":{{\"type\":\"{name}\",\"url\":\"/services/data/v{version}/sobjects/{name}/").into_bytes();
@@ -47,14 +55,33 @@ impl<'a> Renderer<'a> {
             Column::Compound(field) => {
                 let compound = object.fields[*field].name;
                 let parts = object.components(compound).into_iter();
-                Prepared::Compound(key(compound), parts.map(|(at, part)| (key(&lower_first(part)), at)).collect())
+                Prepared::Compound(
+                    key(compound),
+                    parts
+                        .map(|(at, part)| (key(&lower_first(part)), at))
+                        .collect(),
+                )
             }
-            Column::Parent { reference, obj, fields } => {
+            Column::Parent {
+                reference,
+                obj,
+                fields,
+            } => {
                 let relation = object.fields[*reference].relationship.unwrap_or_default();
-                Prepared::Parent(key(relation), *obj, fields.iter().map(|field| Column::Field(*field)).collect())
+                Prepared::Parent(
+                    key(relation),
+                    *obj,
+                    fields.iter().map(|field| Column::Field(*field)).collect(),
+                )
             }
         };
-        Self { schema, people, object, head, columns: columns.iter().map(prepare).collect() }
+        Self {
+            schema,
+            people,
+            object,
+            head,
+            columns: columns.iter().map(prepare).collect(),
+        }
     }
 
     /// Appends one record.
@@ -79,8 +106,12 @@ impl<'a> Renderer<'a> {
                     out.extend_from_slice(key);
                     match parents.next() {
                         Some(Some(parent)) => {
-                            let line = Line { hit: parent.clone(), parents: Vec::new() };
-                            Self::new(self.schema, self.people, *obj, fields, version).record(out, &line, version);
+                            let line = Line {
+                                hit: parent.clone(),
+                                parents: Vec::new(),
+                            };
+                            Self::new(self.schema, self.people, *obj, fields, version)
+                                .record(out, &line, version);
                         }
                         _ => out.extend_from_slice(b"null"),
                     }
@@ -107,7 +138,14 @@ fn push_compound(out: &mut Vec<u8>, view: &View<'_>, parts: &[(Vec<u8>, usize)])
 }
 
 /// Appends a query answer around already chosen lines.
-pub(crate) fn push_page(out: &mut Vec<u8>, renderer: &Renderer<'_>, lines: &[Line], total: u64, next: Option<&str>, version: &str) {
+pub(crate) fn push_page(
+    out: &mut Vec<u8>,
+    renderer: &Renderer<'_>,
+    lines: &[Line],
+    total: u64,
+    next: Option<&str>,
+    version: &str,
+) {
     out.extend_from_slice(b"{\"totalSize\":");
     push_int(out, i64::try_from(total).unwrap_or(i64::MAX));
     match next {

@@ -252,24 +252,41 @@ pub(crate) struct Object {
 
 impl Object {
     /// An object of these fields; the first seven must be the system fields in the order of [`at`].
-    pub(crate) fn new(obj: Obj, label: &'static str, plural: &'static str, fields: Vec<Field>) -> Self {
+    pub(crate) fn new(
+        obj: Obj,
+        label: &'static str,
+        plural: &'static str,
+        fields: Vec<Field>,
+    ) -> Self {
         let by_name = fields
             .iter()
             .enumerate()
             .filter(|(_, field)| !field.has(flag::HIDDEN))
             .map(|(at, field)| (field.name.to_ascii_lowercase(), at))
             .collect();
-        Self { obj, label, plural, fields, by_name }
+        Self {
+            obj,
+            label,
+            plural,
+            fields,
+            by_name,
+        }
     }
 
     /// Position of a field by API name, without regard to case.
     pub(crate) fn index(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).copied().or_else(|| self.by_name.get(&name.to_ascii_lowercase()).copied())
+        self.by_name
+            .get(name)
+            .copied()
+            .or_else(|| self.by_name.get(&name.to_ascii_lowercase()).copied())
     }
 
     /// Fields a caller can see, with their positions.
     pub(crate) fn visible(&self) -> impl Iterator<Item = (usize, &Field)> {
-        self.fields.iter().enumerate().filter(|(_, field)| !field.has(flag::HIDDEN))
+        self.fields
+            .iter()
+            .enumerate()
+            .filter(|(_, field)| !field.has(flag::HIDDEN))
     }
 
     /// Components of a compound field with their positions.
@@ -295,6 +312,8 @@ impl Schema {
 
     /// Finds an object by API name, without regard to case.
     pub(crate) fn find(&self, name: &str) -> Option<&Object> {
-        self.objects.iter().find(|object| object.obj.name().eq_ignore_ascii_case(name))
+        self.objects
+            .iter()
+            .find(|object| object.obj.name().eq_ignore_ascii_case(name))
     }
 }

@@ -45,10 +45,18 @@ impl Sessions {
         let mut inner = self.lock();
         let org = ORG.to_string();
         let (a, b) = (inner.rng.next_u64(), inner.rng.next_u64());
-        let token = format!("{}!AQ{a:016x}.{b:016X}_{:04}", &org[..15], inner.issued % 10_000);
+        let token = format!(
+            "{}!AQ{a:016x}.{b:016X}_{:04}",
+            &org[..15],
+            inner.issued % 10_000
+        );
         inner.issued += 1;
         if inner.open.len() >= MAX_SESSIONS
-            && let Some(oldest) = inner.open.iter().min_by_key(|(_, (number, _))| *number).map(|(token, _)| token.clone())
+            && let Some(oldest) = inner
+                .open
+                .iter()
+                .min_by_key(|(_, (number, _))| *number)
+                .map(|(token, _)| token.clone())
         {
             inner.open.remove(&oldest);
         }
@@ -77,7 +85,10 @@ impl Sessions {
     /// Uses a refresh token: `None` when it is not good, else the one to use next time.
     pub(crate) fn refresh(&self, token: &str, rotate: bool) -> Option<String> {
         let mut inner = self.lock();
-        let place = inner.refresh_tokens.iter().position(|known| known == token)?;
+        let place = inner
+            .refresh_tokens
+            .iter()
+            .position(|known| known == token)?;
         if rotate {
             let next = format!("5Aep861{:016x}", inner.rng.next_u64());
             inner.refresh_tokens[place].clone_from(&next);

@@ -64,7 +64,11 @@ impl Settings {
             let number = value.as_u64().filter(|number| *number >= least);
             number.ok_or_else(|| format!("{key}: expected a whole number of {least} or more"))
         };
-        let truth = || value.as_bool().ok_or_else(|| format!("{key}: expected true or false"));
+        let truth = || {
+            value
+                .as_bool()
+                .ok_or_else(|| format!("{key}: expected true or false"))
+        };
         match key {
             "daily" => self.daily = number(0)?,
             "enforce" => self.enforce = truth()?,
@@ -78,8 +82,16 @@ impl Settings {
             "session_life_ms" => self.session_life_ms = number(0)?,
             "page_rows" => self.page_rows = number(1)?.min(2_000),
             _ => {
-                let known: Vec<String> = self.to_json().as_object().into_iter().flat_map(|map| map.keys().cloned()).collect();
-                return Err(format!("unknown setting `{key}`; known are {}", known.join(", ")));
+                let known: Vec<String> = self
+                    .to_json()
+                    .as_object()
+                    .into_iter()
+                    .flat_map(|map| map.keys().cloned())
+                    .collect();
+                return Err(format!(
+                    "unknown setting `{key}`; known are {}",
+                    known.join(", ")
+                ));
             }
         }
         Ok(())
@@ -109,6 +121,11 @@ mod tests {
         assert!(error.contains("daily"), "{error}");
         assert!(settings.diffs, "nothing of a refused change is kept");
         let unknown = json!({"dialy": 1});
-        assert!(settings.merge(unknown.as_object().unwrap()).unwrap_err().contains("known are daily"));
+        assert!(
+            settings
+                .merge(unknown.as_object().unwrap())
+                .unwrap_err()
+                .contains("known are daily")
+        );
     }
 }

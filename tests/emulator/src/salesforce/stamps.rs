@@ -62,7 +62,9 @@ pub(crate) fn parse_datetime(text: &str) -> Option<i64> {
             .ok()
             .map(|at| at.and_utc().timestamp_millis());
     }
-    DateTime::parse_from_str(&normal, "%Y-%m-%dT%H:%M:%S%.f%z").ok().map(|at| at.timestamp_millis())
+    DateTime::parse_from_str(&normal, "%Y-%m-%dT%H:%M:%S%.f%z")
+        .ok()
+        .map(|at| at.timestamp_millis())
 }
 
 /// Reads `yyyy-mm-dd`, or takes the day of a date-time; days since 1970-01-01.
@@ -76,14 +78,21 @@ pub(crate) fn parse_date(text: &str) -> Option<i32> {
 
 /// `Wed, 21 Oct 2015 07:28:00 GMT`, the form of HTTP's date headers.
 pub(crate) fn http_date(ms: i64) -> String {
-    DateTime::from_timestamp_millis(ms).unwrap_or_default().format("%a, %d %b %Y %H:%M:%S GMT").to_string()
+    DateTime::from_timestamp_millis(ms)
+        .unwrap_or_default()
+        .format("%a, %d %b %Y %H:%M:%S GMT")
+        .to_string()
 }
 
 /// Reads an HTTP date header; milliseconds since 1970.
 pub(crate) fn parse_http_date(text: &str) -> Option<i64> {
     let text = text.trim();
-    let local = text.strip_suffix(" GMT").or_else(|| text.strip_suffix(" UTC"))?;
-    NaiveDateTime::parse_from_str(local, "%a, %d %b %Y %H:%M:%S").ok().map(|at| at.and_utc().timestamp_millis())
+    let local = text
+        .strip_suffix(" GMT")
+        .or_else(|| text.strip_suffix(" UTC"))?;
+    NaiveDateTime::parse_from_str(local, "%a, %d %b %Y %H:%M:%S")
+        .ok()
+        .map(|at| at.and_utc().timestamp_millis())
 }
 
 #[cfg(test)]
@@ -99,15 +108,27 @@ mod tests {
             "2026-05-01T09:25:37+02:00",
             "2026-05-01T09:25:37.000+0200",
         ] {
-            assert_eq!(parse_datetime(text).map(datetime).as_deref(), Some("2026-05-01T07:25:37.000+0000"), "{text}");
+            assert_eq!(
+                parse_datetime(text).map(datetime).as_deref(),
+                Some("2026-05-01T07:25:37.000+0000"),
+                "{text}"
+            );
         }
-        assert_eq!(parse_datetime("2026-05-01T07:25:37"), None, "a zone is required");
+        assert_eq!(
+            parse_datetime("2026-05-01T07:25:37"),
+            None,
+            "a zone is required"
+        );
         assert_eq!(parse_datetime("2026-13-01T07:25:37Z"), None);
     }
 
     #[test]
     fn dates_round_trip_over_leap_days() {
-        for (text, days) in [("1970-01-01", 0), ("2024-02-29", 19_782), ("1969-12-31", -1)] {
+        for (text, days) in [
+            ("1970-01-01", 0),
+            ("2024-02-29", 19_782),
+            ("1969-12-31", -1),
+        ] {
             assert_eq!(parse_date(text), Some(days));
             let mut out = Vec::new();
             push_date(&mut out, days);

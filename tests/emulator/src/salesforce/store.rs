@@ -86,7 +86,11 @@ impl View<'_> {
     /// All values.
     pub(crate) fn all(&self) -> Vec<Value> {
         match self {
-            Self::Base(object, gen_) => object.fields.iter().map(|field| (field.base)(gen_)).collect(),
+            Self::Base(object, gen_) => object
+                .fields
+                .iter()
+                .map(|field| (field.base)(gen_))
+                .collect(),
             Self::Row(row) => row.values.clone(),
         }
     }
@@ -109,7 +113,9 @@ pub(crate) struct Table {
 impl Table {
     fn new(object: &Object, people: &People) -> Self {
         let base = base::count(object.obj, people);
-        let indexed = (0..object.fields.len()).filter(|at| *at > 0 && object.fields[*at].is_indexed()).collect();
+        let indexed = (0..object.fields.len())
+            .filter(|at| *at > 0 && object.fields[*at].is_indexed())
+            .collect();
         Self {
             obj: object.obj,
             people: people.clone(),
@@ -150,11 +156,6 @@ impl Table {
         self.next - 1
     }
 
-    /// Number of records outside the recycle bin.
-    pub(crate) fn live(&self) -> u64 {
-        self.live
-    }
-
     /// The record, deleted ones included.
     pub(crate) fn get(&self, number: u64) -> Option<Hit> {
         match self.rows.get(&number) {
@@ -172,7 +173,9 @@ impl Table {
 
     /// Written records from `number` on, in order of number.
     pub(crate) fn written_from(&self, number: u64) -> impl Iterator<Item = (u64, &Arc<Row>)> {
-        self.rows.range(number..).map(|(number, row)| (*number, row))
+        self.rows
+            .range(number..)
+            .map(|(number, row)| (*number, row))
     }
 
     fn is_live(&self, number: u64) -> bool {
@@ -191,12 +194,17 @@ impl Table {
                     self.by_stamp.insert((row.stamp(), number));
                     self.enter(number, &row);
                 }
-                self.rows.insert(number, Arc::clone(&row)).map(|old| (old, Some(row)))
+                self.rows
+                    .insert(number, Arc::clone(&row))
+                    .map(|old| (old, Some(row)))
             }
             None => self.rows.remove(&number).map(|old| (old, None)),
         };
         if let Some((old, new)) = old {
-            if new.as_ref().is_none_or(|new| new.purged || new.stamp() != old.stamp()) {
+            if new
+                .as_ref()
+                .is_none_or(|new| new.purged || new.stamp() != old.stamp())
+            {
                 self.by_stamp.remove(&(old.stamp(), number));
             }
             self.leave(number, &old, new.as_deref().filter(|new| !new.purged));
@@ -218,7 +226,9 @@ impl Table {
 
     fn leave(&mut self, number: u64, old: &Row, new: Option<&Row>) {
         for field in &self.indexed {
-            let Some(key) = old.values[*field].index_key() else { continue };
+            let Some(key) = old.values[*field].index_key() else {
+                continue;
+            };
             if new.and_then(|new| new.values[*field].index_key()).as_ref() == Some(&key) {
                 continue;
             }
@@ -233,14 +243,23 @@ impl Table {
     }
 
     /// Records whose indexed `field` equals `value`, without regard to case; deleted ones included.
-    pub(crate) fn lookup(&self, object: &Object, people: &People, field: usize, value: &Value) -> Vec<Hit> {
+    pub(crate) fn lookup(
+        &self,
+        object: &Object,
+        people: &People,
+        field: usize,
+        value: &Value,
+    ) -> Vec<Hit> {
         if field == at::ID {
             let id = value.as_id().filter(|id| id.prefix == self.obj.prefix());
             return id.and_then(|id| self.get(id.number)).into_iter().collect();
         }
-        let Some(key) = value.index_key() else { return Vec::new() };
+        let Some(key) = value.index_key() else {
+            return Vec::new();
+        };
         let mut found = Vec::new();
-        if let Some(number) = Gen::find(self.obj, object.fields[field].name, &key, self.base, people)
+        if let Some(number) =
+            Gen::find(self.obj, object.fields[field].name, &key, self.base, people)
             && !self.rows.contains_key(&number)
         {
             let hit = Hit::Base(number);
@@ -260,10 +279,27 @@ impl Table {
     }
 
     /// Records in order of (stamp, number) from one position to another, both inclusive, deleted ones included.
-    pub(crate) fn by_stamp(&self, from: (i64, u64), to: (i64, u64), descending: bool) -> StampWalk<'_> {
+    pub(crate) fn by_stamp(
+        &self,
+        from: (i64, u64),
+        to: (i64, u64),
+        descending: bool,
+    ) -> StampWalk<'_> {
         let (low, high) = self.base_range(from, to);
-        let overlay = if from <= to { Some(self.by_stamp.range(from..=to)) } else { None };
-        StampWalk { table: self, low, high, overlay, descending, held_base: None, held_row: None }
+        let overlay = if from <= to {
+            Some(self.by_stamp.range(from..=to))
+        } else {
+            None
+        };
+        StampWalk {
+            table: self,
+            low,
+            high,
+            overlay,
+            descending,
+            held_base: None,
+            held_row: None,
+        }
     }
 
     /// Base records inside a range of (stamp, number) positions, as numbers `low..high`.
@@ -281,13 +317,22 @@ impl Table {
 
     /// How many live records lie between two (stamp, number) positions, by arithmetic over the base and a walk over the
     /// written rows of that range only.
-    pub(crate) fn count_by_stamp(&self, from: (i64, u64), to: (i64, u64), with_deleted: bool) -> u64 {
+    pub(crate) fn count_by_stamp(
+        &self,
+        from: (i64, u64),
+        to: (i64, u64),
+        with_deleted: bool,
+    ) -> u64 {
         if from > to {
             return 0;
         }
         let (low, high) = self.base_range(from, to);
         let overlaid = self.rows.range(low..high).count() as u64;
-        let written = self.by_stamp.range(from..=to).filter(|(_, number)| with_deleted || self.is_live(*number)).count() as u64;
+        let written = self
+            .by_stamp
+            .range(from..=to)
+            .filter(|(_, number)| with_deleted || self.is_live(*number))
+            .count() as u64;
         (high - low) - overlaid + written
     }
 
@@ -301,9 +346,16 @@ impl Table {
             return self.live;
         }
         let base = (to.min(self.base) + 1).saturating_sub(from);
-        let overlaid = self.rows.range(from..=to.min(self.base).max(from - 1)).count() as u64;
+        let overlaid = self
+            .rows
+            .range(from..=to.min(self.base).max(from - 1))
+            .count() as u64;
         let counts = |row: &Row| !row.purged && (with_deleted || !row.deleted());
-        let written = self.rows.range(from..=to).filter(|(_, row)| counts(row)).count() as u64;
+        let written = self
+            .rows
+            .range(from..=to)
+            .filter(|(_, row)| counts(row))
+            .count() as u64;
         base - overlaid.min(base) + written
     }
 }
@@ -338,7 +390,11 @@ impl StampWalk<'_> {
 
     fn next_row(&mut self) -> Option<(i64, u64)> {
         let overlay = self.overlay.as_mut()?;
-        if self.descending { overlay.next_back().copied() } else { overlay.next().copied() }
+        if self.descending {
+            overlay.next_back().copied()
+        } else {
+            overlay.next().copied()
+        }
     }
 }
 
@@ -349,7 +405,9 @@ impl Iterator for StampWalk<'_> {
         let base = self.held_base.take().or_else(|| self.next_base());
         let row = self.held_row.take().or_else(|| self.next_row());
         let base_first = match (base, row) {
-            (Some(base), Some(row)) => ((self.table.base_stamp(base), base) < row) != self.descending,
+            (Some(base), Some(row)) => {
+                ((self.table.base_stamp(base), base) < row) != self.descending
+            }
             (Some(_), None) => true,
             (None, Some(_)) => false,
             (None, None) => return None,
@@ -372,7 +430,9 @@ impl Store {
     /// The org as generated, with `people.contacts()`-many contacts and the other objects in proportion.
     pub(crate) fn new(schema: &Schema, people: &People) -> Self {
         let table = |object: &Object| Table::new(object, people);
-        Self { tables: schema.objects.iter().map(table).collect() }
+        Self {
+            tables: schema.objects.iter().map(table).collect(),
+        }
     }
 
     /// The table of an object.

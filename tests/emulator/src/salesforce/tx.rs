@@ -3,11 +3,11 @@
 use super::State;
 use super::error::Error;
 use super::ids::SfId;
-use super::objects;
 use super::schema::{Field, Kind, Obj, Object, at, flag};
 use super::store::{Hit, Row, Store};
 use super::validate::{self, Mode, Values};
 use super::value::Value;
+use super::work_objects;
 use std::sync::{Arc, RwLockWriteGuard};
 
 /// What happened to a record.
@@ -60,7 +60,15 @@ impl<'a> Tx<'a> {
     pub(crate) fn begin(org: &'a State, writer: Writer) -> Self {
         let store = org.write_store();
         let now = org.now().div_euclid(1_000) * 1_000;
-        Self { org, store, writer, now, undo: Vec::new(), changes: Vec::new(), committed: false }
+        Self {
+            org,
+            store,
+            writer,
+            now,
+            undo: Vec::new(),
+            changes: Vec::new(),
+            committed: false,
+        }
     }
 
     /// A point to go back to.
@@ -106,7 +114,11 @@ impl<'a> Tx<'a> {
     }
 
     /// Creates a record.
-    pub(crate) fn create(&mut self, obj: Obj, fields: &serde_json::Map<String, serde_json::Value>) -> Result<SfId, Error> {
+    pub(crate) fn create(
+        &mut self,
+        obj: Obj,
+        fields: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<SfId, Error> {
         let object = self.object(obj);
         self.org.row_fault(obj)?;
         let values = validate::values(object, &self.store, fields, self.mode(true))?;
@@ -122,9 +134,19 @@ impl<'a> Tx<'a> {
         self.unique(object, &row, None)?;
         self.duplicates(object, &row)?;
         self.store.table_mut(obj).allot();
-        let row = Arc::new(Row { values: row, purged: false });
+        let row = Arc::new(Row {
+            values: row,
+            purged: false,
+        });
         self.put(obj, number, Arc::clone(&row));
-        self.changes.push(Change { obj, number, kind: ChangeKind::Create, row, old: None, changed: Vec::new() });
+        self.changes.push(Change {
+            obj,
+            number,
+            kind: ChangeKind::Create,
+            row,
+            old: None,
+            changed: Vec::new(),
+        });
         Ok(id)
     }
 
@@ -147,7 +169,11 @@ impl<'a> Tx<'a> {
     }
 
     /// Changes a record. A write that changes nothing still moves the stamps, as in Salesforce (unless set otherwise).
-    pub(crate) fn update(&mut self, id: SfId, fields: &serde_json::Map<String, serde_json::Value>) -> Result<(), Error> {
+    pub(crate) fn update(
+        &mut self,
+        id: SfId,
+        fields: &serde_json::Map<String, serde_json::Value>,
+    ) -> Result<(), Error> {
         let (obj, hit) = self.alive(id)?;
         self.org.row_fault(obj)?;
         let values = validate::values(self.object(obj), &self.store, fields, self.mode(false))?;
@@ -157,20 +183,29 @@ impl<'a> Tx<'a> {
     /// The record `id` names; an error when it is missing or deleted.
     pub(crate) fn alive(&self, id: SfId) -> Result<(Obj, Hit), Error> {
         let (obj, hit) = self.store.find(id).ok_or_else(Error::not_found)?;
-        if hit.deleted() { Err(Error::deleted()) } else { Ok((obj, hit)) }
+        if hit.deleted() {
+            Err(Error::deleted())
+        } else {
+            Ok((obj, hit))
+        }
     }
 
     /// Writes already validated values.
     pub(crate) fn apply(&mut self, obj: Obj, hit: &Hit, values: Values) -> Result<(), Error> {
         let object = self.object(obj);
         let number = hit.number();
-        let old = Arc::new(Row { values: hit.view(object, &self.org.shared.people).all(), purged: false });
+        let old = Arc::new(Row {
+            values: hit.view(object, &self.org.shared.people).all(),
+            purged: false,
+        });
         let mut row = old.values.clone();
         for (index, value) in values {
             row[index] = value;
         }
         derive(object, &mut row, self.now, Some(&old.values));
-        let mut changed: Vec<usize> = (0..row.len()).filter(|index| row[*index] != old.values[*index]).collect();
+        let mut changed: Vec<usize> = (0..row.len())
+            .filter(|index| row[*index] != old.values[*index])
+            .collect();
         if changed.is_empty() && !self.org.settings().touch_on_noop {
             return Ok(());
         }
@@ -183,9 +218,19 @@ impl<'a> Tx<'a> {
         if row[at::LAST_MODIFIED_BY] != old.values[at::LAST_MODIFIED_BY] {
             changed.push(at::LAST_MODIFIED_BY);
         }
-        let row = Arc::new(Row { values: row, purged: false });
+        let row = Arc::new(Row {
+            values: row,
+            purged: false,
+        });
         self.put(obj, number, Arc::clone(&row));
-        self.changes.push(Change { obj, number, kind: ChangeKind::Update, row, old: Some(old), changed });
+        self.changes.push(Change {
+            obj,
+            number,
+            kind: ChangeKind::Update,
+            row,
+            old: Some(old),
+            changed,
+        });
         Ok(())
     }
 
@@ -201,7 +246,10 @@ impl<'a> Tx<'a> {
     pub(crate) fn undelete(&mut self, id: SfId) -> Result<(), Error> {
         let (obj, hit) = self.store.find(id).ok_or_else(Error::not_found)?;
         if !hit.deleted() {
-            return Err(Error::bad("UNDELETE_FAILED", "entity is not in the recycle bin"));
+            return Err(Error::bad(
+                "UNDELETE_FAILED",
+                "entity is not in the recycle bin",
+            ));
         }
         let object = self.object(obj);
         let row = hit.view(object, &self.org.shared.people).all();
@@ -216,16 +264,33 @@ impl<'a> Tx<'a> {
         row[at::STAMP] = Value::DateTime(self.now);
         row[at::LAST_MODIFIED] = Value::DateTime(self.now);
         row[at::LAST_MODIFIED_BY] = Value::Id(self.writer.user);
-        let row = Arc::new(Row { values: row, purged: false });
+        let row = Arc::new(Row {
+            values: row,
+            purged: false,
+        });
         self.put(obj, hit.number(), Arc::clone(&row));
-        self.changes.push(Change { obj, number: hit.number(), kind, row, old: None, changed: Vec::new() });
+        self.changes.push(Change {
+            obj,
+            number: hit.number(),
+            kind,
+            row,
+            old: None,
+            changed: Vec::new(),
+        });
     }
 
     /// Marks a record that is about to be deleted as merged into `winner`; raises no event of its own.
     pub(crate) fn point_to_master(&mut self, obj: Obj, hit: &Hit, field: usize, winner: SfId) {
         let mut row = hit.view(self.object(obj), &self.org.shared.people).all();
         row[field] = Value::Id(winner);
-        self.put(obj, hit.number(), Arc::new(Row { values: row, purged: false }));
+        self.put(
+            obj,
+            hit.number(),
+            Arc::new(Row {
+                values: row,
+                purged: false,
+            }),
+        );
     }
 
     /// Removes a record for good.
@@ -235,18 +300,39 @@ impl<'a> Tx<'a> {
             self.flag(obj, &hit, true, ChangeKind::Delete);
         }
         let empty = vec![Value::Null; self.object(obj).fields.len()];
-        self.put(obj, hit.number(), Arc::new(Row { values: empty, purged: true }));
+        self.put(
+            obj,
+            hit.number(),
+            Arc::new(Row {
+                values: empty,
+                purged: true,
+            }),
+        );
         Ok(())
     }
 
     /// Refuses a second record with the same value in a unique field. Deleted records do not count.
     fn unique(&self, object: &Object, row: &[Value], own: Option<u64>) -> Result<(), Error> {
-        for (index, field) in object.visible().filter(|(_, field)| field.has(flag::UNIQUE)) {
-            let found = self.store.table(object.obj).lookup(object, &self.org.shared.people, index, &row[index]);
-            let other = found.iter().find(|hit| Some(hit.number()) != own && !hit.deleted());
+        for (index, field) in object
+            .visible()
+            .filter(|(_, field)| field.has(flag::UNIQUE))
+        {
+            let found = self.store.table(object.obj).lookup(
+                object,
+                &self.org.shared.people,
+                index,
+                &row[index],
+            );
+            let other = found
+                .iter()
+                .find(|hit| Some(hit.number()) != own && !hit.deleted());
             if let Some(other) = other {
                 let id = SfId::new(object.obj.prefix(), other.number()).to_string();
-                let message = format!("duplicate value found: {} duplicates value on record with id: {}", field.name, &id[..15]);
+                let message = format!(
+                    "duplicate value found: {} duplicates value on record with id: {}",
+                    field.name,
+                    &id[..15]
+                );
                 return Err(Error::bad("DUPLICATE_VALUE", message));
             }
         }
@@ -255,13 +341,27 @@ impl<'a> Tx<'a> {
 
     /// The org's duplicate rule, when switched on: no second Contact or Lead with the same address.
     fn duplicates(&self, object: &Object, row: &[Value]) -> Result<(), Error> {
-        if self.writer.allow_duplicates || !self.org.settings().duplicate_rule || !matches!(object.obj, Obj::Contact | Obj::Lead) {
+        if self.writer.allow_duplicates
+            || !self.org.settings().duplicate_rule
+            || !matches!(object.obj, Obj::Contact | Obj::Lead)
+        {
             return Ok(());
         }
-        let Some(email) = object.index("Email") else { return Ok(()) };
-        let mut found = self.store.table(object.obj).lookup(object, &self.org.shared.people, email, &row[email]);
+        let Some(email) = object.index("Email") else {
+            return Ok(());
+        };
+        let mut found = self.store.table(object.obj).lookup(
+            object,
+            &self.org.shared.people,
+            email,
+            &row[email],
+        );
         found.retain(|hit| !hit.deleted());
-        if found.is_empty() { Ok(()) } else { Err(duplicates_detected(object.obj, &found)) }
+        if found.is_empty() {
+            Ok(())
+        } else {
+            Err(duplicates_detected(object.obj, &found))
+        }
     }
 }
 
@@ -293,7 +393,7 @@ fn duplicates_detected(obj: Obj, found: &[Hit]) -> Error {
     });
     let mut error = Error::bad("DUPLICATES_DETECTED", "Use one of these records?");
     // The misspelling is Salesforce's.
-    error.extra = Some(("duplicateResut", result));
+    error.extra = Some(Box::new(("duplicateResut", result)));
     error
 }
 
@@ -310,7 +410,12 @@ fn defaults(object: &Object) -> Vec<Value> {
 
 /// Fields that follow from others.
 fn derive(object: &Object, row: &mut [Value], now: i64, old: Option<&[Value]>) {
-    let text = |row: &[Value], name: &str| object.index(name).and_then(|at| row[at].as_text().map(str::to_owned)).unwrap_or_default();
+    let text = |row: &[Value], name: &str| {
+        object
+            .index(name)
+            .and_then(|at| row[at].as_text().map(str::to_owned))
+            .unwrap_or_default()
+    };
     let set = |row: &mut [Value], name: &str, value: Value| {
         if let Some(at) = object.index(name) {
             row[at] = value;
@@ -325,10 +430,15 @@ fn derive(object: &Object, row: &mut [Value], now: i64, old: Option<&[Value]>) {
             let stage = text(row, "StageName");
             set(row, "IsClosed", Value::Bool(stage.starts_with("Closed")));
             set(row, "IsWon", Value::Bool(stage == "Closed Won"));
-            let (Some(probability), Some(at)) = (object.index("Probability"), object.index("StageName")) else { return };
-            let moved = old.is_some_and(|old| old[at] != row[at] && old[probability] == row[probability]);
+            let (Some(probability), Some(at)) =
+                (object.index("Probability"), object.index("StageName"))
+            else {
+                return;
+            };
+            let moved =
+                old.is_some_and(|old| old[at] != row[at] && old[probability] == row[probability]);
             if moved || row[probability].is_null() {
-                row[probability] = objects::probability(&stage);
+                row[probability] = work_objects::probability(&stage);
             }
         }
         Obj::Case => {
@@ -337,7 +447,11 @@ fn derive(object: &Object, row: &mut [Value], now: i64, old: Option<&[Value]>) {
             if let Some(at) = object.index("ClosedDate")
                 && closed == row[at].is_null()
             {
-                row[at] = if closed { Value::DateTime(now) } else { Value::Null };
+                row[at] = if closed {
+                    Value::DateTime(now)
+                } else {
+                    Value::Null
+                };
             }
         }
         Obj::Task => {

@@ -21,7 +21,12 @@ pub(crate) enum Mode {
 pub(crate) type Values = Vec<(usize, Value)>;
 
 /// Reads the fields of a record. `attributes` is skipped; a nested object names a parent by its external id.
-pub(crate) fn values(object: &Object, store: &Store, fields: &Map<String, Json>, mode: Mode) -> Result<Values, Error> {
+pub(crate) fn values(
+    object: &Object,
+    store: &Store,
+    fields: &Map<String, Json>,
+    mode: Mode,
+) -> Result<Values, Error> {
     let mut out: Values = Vec::with_capacity(fields.len());
     let mut refused = Vec::new();
     for (name, json) in fields {
@@ -29,7 +34,10 @@ pub(crate) fn values(object: &Object, store: &Store, fields: &Map<String, Json>,
             continue;
         }
         let Some(index) = object.index(name) else {
-            let message = format!("No such column '{name}' on sobject of type {}", object.obj.name());
+            let message = format!(
+                "No such column '{name}' on sobject of type {}",
+                object.obj.name()
+            );
             return Err(Error::bad("INVALID_FIELD", message));
         };
         let field = &object.fields[index];
@@ -86,7 +94,9 @@ fn typed(field: &Field, json: &Json) -> Result<Value, Error> {
         Json::Bool(truth) if field.kind == Kind::Boolean => Value::Bool(*truth),
         Json::Number(number) => match field.kind {
             Kind::Int => Value::Int(number.as_i64().ok_or_else(wrong)?),
-            kind if kind.is_number() => Value::Double(rounded(number.as_f64().ok_or_else(wrong)?, field.scale)),
+            kind if kind.is_number() => {
+                Value::Double(rounded(number.as_f64().ok_or_else(wrong)?, field.scale))
+            }
             _ => return Err(wrong()),
         },
         _ => return Err(wrong()),
@@ -108,12 +118,19 @@ fn from_text(field: &Field, text: &str) -> Option<Value> {
         Kind::Int => Value::Int(trimmed.parse().ok()?),
         kind if kind.is_number() => {
             let number: f64 = trimmed.parse().ok()?;
-            Value::Double(rounded(Some(number).filter(|number| number.is_finite())?, field.scale))
+            Value::Double(rounded(
+                Some(number).filter(|number| number.is_finite())?,
+                field.scale,
+            ))
         }
         Kind::Date => Value::Date(stamps::parse_date(trimmed)?),
-        Kind::DateTime => Value::DateTime(stamps::parse_datetime(trimmed)?.div_euclid(1_000) * 1_000),
+        Kind::DateTime => {
+            Value::DateTime(stamps::parse_datetime(trimmed)?.div_euclid(1_000) * 1_000)
+        }
         // Told apart from other mistakes by `checked`, which names the id.
-        Kind::Id | Kind::Reference => SfId::parse(trimmed).map_or_else(|| Value::Text(trimmed.into()), Value::Id),
+        Kind::Id | Kind::Reference => {
+            SfId::parse(trimmed).map_or_else(|| Value::Text(trimmed.into()), Value::Id)
+        }
         _ => return None,
     })
 }
@@ -121,24 +138,42 @@ fn from_text(field: &Field, text: &str) -> Option<Value> {
 fn rounded(number: f64, scale: u8) -> f64 {
     let factor = 10f64.powi(i32::from(scale));
     let scaled = number * factor;
-    if scaled.abs() < 1e15 { scaled.round() / factor } else { number }
+    if scaled.abs() < 1e15 {
+        scaled.round() / factor
+    } else {
+        number
+    }
 }
 
 /// A multi-select in the order of its definition, without repetitions; unknown values last.
 fn ordered(field: &Field, text: &str) -> String {
-    let mut chosen: Vec<&str> = text.split(';').map(str::trim).filter(|value| !value.is_empty()).collect();
-    chosen.sort_by_key(|value| field.picklist.iter().position(|known| known == value).unwrap_or(usize::MAX));
+    let mut chosen: Vec<&str> = text
+        .split(';')
+        .map(str::trim)
+        .filter(|value| !value.is_empty())
+        .collect();
+    chosen.sort_by_key(|value| {
+        field
+            .picklist
+            .iter()
+            .position(|known| known == value)
+            .unwrap_or(usize::MAX)
+    });
     chosen.dedup();
     chosen.join(";")
 }
 
 fn checked(object: &Object, store: &Store, field: &Field, value: &Value) -> Result<(), Error> {
     match value {
-        Value::Text(text) if matches!(field.kind, Kind::Id | Kind::Reference) => Err(malformed(object.obj, field, text)),
+        Value::Text(text) if matches!(field.kind, Kind::Id | Kind::Reference) => {
+            Err(malformed(object.obj, field, text))
+        }
         Value::Text(text) => check_text(field, text),
         Value::Double(number) => check_number(field, *number),
         Value::Int(number) => check_number(field, *number as f64),
-        Value::Id(id) if field.kind == Kind::Reference => check_reference(object.obj, store, field, *id),
+        Value::Id(id) if field.kind == Kind::Reference => {
+            check_reference(object.obj, store, field, *id)
+        }
         _ => Ok(()),
     }
 }
@@ -156,7 +191,10 @@ fn check_text(field: &Field, text: &str) -> Result<(), Error> {
     // Salesforce counts UTF-16 code units.
     if text.encode_utf16().count() > field.length as usize {
         let shown: String = text.chars().take(64).collect();
-        let message = format!("{}: data value too large: {shown} (max length={})", field.name, field.length);
+        let message = format!(
+            "{}: data value too large: {shown} (max length={})",
+            field.name, field.length
+        );
         return Err(Error::bad("STRING_TOO_LONG", message).on(&[field.name]));
     }
     if field.kind == Kind::Email && !is_email(text) {
@@ -165,10 +203,16 @@ fn check_text(field: &Field, text: &str) -> Result<(), Error> {
     }
     if field.has(flag::RESTRICTED) {
         let known = |value: &str| field.picklist.contains(&value);
-        let fits = if field.kind == Kind::MultiPicklist { text.split(';').all(known) } else { known(text) };
+        let fits = if field.kind == Kind::MultiPicklist {
+            text.split(';').all(known)
+        } else {
+            known(text)
+        };
         if !fits {
             let message = format!("bad value for restricted picklist field: {text}");
-            return Err(Error::bad("INVALID_OR_NULL_FOR_RESTRICTED_PICKLIST", message).on(&[field.name]));
+            return Err(
+                Error::bad("INVALID_OR_NULL_FOR_RESTRICTED_PICKLIST", message).on(&[field.name]),
+            );
         }
     }
     Ok(())
@@ -176,20 +220,28 @@ fn check_text(field: &Field, text: &str) -> Result<(), Error> {
 
 fn is_email(text: &str) -> bool {
     let plain = !text.contains([' ', ',', ';', '<', '>']);
-    plain && matches!(text.split_once('@'), Some((name, host)) if !name.is_empty() && host.contains('.') && !host.starts_with('.') && !host.ends_with('.') && !host.contains('@'))
+    plain
+        && matches!(text.split_once('@'), Some((name, host)) if !name.is_empty() && host.contains('.') && !host.starts_with('.') && !host.ends_with('.') && !host.contains('@'))
 }
 
 fn check_number(field: &Field, number: f64) -> Result<(), Error> {
     let whole = i32::from(field.precision) - i32::from(field.scale);
     if whole > 0 && number.abs() >= 10f64.powi(whole) {
-        let message = format!("{}: value outside of valid range on numeric field: {number}", field.name);
+        let message = format!(
+            "{}: value outside of valid range on numeric field: {number}",
+            field.name
+        );
         return Err(Error::bad("NUMBER_OUTSIDE_VALID_RANGE", message).on(&[field.name]));
     }
     Ok(())
 }
 
 fn check_reference(obj: Obj, store: &Store, field: &Field, id: SfId) -> Result<(), Error> {
-    if !field.refers.iter().any(|target| target.prefix() == id.prefix) {
+    if !field
+        .refers
+        .iter()
+        .any(|target| target.prefix() == id.prefix)
+    {
         return Err(malformed(obj, field, &id.to_string()));
     }
     match store.find(id) {
@@ -197,7 +249,10 @@ fn check_reference(obj: Obj, store: &Store, field: &Field, id: SfId) -> Result<(
         Some(_) => Err(Error::bad("ENTITY_IS_DELETED", "entity is deleted").on(&[field.name])),
         None => {
             let message = format!("insufficient access rights on cross-reference id: {id}");
-            Err(Error::bad("INSUFFICIENT_ACCESS_ON_CROSS_REFERENCE_ENTITY", message).on(&[field.name]))
+            Err(
+                Error::bad("INSUFFICIENT_ACCESS_ON_CROSS_REFERENCE_ENTITY", message)
+                    .on(&[field.name]),
+            )
         }
     }
 }

@@ -28,7 +28,11 @@ pub(crate) enum Value {
 impl Value {
     /// Text; empty text is null.
     pub(crate) fn text(text: &str) -> Self {
-        if text.is_empty() { Self::Null } else { Self::Text(text.into()) }
+        if text.is_empty() {
+            Self::Null
+        } else {
+            Self::Text(text.into())
+        }
     }
 
     /// Whether the field is empty.
@@ -38,17 +42,29 @@ impl Value {
 
     /// The text, if this is text.
     pub(crate) fn as_text(&self) -> Option<&str> {
-        if let Self::Text(text) = self { Some(text) } else { None }
+        if let Self::Text(text) = self {
+            Some(text)
+        } else {
+            None
+        }
     }
 
     /// The reference, if this is one.
     pub(crate) fn as_id(&self) -> Option<SfId> {
-        if let Self::Id(id) = self { Some(*id) } else { None }
+        if let Self::Id(id) = self {
+            Some(*id)
+        } else {
+            None
+        }
     }
 
     /// The instant, if this is one.
     pub(crate) fn as_datetime(&self) -> Option<i64> {
-        if let Self::DateTime(ms) = self { Some(*ms) } else { None }
+        if let Self::DateTime(ms) = self {
+            Some(*ms)
+        } else {
+            None
+        }
     }
 
     /// Appends the JSON form.
@@ -194,7 +210,14 @@ mod tests {
 
     #[test]
     fn rendered_json_parses_back_for_awkward_text() {
-        for text in ["plain", "quo\"te", "back\\slash", "line\nfeed\r\ttab", "\u{1}\u{1f}", "ünï\u{1f600}"] {
+        for text in [
+            "plain",
+            "quo\"te",
+            "back\\slash",
+            "line\nfeed\r\ttab",
+            "\u{1}\u{1f}",
+            "ünï\u{1f600}",
+        ] {
             let mut out = Vec::new();
             push_json_text(&mut out, text);
             assert_eq!(serde_json::from_slice::<String>(&out).unwrap(), text);
@@ -215,7 +238,10 @@ mod tests {
 
     #[test]
     fn text_compares_without_case() {
-        assert_eq!(Value::text("abc").compare(&Value::text("ABC")), Some(Ordering::Equal));
+        assert_eq!(
+            Value::text("abc").compare(&Value::text("ABC")),
+            Some(Ordering::Equal)
+        );
         assert_eq!(Value::text("É").index_key(), Value::text("é").index_key());
         assert_eq!(Value::Int(1).compare(&Value::text("1")), None);
     }

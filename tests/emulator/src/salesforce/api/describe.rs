@@ -19,15 +19,49 @@ fn nothing(map: &mut Map<String, Value>, names: &[&str]) {
 fn summary(object: &Object, root: &str) -> Map<String, Value> {
     let name = object.obj.name();
     let user = object.obj == Obj::User;
-    let mergeable = matches!(object.obj, Obj::Account | Obj::Contact | Obj::Lead | Obj::Case);
+    let mergeable = matches!(
+        object.obj,
+        Obj::Account | Obj::Contact | Obj::Lead | Obj::Case
+    );
     let mut map = Map::new();
-    yes_no(&mut map, &["activateable", "customSetting", "deprecatedAndHidden", "hasSubtypes", "isInterface", "isSubtype"], false);
-    yes_no(&mut map, &["createable", "layoutable", "queryable", "replicateable", "retrieveable", "searchable", "triggerable", "updateable"], true);
-    yes_no(&mut map, &["deletable", "undeletable", "deepCloneable"], !user);
+    yes_no(
+        &mut map,
+        &[
+            "activateable",
+            "customSetting",
+            "deprecatedAndHidden",
+            "hasSubtypes",
+            "isInterface",
+            "isSubtype",
+        ],
+        false,
+    );
+    yes_no(
+        &mut map,
+        &[
+            "createable",
+            "layoutable",
+            "queryable",
+            "replicateable",
+            "retrieveable",
+            "searchable",
+            "triggerable",
+            "updateable",
+        ],
+        true,
+    );
+    yes_no(
+        &mut map,
+        &["deletable", "undeletable", "deepCloneable"],
+        !user,
+    );
     yes_no(&mut map, &["feedEnabled", "mruEnabled"], true);
     nothing(&mut map, &["associateEntityType", "associateParentEntity"]);
     map.insert("custom".into(), json!(object.obj.custom()));
-    map.insert("keyPrefix".into(), json!(String::from_utf8_lossy(&object.obj.prefix())));
+    map.insert(
+        "keyPrefix".into(),
+        json!(String::from_utf8_lossy(&object.obj.prefix())),
+    );
     map.insert("label".into(), json!(object.label));
     map.insert("labelPlural".into(), json!(object.plural));
     map.insert("mergeable".into(), json!(mergeable));
@@ -43,13 +77,34 @@ fn summary(object: &Object, root: &str) -> Map<String, Value> {
 fn change_event(object: &Object, root: &str) -> Map<String, Value> {
     let mut map = summary(object, root);
     let name = object.obj.change_event();
-    let off = ["createable", "layoutable", "queryable", "replicateable", "retrieveable", "searchable", "updateable", "deletable", "undeletable", "deepCloneable", "feedEnabled", "mruEnabled", "mergeable", "custom"];
+    let off = [
+        "createable",
+        "layoutable",
+        "queryable",
+        "replicateable",
+        "retrieveable",
+        "searchable",
+        "updateable",
+        "deletable",
+        "undeletable",
+        "deepCloneable",
+        "feedEnabled",
+        "mruEnabled",
+        "mergeable",
+        "custom",
+    ];
     yes_no(&mut map, &off, false);
     nothing(&mut map, &["keyPrefix"]);
     map.insert("associateEntityType".into(), json!("ChangeEvent"));
     map.insert("associateParentEntity".into(), json!(object.obj.name()));
-    map.insert("label".into(), json!(format!("{} Change Event", object.label)));
-    map.insert("labelPlural".into(), json!(format!("{} Change Event", object.label)));
+    map.insert(
+        "label".into(),
+        json!(format!("{} Change Event", object.label)),
+    );
+    map.insert(
+        "labelPlural".into(),
+        json!(format!("{} Change Event", object.label)),
+    );
     let base = format!("{root}/sobjects/{name}");
     map.insert("name".into(), json!(name));
     map.insert("urls".into(), json!({"rowTemplate": format!("{base}/{{ID}}"), "eventSchema": format!("{base}/eventSchema"), "describe": format!("{base}/describe"), "sobject": base}));
@@ -64,13 +119,19 @@ pub(crate) fn global(org: &State, call: &Call<'_>) -> Reply {
         list.push(Value::Object(summary(object, &root)));
         list.push(Value::Object(change_event(object, &root)));
     }
-    dated(call, &json!({"encoding": "UTF-8", "maxBatchSize": 200, "sobjects": list}))
+    dated(
+        call,
+        &json!({"encoding": "UTF-8", "maxBatchSize": 200, "sobjects": list}),
+    )
 }
 
 /// `GET /sobjects/X`
 pub(crate) fn basic(org: &State, call: &Call<'_>, name: &str) -> Answer {
     let object = rows::object(org, name)?;
-    Ok(Reply::json(200, &json!({"objectDescribe": summary(object, &call.root()), "recentItems": []})))
+    Ok(Reply::json(
+        200,
+        &json!({"objectDescribe": summary(object, &call.root()), "recentItems": []}),
+    ))
 }
 
 /// `GET /sobjects/X/describe`; 304 when the caller's copy is not older than the schema.
@@ -83,9 +144,25 @@ pub(crate) fn full(org: &State, call: &Call<'_>, name: &str) -> Answer {
     for name in ["actionOverrides", "namedLayoutInfos"] {
         map.insert(name.into(), json!([]));
     }
-    nothing(&mut map, &["defaultImplementation", "extendedBy", "extendsInterfaces", "implementedBy", "implementsInterfaces", "listviewable", "lookupLayoutable", "networkScopeFieldName", "sobjectDescribeOption"]);
+    nothing(
+        &mut map,
+        &[
+            "defaultImplementation",
+            "extendedBy",
+            "extendsInterfaces",
+            "implementedBy",
+            "implementsInterfaces",
+            "listviewable",
+            "lookupLayoutable",
+            "networkScopeFieldName",
+            "sobjectDescribeOption",
+        ],
+    );
     yes_no(&mut map, &["compactLayoutable", "searchLayoutable"], true);
-    map.insert("childRelationships".into(), children(&org.schema, object.obj));
+    map.insert(
+        "childRelationships".into(),
+        children(&org.schema, object.obj),
+    );
     map.insert("recordTypeInfos".into(), json!([{"active": true, "available": true, "defaultRecordTypeMapping": true,
         "developerName": "Master", "master": true, "name": "Master", "recordTypeId": "012000000000000AAA", "urls": {"layout": format!("{}/sobjects/{}/describe/layouts/012000000000000AAA", call.root(), object.obj.name())}}]));
     map.insert("supportedScopes".into(), json!([{"label": format!("All {}", object.plural), "name": "everything"}, {"label": format!("My {}", object.plural), "name": "mine"}]));
@@ -96,15 +173,24 @@ pub(crate) fn full(org: &State, call: &Call<'_>, name: &str) -> Answer {
 
 fn dated(call: &Call<'_>, body: &Value) -> Reply {
     let reply = Reply::json(200, body);
-    let tag = format!("\"{:x}\"", reply.body.len() as u64 ^ u64::from(call.version.as_bytes().first().copied().unwrap_or(0)) << 32);
-    reply.with("last-modified", stamps::http_date(FIRST_MS)).with("etag", tag)
+    let tag = format!(
+        "\"{:x}\"",
+        reply.body.len() as u64
+            ^ u64::from(call.version.as_bytes().first().copied().unwrap_or(0)) << 32
+    );
+    reply
+        .with("last-modified", stamps::http_date(FIRST_MS))
+        .with("etag", tag)
 }
 
 /// Objects that refer to this one.
 fn children(schema: &Schema, obj: Obj) -> Value {
     let mut list = Vec::new();
     for child in &schema.objects {
-        for (_, field) in child.visible().filter(|(_, field)| field.refers.contains(&obj)) {
+        for (_, field) in child
+            .visible()
+            .filter(|(_, field)| field.refers.contains(&obj))
+        {
             list.push(json!({"cascadeDelete": false, "childSObject": child.obj.name(), "deprecatedAndHidden": false, "field": field.name,
                 "junctionIdListNames": [], "junctionReferenceTo": [], "relationshipName": null, "restrictedDelete": false}));
         }
@@ -116,16 +202,30 @@ fn children(schema: &Schema, obj: Obj) -> Value {
 fn fields(object: &Object) -> Vec<Value> {
     let visible: Vec<(usize, &Field)> = object.visible().collect();
     let head = visible.iter().filter(|(index, _)| *index <= at::IS_DELETED);
-    let own = visible.iter().filter(|(index, field)| *index > at::STAMP && !field.has(flag::CUSTOM));
-    let system = visible.iter().filter(|(index, _)| (at::CREATED_DATE..=at::STAMP).contains(index));
-    let custom = visible.iter().filter(|(index, field)| *index > at::STAMP && field.has(flag::CUSTOM));
-    head.chain(own).chain(system).chain(custom).map(|(_, field)| Value::Object(describe(field))).collect()
+    let own = visible
+        .iter()
+        .filter(|(index, field)| *index > at::STAMP && !field.has(flag::CUSTOM));
+    let system = visible
+        .iter()
+        .filter(|(index, _)| (at::CREATED_DATE..=at::STAMP).contains(index));
+    let custom = visible
+        .iter()
+        .filter(|(index, field)| *index > at::STAMP && field.has(flag::CUSTOM));
+    head.chain(own)
+        .chain(system)
+        .chain(custom)
+        .map(|(_, field)| describe(field))
+        .collect()
 }
 
 /// `FirstName` → `First Name`; `pg_crm_sync_id__c` → `pg crm sync id`.
 fn label(field: &Field) -> String {
     let name = field.name.strip_suffix("__c").unwrap_or(field.name);
-    let name = if field.kind == Kind::Reference && !field.has(flag::CUSTOM) { name.to_owned() } else { name.replace('_', " ") };
+    let name = if field.kind == Kind::Reference && !field.has(flag::CUSTOM) {
+        name.to_owned()
+    } else {
+        name.replace('_', " ")
+    };
     let mut out = String::new();
     let mut last_lower = false;
     for symbol in name.chars() {
@@ -141,53 +241,87 @@ fn label(field: &Field) -> String {
     }
 }
 
-fn describe(field: &Field) -> Map<String, Value> {
-    let kind = field.kind;
-    let compound = kind == Kind::Address;
-    let mut map = Map::new();
-    yes_no(&mut map, &["aiPredictionField", "cascadeDelete", "dependentPicklist", "deprecatedAndHidden", "displayLocationInDecimal", "encrypted", "formulaTreatNullNumberAsZero", "highScaleNumber", "htmlFormatted", "queryByDistance", "restrictedDelete", "writeRequiresMasterRead"], false);
-    nothing(&mut map, &["calculatedFormula", "controllerName", "defaultValueFormula", "extraTypeInfo", "filteredLookupInfo", "inlineHelpText", "mask", "maskType", "referenceTargetField", "relationshipOrder"]);
+/// A field in full: what depends on its type, then what every field has.
+fn describe(field: &Field) -> Value {
+    let (kind, compound) = (field.kind, field.kind == Kind::Address);
     let sortable = !field.is_long_text() && !compound && kind != Kind::MultiPicklist;
-    yes_no(&mut map, &["sortable"], sortable);
-    yes_no(&mut map, &["filterable"], !compound && !field.is_long_text());
-    yes_no(&mut map, &["groupable"], sortable && !kind.is_number() && kind != Kind::DateTime);
-    yes_no(&mut map, &["aggregatable"], sortable && kind != Kind::Boolean);
-    map.insert("autoNumber".into(), json!(field.has(flag::AUTO_NUMBER)));
-    let bytes = if kind.is_text() { field.length * 3 } else { field.length };
-    map.insert("byteLength".into(), json!(bytes));
-    map.insert("calculated".into(), json!(field.has(flag::CALCULATED)));
-    map.insert("caseSensitive".into(), json!(false));
-    let compound_name = field.compound.map(|(owner, _)| owner);
-    map.insert("compoundFieldName".into(), json!(compound_name));
-    map.insert("createable".into(), json!(field.has(flag::CREATE) && !compound));
-    map.insert("custom".into(), json!(field.has(flag::CUSTOM)));
-    map.insert("defaultValue".into(), if kind == Kind::Boolean { json!(false) } else { Value::Null });
-    map.insert("defaultedOnCreate".into(), json!(field.has(flag::DEFAULTED)));
-    map.insert("digits".into(), json!(if kind == Kind::Int { field.precision } else { 0 }));
-    map.insert("externalId".into(), json!(field.has(flag::EXTERNAL_ID)));
-    map.insert("idLookup".into(), json!(field.is_key()));
-    map.insert("label".into(), json!(label(field)));
-    map.insert("length".into(), json!(field.length));
-    map.insert("name".into(), json!(field.name));
-    map.insert("nameField".into(), json!(field.has(flag::NAME)));
-    map.insert("namePointing".into(), json!(field.refers.len() > 1));
-    map.insert("nillable".into(), json!(field.nillable()));
-    map.insert("permissionable".into(), json!(field.nillable() && kind != Kind::Id));
-    map.insert("picklistValues".into(), picklist(field));
-    map.insert("polymorphicForeignKey".into(), json!(field.refers.len() > 1));
-    map.insert("precision".into(), json!(if kind == Kind::Int { 0 } else { field.precision }));
-    map.insert("referenceTo".into(), json!(field.refers.iter().map(|obj| obj.name()).collect::<Vec<_>>()));
-    map.insert("relationshipName".into(), json!(field.relationship));
-    map.insert("restrictedPicklist".into(), json!(field.has(flag::RESTRICTED)));
-    map.insert("scale".into(), json!(field.scale));
-    map.insert("searchPrefilterable".into(), json!(kind == Kind::Reference));
-    map.insert("soapType".into(), json!(kind.soap()));
-    map.insert("type".into(), json!(kind.name()));
-    map.insert("unique".into(), json!(field.has(flag::UNIQUE)));
-    map.insert("updateable".into(), json!(field.has(flag::UPDATE) && !compound));
-    map.sort_keys();
-    map
+    let int = kind == Kind::Int;
+    let polymorphic = field.refers.len() > 1;
+    let mut body = json!({
+        "aggregatable": sortable && kind != Kind::Boolean,
+        "autoNumber": field.has(flag::AUTO_NUMBER),
+        // Three bytes of UTF-8 per character.
+        "byteLength": if kind.is_text() { field.length * 3 } else { field.length },
+        "calculated": field.has(flag::CALCULATED),
+        "caseSensitive": false,
+        "compoundFieldName": field.compound.map(|(owner, _)| owner),
+        "createable": field.has(flag::CREATE) && !compound,
+        "custom": field.has(flag::CUSTOM),
+        "defaultValue": (kind == Kind::Boolean).then_some(false),
+        "defaultedOnCreate": field.has(flag::DEFAULTED),
+        "digits": if int { field.precision } else { 0 },
+        "externalId": field.has(flag::EXTERNAL_ID),
+        "filterable": !compound && !field.is_long_text(),
+        "groupable": sortable && !kind.is_number() && kind != Kind::DateTime,
+        "idLookup": field.is_key(),
+        "label": label(field),
+        "length": field.length,
+        "name": field.name,
+        "nameField": field.has(flag::NAME),
+        "namePointing": polymorphic,
+        "nillable": field.nillable(),
+        "permissionable": field.nillable() && kind != Kind::Id,
+        "picklistValues": picklist(field),
+        "polymorphicForeignKey": polymorphic,
+        "precision": if int { 0 } else { field.precision },
+        "referenceTo": field.refers.iter().map(|obj| obj.name()).collect::<Vec<_>>(),
+        "relationshipName": field.relationship,
+        "restrictedPicklist": field.has(flag::RESTRICTED),
+        "scale": field.scale,
+        "searchPrefilterable": kind == Kind::Reference,
+        "soapType": kind.soap(),
+        "sortable": sortable,
+        "type": kind.name(),
+        "unique": field.has(flag::UNIQUE),
+        "updateable": field.has(flag::UPDATE) && !compound,
+    });
+    if let Value::Object(map) = &mut body {
+        yes_no(map, &NEVER, false);
+        nothing(map, &EMPTY);
+        map.sort_keys();
+    }
+    body
 }
+
+/// Properties no field here has.
+const NEVER: [&str; 12] = [
+    "aiPredictionField",
+    "cascadeDelete",
+    "dependentPicklist",
+    "deprecatedAndHidden",
+    "displayLocationInDecimal",
+    "encrypted",
+    "formulaTreatNullNumberAsZero",
+    "highScaleNumber",
+    "htmlFormatted",
+    "queryByDistance",
+    "restrictedDelete",
+    "writeRequiresMasterRead",
+];
+
+/// Properties that are null for every field here.
+const EMPTY: [&str; 10] = [
+    "calculatedFormula",
+    "controllerName",
+    "defaultValueFormula",
+    "extraTypeInfo",
+    "filteredLookupInfo",
+    "inlineHelpText",
+    "mask",
+    "maskType",
+    "referenceTargetField",
+    "relationshipOrder",
+];
 
 fn picklist(field: &Field) -> Value {
     let entry = |value: &&str| json!({"active": true, "defaultValue": false, "label": value, "validFor": null, "value": value});
@@ -211,7 +345,12 @@ mod tests {
         expected.sort_unstable();
         for object in &crate::salesforce::objects::schema(true).objects {
             for field in fields(object) {
-                let mut found: Vec<&str> = field.as_object().unwrap().keys().map(String::as_str).collect();
+                let mut found: Vec<&str> = field
+                    .as_object()
+                    .unwrap()
+                    .keys()
+                    .map(String::as_str)
+                    .collect();
                 found.sort_unstable();
                 assert_eq!(found, expected, "{}", object.obj.name());
             }
@@ -223,6 +362,9 @@ mod tests {
         let schema = crate::salesforce::objects::schema(true);
         let object = schema.object(Obj::Contact);
         let of = |name: &str| label(&object.fields[object.index(name).unwrap()]);
-        assert_eq!((of("FirstName"), of("AccountId"), of("Level__c")), ("First Name".into(), "Account ID".into(), "Level".into()));
+        assert_eq!(
+            (of("FirstName"), of("AccountId"), of("Level__c")),
+            ("First Name".into(), "Account ID".into(), "Level".into())
+        );
     }
 }

@@ -48,9 +48,15 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     let mut router = Router::new();
     for template in TEMPLATES {
         // simple-salesforce ends many paths with a slash.
-        router = router.route(template, any(handle)).route(&format!("{template}/"), any(handle));
+        router = router
+            .route(template, any(handle))
+            .route(&format!("{template}/"), any(handle));
     }
-    for path in ["/services/oauth2/{call}", "/services/{*rest}", "/id/{org}/{user}"] {
+    for path in [
+        "/services/oauth2/{call}",
+        "/services/{*rest}",
+        "/id/{org}/{user}",
+    ] {
         router = router.route(path, any(handle));
     }
     router.with_state(state)
@@ -60,47 +66,109 @@ async fn handle(Extract(org): Extract<Arc<State>>, request: Request) -> Response
     let (head, body) = request.into_parts();
     let size = head.uri.to_string().len();
     if size > MAX_HEAD {
-        return finish(&org, Error::new(414, "URI_TOO_LONG", "URI Too Long").into(), false);
+        return finish(
+            &org,
+            Error::new(414, "URI_TOO_LONG", "URI Too Long").into(),
+            false,
+        );
     }
-    let headers: usize = head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    let headers: usize = head
+        .headers
+        .iter()
+        .map(|(name, value)| name.as_str().len() + value.len())
+        .sum();
     if size + headers > MAX_HEAD {
-        return finish(&org, Error::new(431, "REQUEST_HEADER_FIELDS_TOO_LARGE", "Request Header Fields Too Large").into(), false);
+        return finish(
+            &org,
+            Error::new(
+                431,
+                "REQUEST_HEADER_FIELDS_TOO_LARGE",
+                "Request Header Fields Too Large",
+            )
+            .into(),
+            false,
+        );
     }
     let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
-        return finish(&org, Error::new(413, "REQUEST_ENTITY_TOO_LARGE", "The request body is too large").into(), false);
+        return finish(
+            &org,
+            Error::new(
+                413,
+                "REQUEST_ENTITY_TOO_LARGE",
+                "The request body is too large",
+            )
+            .into(),
+            false,
+        );
     };
     let path = head.uri.path().to_owned();
     let query = parse_query(head.uri.query().unwrap_or_default());
     if !path.starts_with("/services/data") {
         let base = base_url(&head.headers, &org);
-        let reply = oauth::route(&org, head.method.as_str(), &path, &query, &head.headers, &body, &base);
+        let reply = oauth::route(
+            &org,
+            head.method.as_str(),
+            &path,
+            &query,
+            &head.headers,
+            &body,
+            &base,
+        );
         return finish(&org, reply, false);
     }
     let counted = path.trim_end_matches('/') != "/services/data";
-    let reply = data(&org, head.method.as_str(), &path, query, &head.headers, &body);
+    let reply = data(
+        &org,
+        head.method.as_str(),
+        &path,
+        query,
+        &head.headers,
+        &body,
+    );
     finish(&org, reply, counted)
 }
 
 /// The URL the caller reached us by: answers name the instance with it.
 fn base_url(headers: &HeaderMap, org: &State) -> String {
-    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok()).unwrap_or("127.0.0.1");
-    let port = host.rsplit_once(':').and_then(|(_, port)| port.parse::<u16>().ok());
+    let host = headers
+        .get(header::HOST)
+        .and_then(|value| value.to_str().ok())
+        .unwrap_or("127.0.0.1");
+    let port = host
+        .rsplit_once(':')
+        .and_then(|(_, port)| port.parse::<u16>().ok());
     let tls = port.is_some() && port == org.https_port.get().copied();
     let scheme = if tls { "https" } else { "http" };
     format!("{scheme}://{host}")
 }
 
-fn data(org: &State, method: &str, path: &str, query: Vec<(String, String)>, headers: &HeaderMap, body: &Bytes) -> Reply {
-    let mut segments = path.split('/').filter(|segment| !segment.is_empty()).skip(2);
+fn data(
+    org: &State,
+    method: &str,
+    path: &str,
+    query: Vec<(String, String)>,
+    headers: &HeaderMap,
+    body: &Bytes,
+) -> Reply {
+    let mut segments = path
+        .split('/')
+        .filter(|segment| !segment.is_empty())
+        .skip(2);
     let Some(version) = segments.next() else {
         return Reply::json(200, &versions());
     };
-    let Some(version) = version.strip_prefix('v') else { return Error::not_found().into() };
-    let admitted = check_version(version).and_then(|()| authorize(org, headers)).and_then(|()| org.count_call());
+    let Some(version) = version.strip_prefix('v') else {
+        return Error::not_found().into();
+    };
+    let admitted = check_version(version)
+        .and_then(|()| authorize(org, headers))
+        .and_then(|()| org.count_call());
     if let Err(error) = admitted {
         return error.into();
     }
-    let known = |(name, value): (&HeaderName, &HeaderValue)| Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()));
+    let known = |(name, value): (&HeaderName, &HeaderValue)| {
+        Some((name.as_str().to_owned(), value.to_str().ok()?.to_owned()))
+    };
     let call = Call {
         method,
         path: segments.map(|segment| decode(segment, false)).collect(),
@@ -114,22 +182,34 @@ fn data(org: &State, method: &str, path: &str, query: Vec<(String, String)>, hea
 
 /// Accepts the versions that are served, says 410 for retired ones and 404 for the rest.
 pub(crate) fn check_version(version: &str) -> Result<(), Error> {
-    let number = version.strip_suffix(".0").and_then(|text| text.parse::<u32>().ok()).ok_or_else(Error::not_found)?;
+    let number = version
+        .strip_suffix(".0")
+        .and_then(|text| text.parse::<u32>().ok())
+        .ok_or_else(Error::not_found)?;
     if VERSIONS.contains(&number) {
         return Ok(());
     }
     if (7..=30).contains(&number) {
-        return Err(Error::new(410, "UNSUPPORTED_API_VERSION", "The requested API version is retired"));
+        return Err(Error::new(
+            410,
+            "UNSUPPORTED_API_VERSION",
+            "The requested API version is retired",
+        ));
     }
     Err(Error::not_found())
 }
 
 fn versions() -> Value {
     // One real label has a typographic quote; clients must not parse labels.
-    const LABELS: [&str; 6] = ["Winter '25", "Spring ’25", "Summer '25", "Winter '26", "Spring '26", "Summer '26"];
-    let entry = |(number, label): (u32, &str)| {
-        json!({"label": label, "url": format!("/services/data/v{number}.0"), "version": format!("{number}.0")})
-    };
+    const LABELS: [&str; 6] = [
+        "Winter '25",
+        "Spring ’25",
+        "Summer '25",
+        "Winter '26",
+        "Spring '26",
+        "Summer '26",
+    ];
+    let entry = |(number, label): (u32, &str)| json!({"label": label, "url": format!("/services/data/v{number}.0"), "version": format!("{number}.0")});
     Value::Array(VERSIONS.zip(LABELS).map(entry).collect())
 }
 
@@ -137,7 +217,11 @@ fn authorize(org: &State, headers: &HeaderMap) -> Result<(), Error> {
     if org.session_valid(bearer(headers).unwrap_or_default()) {
         return Ok(());
     }
-    Err(Error::new(401, "INVALID_SESSION_ID", "Session expired or invalid"))
+    Err(Error::new(
+        401,
+        "INVALID_SESSION_ID",
+        "Session expired or invalid",
+    ))
 }
 
 /// The token of `Authorization: Bearer …` or `OAuth …`.
@@ -150,13 +234,21 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
 
 fn finish(org: &State, reply: Reply, counted: bool) -> Response {
     let mut response = Response::new(Body::from(reply.body));
-    *response.status_mut() = StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    *response.status_mut() =
+        StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     if !matches!(reply.status, 204 | 304) {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json;charset=UTF-8"));
+        headers.insert(
+            header::CONTENT_TYPE,
+            HeaderValue::from_static("application/json;charset=UTF-8"),
+        );
     }
     if counted {
-        let usage = format!("api-usage={}/{}", org.calls.load(Ordering::Relaxed), org.settings().daily);
+        let usage = format!(
+            "api-usage={}/{}",
+            org.calls.load(Ordering::Relaxed),
+            org.settings().daily
+        );
         if let Ok(value) = HeaderValue::from_str(&usage) {
             headers.insert("sforce-limit-info", value);
         }
@@ -186,17 +278,24 @@ pub(crate) fn decode(text: &str, plus: bool) -> String {
     let mut out = Vec::with_capacity(bytes.len());
     let mut at = 0;
     while at < bytes.len() {
-        let escaped = bytes.get(at + 1..at + 3).filter(|_| bytes[at] == b'%').and_then(|hex| {
-            let hex = std::str::from_utf8(hex).ok()?;
-            u8::from_str_radix(hex, 16).ok()
-        });
+        let escaped = bytes
+            .get(at + 1..at + 3)
+            .filter(|_| bytes[at] == b'%')
+            .and_then(|hex| {
+                let hex = std::str::from_utf8(hex).ok()?;
+                u8::from_str_radix(hex, 16).ok()
+            });
         match escaped {
             Some(byte) => {
                 out.push(byte);
                 at += 3;
             }
             None => {
-                out.push(if plus && bytes[at] == b'+' { b' ' } else { bytes[at] });
+                out.push(if plus && bytes[at] == b'+' {
+                    b' '
+                } else {
+                    bytes[at]
+                });
                 at += 1;
             }
         }

@@ -29,13 +29,22 @@ const UNTOUCHED: [(&str, u64); 18] = [
 
 /// All limits; `DailyApiRequests` and delivered events are counted for real.
 pub(crate) fn limits(org: &State) -> Reply {
-    let mut all: Map<String, Value> = UNTOUCHED.iter().map(|(name, max)| ((*name).to_owned(), json!({"Max": max, "Remaining": max}))).collect();
+    let mut all: Map<String, Value> = UNTOUCHED
+        .iter()
+        .map(|(name, max)| ((*name).to_owned(), json!({"Max": max, "Remaining": max})))
+        .collect();
     let daily = org.settings().daily;
     let used = org.calls.load(Ordering::Relaxed);
-    all.insert("DailyApiRequests".to_owned(), json!({"Max": daily, "Remaining": daily.saturating_sub(used)}));
+    all.insert(
+        "DailyApiRequests".to_owned(),
+        json!({"Max": daily, "Remaining": daily.saturating_sub(used)}),
+    );
     let delivered = org.bus.delivered();
     let allowed = 1_000_000_u64;
-    all.insert("DailyDeliveredPlatformEvents".to_owned(), json!({"Max": allowed, "Remaining": allowed.saturating_sub(delivered)}));
+    all.insert(
+        "DailyDeliveredPlatformEvents".to_owned(),
+        json!({"Max": allowed, "Remaining": allowed.saturating_sub(delivered)}),
+    );
     // One of the recorded keys is nested.
     all.insert("PermissionSets".to_owned(), json!({"Max": 1_500, "Remaining": 1_500, "CreateCustom": {"Max": 1_000, "Remaining": 1_000}}));
     all.sort_keys();

@@ -45,17 +45,29 @@ pub(crate) struct Reply {
 impl Reply {
     /// A JSON answer.
     pub(crate) fn json(status: u16, body: &Value) -> Self {
-        Self { status, headers: Vec::new(), body: body.to_string().into_bytes() }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.to_string().into_bytes(),
+        }
     }
 
     /// An answer without a body.
     pub(crate) fn empty(status: u16) -> Self {
-        Self { status, headers: Vec::new(), body: Vec::new() }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: Vec::new(),
+        }
     }
 
     /// 200 with JSON bytes.
     pub(crate) fn bytes(body: Vec<u8>) -> Self {
-        Self { status: 200, headers: Vec::new(), body }
+        Self {
+            status: 200,
+            headers: Vec::new(),
+            body,
+        }
     }
 
     /// Adds a header.
@@ -77,24 +89,39 @@ pub(crate) type Answer = Result<Reply, Error>;
 impl Call<'_> {
     /// The value of a query parameter.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
-        self.query.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.query
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// The value of a header.
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+        self.headers
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
     }
 
     /// One `key=value` of a header that holds several, such as `Sforce-Query-Options: batchSize=200`.
     pub(crate) fn option(&self, header: &str, key: &str) -> Option<&str> {
-        let parts = self.header(header)?.split([',', ';']).filter_map(|part| part.split_once('='));
-        parts.map(|(name, value)| (name.trim(), value.trim())).find(|(name, _)| name.eq_ignore_ascii_case(key)).map(|(_, value)| value)
+        let parts = self
+            .header(header)?
+            .split([',', ';'])
+            .filter_map(|part| part.split_once('='));
+        parts
+            .map(|(name, value)| (name.trim(), value.trim()))
+            .find(|(name, _)| name.eq_ignore_ascii_case(key))
+            .map(|(_, value)| value)
     }
 
     /// The body as a JSON object.
     pub(crate) fn object(&self) -> Result<Map<String, Value>, Error> {
-        serde_json::from_slice(self.body)
-            .map_err(|error| Error::json(format!("The HTTP entity body is required to be a JSON object: {error}")))
+        serde_json::from_slice(self.body).map_err(|error| {
+            Error::json(format!(
+                "The HTTP entity body is required to be a JSON object: {error}"
+            ))
+        })
     }
 
     /// The caller as change events will name it.
@@ -105,7 +132,12 @@ impl Call<'_> {
             origin.push_str(client);
         }
         let allow = self.option("sforce-duplicate-rule-header", "allowSave");
-        Writer { user: SYNC_USER, origin, system: false, allow_duplicates: allow.is_some_and(|text| text.eq_ignore_ascii_case("true")) }
+        Writer {
+            user: SYNC_USER,
+            origin,
+            system: false,
+            allow_duplicates: allow.is_some_and(|text| text.eq_ignore_ascii_case("true")),
+        }
     }
 
     /// `/services/data/v62.0`
@@ -129,20 +161,32 @@ pub(crate) fn route(org: &State, call: &Call<'_>, tx: Option<&mut Tx<'_>>) -> An
         ("GET", ["sobjects"]) => Ok(describe::global(org, call)),
         ("GET", ["sobjects", object]) => describe::basic(org, call, object),
         ("GET", ["sobjects", object, "describe"]) => describe::full(org, call, object),
-        ("GET", ["sobjects" | "query" | "queryAll", ..]) => with_store(org, tx, |store| read(org, call, store, &path)),
+        ("GET", ["sobjects" | "query" | "queryAll", ..]) => {
+            with_store(org, tx, |store| read(org, call, store, &path))
+        }
         (_, ["composite", "sobjects", ..]) => collections::route(org, call, &path[2..], tx),
         ("POST", ["composite"]) if tx.is_none() => composite::composite(org, call),
         ("POST", ["composite", "batch"]) if tx.is_none() => composite::batch(org, call),
-        ("POST" | "PATCH" | "DELETE", ["sobjects", ..]) => in_tx(org, call, tx, |tx| write(tx, org, call, &path[1..])),
-        (method, ["limits" | "query" | "queryAll" | "sobjects" | "composite", ..]) if method != "GET" || path[0] == "composite" => {
-            Err(Error::method(method))
+        ("POST" | "PATCH" | "DELETE", ["sobjects", ..]) => {
+            in_tx(org, call, tx, |tx| write(tx, org, call, &path[1..]))
         }
+        (
+            method,
+            [
+                "limits" | "query" | "queryAll" | "sobjects" | "composite",
+                ..,
+            ],
+        ) if method != "GET" || path[0] == "composite" => Err(Error::method(method)),
         _ => Err(Error::not_found()),
     }
 }
 
 /// Runs a read on the store: the transaction's own view of it inside one.
-pub(crate) fn with_store<T>(org: &State, tx: Option<&mut Tx<'_>>, work: impl FnOnce(&Store) -> T) -> T {
+pub(crate) fn with_store<T>(
+    org: &State,
+    tx: Option<&mut Tx<'_>>,
+    work: impl FnOnce(&Store) -> T,
+) -> T {
     match tx {
         Some(tx) => work(&tx.store),
         None => work(&org.read_store()),
@@ -156,13 +200,20 @@ fn read(org: &State, call: &Call<'_>, store: &Store, path: &[&str]) -> Answer {
         ["sobjects", object, "updated"] => replicate::updated(org, call, store, object),
         ["sobjects", object, "deleted"] => replicate::deleted(org, call, store, object),
         ["sobjects", object, id] => rows::get(org, call, store, object, id),
-        ["sobjects", object, field, value] => rows::get_by_key(org, call, store, object, field, value),
+        ["sobjects", object, field, value] => {
+            rows::get_by_key(org, call, store, object, field, value)
+        }
         _ => Err(Error::not_found()),
     }
 }
 
 /// Runs a write in the given transaction, or in one of its own: kept when it succeeds, taken back when not.
-pub(crate) fn in_tx(org: &State, call: &Call<'_>, tx: Option<&mut Tx<'_>>, work: impl FnOnce(&mut Tx<'_>) -> Answer) -> Answer {
+pub(crate) fn in_tx(
+    org: &State,
+    call: &Call<'_>,
+    tx: Option<&mut Tx<'_>>,
+    work: impl FnOnce(&mut Tx<'_>) -> Answer,
+) -> Answer {
     if let Some(tx) = tx {
         return work(tx);
     }
@@ -181,7 +232,9 @@ fn write(tx: &mut Tx<'_>, org: &State, call: &Call<'_>, path: &[&str]) -> Answer
         ("PATCH", [object, id]) => rows::update(tx, org, call, object, id),
         ("DELETE", [object, id]) => rows::delete(tx, org, object, id),
         ("PATCH", [object, field, value]) => rows::upsert(tx, org, call, object, field, value),
-        ("DELETE", [object, field, value]) => rows::delete_by_key(tx, org, call, object, field, value),
+        ("DELETE", [object, field, value]) => {
+            rows::delete_by_key(tx, org, call, object, field, value)
+        }
         (method, _) => Err(Error::method(method)),
     }
 }
@@ -189,6 +242,9 @@ fn write(tx: &mut Tx<'_>, org: &State, call: &Call<'_>, path: &[&str]) -> Answer
 fn resources(call: &Call<'_>) -> Reply {
     let root = call.root();
     let names = ["sobjects", "query", "queryAll", "limits", "composite"];
-    let map: Map<String, Value> = names.iter().map(|name| ((*name).to_owned(), json!(format!("{root}/{name}")))).collect();
+    let map: Map<String, Value> = names
+        .iter()
+        .map(|name| ((*name).to_owned(), json!(format!("{root}/{name}"))))
+        .collect();
     Reply::json(200, &Value::Object(map))
 }

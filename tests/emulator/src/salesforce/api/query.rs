@@ -63,13 +63,23 @@ impl Cursors {
 
 /// `GET /query?q=…`
 pub(crate) fn start(org: &State, call: &Call<'_>, store: &Store, with_deleted: bool) -> Answer {
-    let text = call.parameter("q").ok_or_else(|| Error::bad("MALFORMED_QUERY", "A query string has to be specified"))?;
+    let text = call
+        .parameter("q")
+        .ok_or_else(|| Error::bad("MALFORMED_QUERY", "A query string has to be specified"))?;
     let query = parse(&org.schema, text, org.now())?;
     let object = org.schema.object(query.obj);
-    let source = Source { table: store.table(query.obj), object, people: &org.shared.people, with_deleted };
+    let source = Source {
+        table: store.table(query.obj),
+        object,
+        people: &org.shared.people,
+        with_deleted,
+    };
     if query.count {
         let total = run::count(source, &query);
-        return Ok(Reply::json(200, &json!({"totalSize": total, "done": true, "records": []})));
+        return Ok(Reply::json(
+            200,
+            &json!({"totalSize": total, "done": true, "records": []}),
+        ));
     }
     let size = page_size(org, call, &query);
     let page = run::first(source, &query, size);
@@ -80,11 +90,29 @@ pub(crate) fn start(org: &State, call: &Call<'_>, store: &Store, with_deleted: b
         rest => {
             let query = Arc::new(query.clone());
             let places = BTreeMap::from([(sent, rest)]);
-            let cursor = Cursor { query, with_deleted, total: page.total, size, opened: org.now(), places };
-            Some(format!("{}/query/{}-{sent}", call.root(), org.cursors.open(cursor)))
+            let cursor = Cursor {
+                query,
+                with_deleted,
+                total: page.total,
+                size,
+                opened: org.now(),
+                places,
+            };
+            Some(format!(
+                "{}/query/{}-{sent}",
+                call.root(),
+                org.cursors.open(cursor)
+            ))
         }
     };
-    Ok(rendered(org, call, &query, &lines, page.total, next.as_deref()))
+    Ok(rendered(
+        org,
+        call,
+        &query,
+        &lines,
+        page.total,
+        next.as_deref(),
+    ))
 }
 
 /// `GET /query/{cursor}-{offset}`
@@ -100,7 +128,13 @@ pub(crate) fn more(org: &State, call: &Call<'_>, name: &str, tx: Option<&mut Tx<
             return Err(invalid());
         }
         let rest = found.places.get(&offset).cloned().ok_or_else(invalid)?;
-        (Arc::clone(&found.query), found.with_deleted, found.total, found.size, rest)
+        (
+            Arc::clone(&found.query),
+            found.with_deleted,
+            found.total,
+            found.size,
+            rest,
+        )
     };
     let given = match &rest {
         Rest::Listed(numbers) => numbers.len().min(size) as u64,
@@ -109,7 +143,12 @@ pub(crate) fn more(org: &State, call: &Call<'_>, name: &str, tx: Option<&mut Tx<
     };
     let (page, lines) = with_store(org, tx, |store| {
         let table = store.table(query.obj);
-        let source = Source { table, object: org.schema.object(query.obj), people: &org.shared.people, with_deleted };
+        let source = Source {
+            table,
+            object: org.schema.object(query.obj),
+            people: &org.shared.people,
+            with_deleted,
+        };
         let page = run::next(source, &query, total, rest, size);
         let lines = lines(store, &query, &page, org);
         (page, lines)
@@ -139,11 +178,19 @@ impl Cursors {
 /// Rows per page: what the caller asks for (200 to 2,000), halved when a long text is selected.
 fn page_size(org: &State, call: &Call<'_>, query: &Query) -> usize {
     let most = usize::try_from(org.settings().page_rows).unwrap_or(2_000);
-    let asked = call.option("sforce-query-options", "batchSize").and_then(|text| text.parse::<usize>().ok());
+    let asked = call
+        .option("sforce-query-options", "batchSize")
+        .and_then(|text| text.parse::<usize>().ok());
     let size = asked.map_or(most, |asked| asked.clamp(200.min(most), most));
     let object = org.schema.object(query.obj);
-    let long = query.columns.iter().any(|column| matches!(column, Column::Field(field) if object.fields[*field].is_long_text()));
-    if long { size.min(most.div_ceil(2)) } else { size }
+    let long = query.columns.iter().any(
+        |column| matches!(column, Column::Field(field) if object.fields[*field].is_long_text()),
+    );
+    if long {
+        size.min(most.div_ceil(2))
+    } else {
+        size
+    }
 }
 
 /// The page's rows with the parents their columns need; cheap copies, so that rendering holds no lock.
@@ -152,16 +199,40 @@ fn lines(store: &Store, query: &Query, page: &Page, org: &State) -> Vec<Line> {
     let parents_of = |hit: &Hit| {
         let view = hit.view(object, &org.shared.people);
         let parent = |column: &Column| match column {
-            Column::Parent { reference, .. } => Some(view.get(*reference).as_id().and_then(|id| store.find(id)).map(|(_, hit)| hit)),
+            Column::Parent { reference, .. } => Some(
+                view.get(*reference)
+                    .as_id()
+                    .and_then(|id| store.find(id))
+                    .map(|(_, hit)| hit),
+            ),
             _ => None,
         };
         query.columns.iter().filter_map(parent).collect()
     };
-    page.hits.iter().map(|hit| Line { parents: parents_of(hit), hit: hit.clone() }).collect()
+    page.hits
+        .iter()
+        .map(|hit| Line {
+            parents: parents_of(hit),
+            hit: hit.clone(),
+        })
+        .collect()
 }
 
-fn rendered(org: &State, call: &Call<'_>, query: &Query, lines: &[Line], total: u64, next: Option<&str>) -> Reply {
-    let renderer = Renderer::new(&org.schema, &org.shared.people, query.obj, &query.columns, &call.version);
+fn rendered(
+    org: &State,
+    call: &Call<'_>,
+    query: &Query,
+    lines: &[Line],
+    total: u64,
+    next: Option<&str>,
+) -> Reply {
+    let renderer = Renderer::new(
+        &org.schema,
+        &org.shared.people,
+        query.obj,
+        &query.columns,
+        &call.version,
+    );
     let mut out = Vec::with_capacity(256 + lines.len() * (160 + 40 * query.columns.len()));
     push_page(&mut out, &renderer, lines, total, next, &call.version);
     Reply::bytes(out)

@@ -20,10 +20,16 @@ const DELETED_DAYS: i64 = 15;
 /// Start and end of the span, whole minutes: seconds are ignored.
 fn span(org: &State, call: &Call<'_>, days: i64) -> Result<(i64, i64), Error> {
     let at = |name: &str| -> Result<i64, Error> {
-        let text = call.parameter(name).ok_or_else(|| Error::bad("MISSING_ARGUMENT", format!("The {name} parameter is required")))?;
+        let text = call.parameter(name).ok_or_else(|| {
+            Error::bad(
+                "MISSING_ARGUMENT",
+                format!("The {name} parameter is required"),
+            )
+        })?;
         // A `+` that was not escaped arrives as a space.
         let text = text.replace(' ', "+");
-        let parsed = stamps::parse_datetime(&text).ok_or_else(|| Error::bad("INVALID_FIELD", format!("{name}: bad date {text}")))?;
+        let parsed = stamps::parse_datetime(&text)
+            .ok_or_else(|| Error::bad("INVALID_FIELD", format!("{name}: bad date {text}")))?;
         Ok(parsed.div_euclid(MINUTE_MS) * MINUTE_MS)
     };
     let (start, end) = (at("start")?, at("end")?);
@@ -38,8 +44,14 @@ fn span(org: &State, call: &Call<'_>, days: i64) -> Result<(i64, i64), Error> {
     Ok((start, end))
 }
 
-fn walk<'a>(store: &'a Store, obj: crate::salesforce::schema::Obj, span: (i64, i64)) -> impl Iterator<Item = Hit> + 'a {
-    store.table(obj).by_stamp((span.0, 0), (span.1 - 1, u64::MAX), false)
+fn walk<'a>(
+    store: &'a Store,
+    obj: crate::salesforce::schema::Obj,
+    span: (i64, i64),
+) -> impl Iterator<Item = Hit> + 'a {
+    store
+        .table(obj)
+        .by_stamp((span.0, 0), (span.1 - 1, u64::MAX), false)
 }
 
 /// `GET /sobjects/X/updated?start=…&end=…`
@@ -47,12 +59,22 @@ pub(crate) fn updated(org: &State, call: &Call<'_>, store: &Store, name: &str) -
     let object = rows::object(org, name)?;
     let span = span(org, call, UPDATED_DAYS)?;
     let id = |hit: Hit| SfId::new(object.obj.prefix(), hit.number()).to_string();
-    let ids: Vec<String> = walk(store, object.obj, span).filter(|hit| !hit.deleted()).take(MAX_IDS + 1).map(id).collect();
+    let ids: Vec<String> = walk(store, object.obj, span)
+        .filter(|hit| !hit.deleted())
+        .take(MAX_IDS + 1)
+        .map(id)
+        .collect();
     if ids.len() > MAX_IDS {
-        return Err(Error::bad("EXCEEDED_ID_LIMIT", "Too many ids; choose a shorter span"));
+        return Err(Error::bad(
+            "EXCEEDED_ID_LIMIT",
+            "Too many ids; choose a shorter span",
+        ));
     }
     let covered = stamps::datetime(span.1.min(org.now().div_euclid(MINUTE_MS) * MINUTE_MS));
-    Ok(Reply::json(200, &json!({"ids": ids, "latestDateCovered": covered})))
+    Ok(Reply::json(
+        200,
+        &json!({"ids": ids, "latestDateCovered": covered}),
+    ))
 }
 
 /// `GET /sobjects/X/deleted?start=…&end=…`
@@ -60,14 +82,28 @@ pub(crate) fn deleted(org: &State, call: &Call<'_>, store: &Store, name: &str) -
     let object = rows::object(org, name)?;
     let span = span(org, call, DELETED_DAYS)?;
     let entry = |hit: Hit| -> Json {
-        let stamp = hit.view(object, &org.shared.people).with(at::STAMP, Value::as_datetime).unwrap_or_default();
+        let stamp = hit
+            .view(object, &org.shared.people)
+            .with(at::STAMP, Value::as_datetime)
+            .unwrap_or_default();
         json!({"id": SfId::new(object.obj.prefix(), hit.number()).to_string(), "deletedDate": stamps::datetime(stamp)})
     };
-    let records: Vec<Json> = walk(store, object.obj, span).filter(Hit::deleted).take(MAX_IDS + 1).map(entry).collect();
+    let records: Vec<Json> = walk(store, object.obj, span)
+        .filter(Hit::deleted)
+        .take(MAX_IDS + 1)
+        .map(entry)
+        .collect();
     if records.len() > MAX_IDS {
-        return Err(Error::bad("EXCEEDED_ID_LIMIT", "Too many ids; choose a shorter span"));
+        return Err(Error::bad(
+            "EXCEEDED_ID_LIMIT",
+            "Too many ids; choose a shorter span",
+        ));
     }
     let covered = stamps::datetime(span.1.min(org.now().div_euclid(MINUTE_MS) * MINUTE_MS));
-    let earliest = stamps::datetime((org.now() - DELETED_DAYS * DAY_MS).div_euclid(MINUTE_MS) * MINUTE_MS);
-    Ok(Reply::json(200, &json!({"deletedRecords": records, "earliestDateAvailable": earliest, "latestDateCovered": covered})))
+    let earliest =
+        stamps::datetime((org.now() - DELETED_DAYS * DAY_MS).div_euclid(MINUTE_MS) * MINUTE_MS);
+    Ok(Reply::json(
+        200,
+        &json!({"deletedRecords": records, "earliestDateAvailable": earliest, "latestDateCovered": covered}),
+    ))
 }

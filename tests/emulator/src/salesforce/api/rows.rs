@@ -32,21 +32,36 @@ pub(crate) fn id_of(obj: Obj, text: &str) -> Result<SfId, Error> {
 }
 
 fn no_key(name: &str) -> Error {
-    Error::new(404, "NOT_FOUND", format!("Provided external ID field does not exist or is not accessible: {name}"))
+    Error::new(
+        404,
+        "NOT_FOUND",
+        format!("Provided external ID field does not exist or is not accessible: {name}"),
+    )
 }
 
 /// A field that may serve as the key of an upsert.
 pub(crate) fn key_field(object: &Object, name: &str) -> Result<usize, Error> {
-    object.index(name).filter(|index| object.fields[*index].is_key()).ok_or_else(|| no_key(name))
+    object
+        .index(name)
+        .filter(|index| object.fields[*index].is_key())
+        .ok_or_else(|| no_key(name))
 }
 
 /// The records with this key, deleted ones left out.
-pub(crate) fn by_key(org: &State, store: &Store, object: &Object, field: usize, text: &str) -> Vec<Hit> {
+pub(crate) fn by_key(
+    org: &State,
+    store: &Store,
+    object: &Object,
+    field: usize,
+    text: &str,
+) -> Vec<Hit> {
     let value = match object.fields[field].kind {
         Kind::Id => SfId::parse(text).map_or(Value::Null, Value::Id),
         _ => Value::text(text.trim()),
     };
-    let mut found = store.table(object.obj).lookup(object, &org.shared.people, field, &value);
+    let mut found = store
+        .table(object.obj)
+        .lookup(object, &org.shared.people, field, &value);
     found.retain(|hit| !hit.deleted());
     found
 }
@@ -78,7 +93,9 @@ pub(crate) fn get(org: &State, call: &Call<'_>, store: &Store, name: &str, id: &
     }
     let body = row(org, call, object, &hit)?;
     let tag = format!("\"{stamp:x}--gzip\"");
-    Ok(Reply::bytes(body).with("last-modified", stamps::http_date(stamp)).with("etag", tag))
+    Ok(Reply::bytes(body)
+        .with("last-modified", stamps::http_date(stamp))
+        .with("etag", tag))
 }
 
 /// Later by whole seconds, which is all HTTP dates can say.
@@ -87,7 +104,14 @@ fn later(stamp: i64, than: i64) -> bool {
 }
 
 /// 200 with the row that has this key; 300 with all of them when there are several.
-pub(crate) fn get_by_key(org: &State, call: &Call<'_>, store: &Store, name: &str, field: &str, value: &str) -> Answer {
+pub(crate) fn get_by_key(
+    org: &State,
+    call: &Call<'_>,
+    store: &Store,
+    name: &str,
+    field: &str,
+    value: &str,
+) -> Answer {
     let object = object(org, name)?;
     let field = key_field(object, field)?;
     let found = by_key(org, store, object, field, value);
@@ -106,36 +130,84 @@ fn ambiguous(call: &Call<'_>, object: &Object, hits: &[Hit]) -> Reply {
 
 fn row(org: &State, call: &Call<'_>, object: &Object, hit: &Hit) -> Result<Vec<u8>, Error> {
     let columns = match call.parameter("fields") {
-        Some(names) => columns(object, names.split(',').map(str::trim).filter(|name| !name.is_empty()))?,
-        None => object.visible().map(|(index, field)| column(index, field.kind)).collect(),
+        Some(names) => columns(
+            object,
+            names
+                .split(',')
+                .map(str::trim)
+                .filter(|name| !name.is_empty()),
+        )?,
+        None => object
+            .visible()
+            .map(|(index, field)| column(index, field.kind))
+            .collect(),
     };
-    let renderer = Renderer::new(&org.schema, &org.shared.people, object.obj, &columns, &call.version);
+    let renderer = Renderer::new(
+        &org.schema,
+        &org.shared.people,
+        object.obj,
+        &columns,
+        &call.version,
+    );
     let mut out = Vec::with_capacity(2_048);
-    renderer.record(&mut out, &Line { hit: hit.clone(), parents: Vec::new() }, &call.version);
+    renderer.record(
+        &mut out,
+        &Line {
+            hit: hit.clone(),
+            parents: Vec::new(),
+        },
+        &call.version,
+    );
     Ok(out)
 }
 
 fn column(index: usize, kind: Kind) -> Column {
-    if kind == Kind::Address { Column::Compound(index) } else { Column::Field(index) }
+    if kind == Kind::Address {
+        Column::Compound(index)
+    } else {
+        Column::Field(index)
+    }
 }
 
 /// The named fields; an error names the first that does not exist.
-pub(crate) fn columns<'a>(object: &Object, names: impl Iterator<Item = &'a str>) -> Result<Vec<Column>, Error> {
+pub(crate) fn columns<'a>(
+    object: &Object,
+    names: impl Iterator<Item = &'a str>,
+) -> Result<Vec<Column>, Error> {
     let find = |name: &str| match object.index(name) {
         Some(index) => Ok(column(index, object.fields[index].kind)),
-        None => Err(Error::bad("INVALID_FIELD", format!("No such column '{name}' on sobject of type {}", object.obj.name()))),
+        None => Err(Error::bad(
+            "INVALID_FIELD",
+            format!(
+                "No such column '{name}' on sobject of type {}",
+                object.obj.name()
+            ),
+        )),
     };
     names.map(find).collect()
 }
 
 pub(crate) fn date_header(call: &Call<'_>, name: &str) -> Result<Option<i64>, Error> {
-    let Some(text) = call.header(name) else { return Ok(None) };
+    let Some(text) = call.header(name) else {
+        return Ok(None);
+    };
     let parsed = stamps::parse_http_date(text);
-    parsed.map(Some).ok_or_else(|| Error::bad("INVALID_HEADER", format!("Bad date in header {name}: {text}")))
+    parsed.map(Some).ok_or_else(|| {
+        Error::bad(
+            "INVALID_HEADER",
+            format!("Bad date in header {name}: {text}"),
+        )
+    })
 }
 
 /// 204; 412 when the row changed after `If-Unmodified-Since`.
-pub(crate) fn update(tx: &mut Tx<'_>, org: &State, call: &Call<'_>, name: &str, id: &str) -> Answer {
+pub(crate) fn update(
+    tx: &mut Tx<'_>,
+    org: &State,
+    call: &Call<'_>,
+    name: &str,
+    id: &str,
+) -> Answer {
     let object = object(org, name)?;
     let id = id_of(object.obj, id)?;
     let (_, hit) = tx.alive(id)?;
@@ -158,7 +230,14 @@ pub(crate) fn delete(tx: &mut Tx<'_>, org: &State, name: &str, id: &str) -> Answ
 }
 
 /// 204; 300 when several rows have the key.
-pub(crate) fn delete_by_key(tx: &mut Tx<'_>, org: &State, call: &Call<'_>, name: &str, field: &str, value: &str) -> Answer {
+pub(crate) fn delete_by_key(
+    tx: &mut Tx<'_>,
+    org: &State,
+    call: &Call<'_>,
+    name: &str,
+    field: &str,
+    value: &str,
+) -> Answer {
     let object = object(org, name)?;
     let field = key_field(object, field)?;
     let found = by_key(org, &tx.store, object, field, value);
@@ -209,14 +288,27 @@ pub(crate) fn upsert_row(
 }
 
 /// 201 created, 200 changed, 300 several.
-pub(crate) fn upsert(tx: &mut Tx<'_>, org: &State, call: &Call<'_>, name: &str, field: &str, value: &str) -> Answer {
+pub(crate) fn upsert(
+    tx: &mut Tx<'_>,
+    org: &State,
+    call: &Call<'_>,
+    name: &str,
+    field: &str,
+    value: &str,
+) -> Answer {
     let object = object(org, name)?;
     let field = key_field(object, field)?;
     let fields = call.object()?;
     if fields.keys().any(|key| key.eq_ignore_ascii_case("Id")) && field != at::ID {
-        return Err(Error::bad("INVALID_FIELD", "The Id field should not be specified in the sobject data.").on(&["Id"]));
+        return Err(Error::bad(
+            "INVALID_FIELD",
+            "The Id field should not be specified in the sobject data.",
+        )
+        .on(&["Id"]));
     }
-    let update_only = call.parameter("updateOnly").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+    let update_only = call
+        .parameter("updateOnly")
+        .is_some_and(|text| text.eq_ignore_ascii_case("true"));
     let done = upsert_row(tx, org, object, field, value, fields, update_only)?;
     let (status, id, created) = match done {
         Upserted::Created(id) => (201, id, true),

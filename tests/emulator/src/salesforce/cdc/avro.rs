@@ -51,7 +51,13 @@ mod tests {
 
     #[test]
     fn numbers_follow_the_avro_specification() {
-        for (number, bytes) in [(0, &[0x00][..]), (-1, &[0x01]), (1, &[0x02]), (-64, &[0x7f]), (64, &[0x80, 0x01])] {
+        for (number, bytes) in [
+            (0, &[0x00][..]),
+            (-1, &[0x01]),
+            (1, &[0x02]),
+            (-64, &[0x7f]),
+            (64, &[0x80, 0x01]),
+        ] {
             let mut out = Vec::new();
             long(&mut out, number);
             assert_eq!(out, bytes, "{number}");

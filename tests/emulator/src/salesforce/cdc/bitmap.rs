@@ -19,7 +19,9 @@ pub(crate) fn encode(bits: &[usize]) -> Option<String> {
 
 /// The list an event carries: plain fields first, then one entry per compound field.
 pub(crate) fn list(plain: &[usize], nested: &[(usize, Vec<usize>)]) -> Vec<String> {
-    let parts = nested.iter().filter_map(|(parent, bits)| Some(format!("{parent}-{}", encode(bits)?)));
+    let parts = nested
+        .iter()
+        .filter_map(|(parent, bits)| Some(format!("{parent}-{}", encode(bits)?)));
     encode(plain).into_iter().chain(parts).collect()
 }
 

@@ -71,8 +71,18 @@ impl Bus {
     pub(crate) fn new(seed: u64) -> Self {
         let mut rng = Rng::new(seed ^ 0xcdc);
         let last = 1_000_000 + rng.below(1_000_000);
-        let inner = Inner { events: VecDeque::new(), bytes: 0, last, floor: last, rng };
-        Self { inner: Mutex::new(inner), wake: watch::Sender::new(last), delivered: AtomicU64::new(0) }
+        let inner = Inner {
+            events: VecDeque::new(),
+            bytes: 0,
+            last,
+            floor: last,
+            rng,
+        };
+        Self {
+            inner: Mutex::new(inner),
+            wake: watch::Sender::new(last),
+            delivered: AtomicU64::new(0),
+        }
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -86,13 +96,29 @@ impl Bus {
         for draft in drafts {
             let replay = inner.issue();
             let (a, b) = (inner.rng.next_u64(), inner.rng.next_u64());
-            let id = format!("{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}", a >> 32, a >> 16 & 0xffff, a & 0xfff, b >> 52, b & 0xffff_ffff_ffff);
+            let id = format!(
+                "{:08x}-{:04x}-4{:03x}-8{:03x}-{:012x}",
+                a >> 32,
+                a >> 16 & 0xffff,
+                a & 0xfff,
+                b >> 52,
+                b & 0xffff_ffff_ffff
+            );
             inner.bytes += draft.payload.len();
-            inner.events.push_back(Event { replay, obj: draft.obj, id, schema_id: draft.schema_id, payload: draft.payload, visible_at });
+            inner.events.push_back(Event {
+                replay,
+                obj: draft.obj,
+                id,
+                schema_id: draft.schema_id,
+                payload: draft.payload,
+                visible_at,
+            });
         }
         let keep = usize::try_from(retained).unwrap_or(usize::MAX);
         while inner.events.len() > keep || inner.bytes > MAX_BYTES {
-            let Some(gone) = inner.events.pop_front() else { break };
+            let Some(gone) = inner.events.pop_front() else {
+                break;
+            };
             inner.bytes -= gone.payload.len();
             inner.floor = gone.replay;
         }
@@ -124,7 +150,11 @@ impl Bus {
     /// A newer id without an event, as keepalive answers carry, if `seen` is still the latest.
     pub(crate) fn keepalive(&self, seen: u64) -> u64 {
         let mut inner = self.lock();
-        if inner.last == seen { inner.issue() } else { seen }
+        if inner.last == seen {
+            inner.issue()
+        } else {
+            seen
+        }
     }
 
     /// Reads a stored id.
@@ -145,7 +175,11 @@ impl Bus {
         let now = real_ms();
         let inner = self.lock();
         let start = inner.events.partition_point(|event| event.replay <= after);
-        let mut batch = Batch { events: Vec::new(), seen: after, later: None };
+        let mut batch = Batch {
+            events: Vec::new(),
+            seen: after,
+            later: None,
+        };
         for event in inner.events.range(start..) {
             if event.visible_at > now {
                 batch.later = Some(event.visible_at);
@@ -195,17 +229,33 @@ mod tests {
     use super::*;
 
     fn draft(obj: Obj) -> Draft {
-        Draft { obj, schema_id: "s".into(), payload: Bytes::from_static(b"x") }
+        Draft {
+            obj,
+            schema_id: "s".into(),
+            payload: Bytes::from_static(b"x"),
+        }
     }
 
     #[test]
     fn a_reader_resumes_after_any_id_and_skips_other_channels() {
         let bus = Bus::new(1);
         let start = bus.latest();
-        bus.publish(vec![draft(Obj::Contact), draft(Obj::Account), draft(Obj::Contact)], 0, 100);
+        bus.publish(
+            vec![
+                draft(Obj::Contact),
+                draft(Obj::Account),
+                draft(Obj::Contact),
+            ],
+            0,
+            100,
+        );
         let all = bus.read(start, 10, |_| true);
         assert_eq!(all.events.len(), 3);
-        assert!(all.events.windows(2).all(|pair| pair[0].replay < pair[1].replay));
+        assert!(
+            all.events
+                .windows(2)
+                .all(|pair| pair[0].replay < pair[1].replay)
+        );
         let contacts = bus.read(start, 10, |obj| obj == Obj::Contact);
         assert_eq!((contacts.events.len(), contacts.seen), (2, bus.latest()));
         let first = bus.read(start, 1, |_| true);
@@ -221,11 +271,20 @@ mod tests {
         assert_eq!(bus.resume(&start.to_be_bytes()), Err(Unusable::Expired));
         let kept = bus.read(bus.earliest(), 10, |_| true);
         assert_eq!(kept.events.len(), 2);
-        assert_eq!(bus.resume(&kept.events[0].replay.to_be_bytes()), Ok(kept.events[0].replay));
+        assert_eq!(
+            bus.resume(&kept.events[0].replay.to_be_bytes()),
+            Ok(kept.events[0].replay)
+        );
         assert_eq!(bus.resume(&[1, 2, 3]), Err(Unusable::Corrupted));
-        assert_eq!(bus.resume(&u64::MAX.to_be_bytes()), Err(Unusable::Corrupted));
+        assert_eq!(
+            bus.resume(&u64::MAX.to_be_bytes()),
+            Err(Unusable::Corrupted)
+        );
         bus.expire();
-        assert_eq!(bus.resume(&kept.events[1].replay.to_be_bytes()), Err(Unusable::Expired));
+        assert_eq!(
+            bus.resume(&kept.events[1].replay.to_be_bytes()),
+            Err(Unusable::Expired)
+        );
     }
 
     #[test]

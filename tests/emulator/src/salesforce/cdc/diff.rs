@@ -14,9 +14,19 @@ pub(crate) fn unified(old: &str, new: &str) -> Option<String> {
     }
     let before: Vec<&str> = old.split('\n').collect();
     let after: Vec<&str> = new.split('\n').collect();
-    let head = before.iter().zip(&after).take_while(|(a, b)| a == b).count();
+    let head = before
+        .iter()
+        .zip(&after)
+        .take_while(|(a, b)| a == b)
+        .count();
     let most = before.len().min(after.len()) - head;
-    let tail = before.iter().rev().zip(after.iter().rev()).take(most).take_while(|(a, b)| a == b).count();
+    let tail = before
+        .iter()
+        .rev()
+        .zip(after.iter().rev())
+        .take(most)
+        .take_while(|(a, b)| a == b)
+        .count();
     let gone = &before[head..before.len() - tail];
     let come = &after[head..after.len() - tail];
     if gone.len().max(come.len()) * 4 > before.len().max(1) {
@@ -29,7 +39,13 @@ pub(crate) fn unified(old: &str, new: &str) -> Option<String> {
     }
     // An empty side of a hunk names the line before it, as in diff(1).
     let start = |lines: &[&str]| if lines.is_empty() { head } else { head + 1 };
-    let mut out = format!("--- \n+++ {hash}\n@@ -{},{} +{},{} @@", start(gone), gone.len(), start(come), come.len());
+    let mut out = format!(
+        "--- \n+++ {hash}\n@@ -{},{} +{},{} @@",
+        start(gone),
+        gone.len(),
+        start(come),
+        come.len()
+    );
     for line in gone {
         let _ = write!(out, "\n-{line}");
     }
@@ -44,7 +60,10 @@ mod tests {
     use super::*;
 
     fn text(lines: usize) -> String {
-        (0..lines).map(|line| format!("line {line} of a long description")).collect::<Vec<_>>().join("\n")
+        (0..lines)
+            .map(|line| format!("line {line} of a long description"))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     #[test]
@@ -55,17 +74,36 @@ mod tests {
         let lines: Vec<&str> = diff.lines().collect();
         assert_eq!(lines[0], "--- ");
         assert_eq!(lines[1].len(), 4 + 64);
-        assert_eq!(lines[2..], ["@@ -2,1 +2,1 @@", "-line 1 of a long description", "+row 1 of a long description"]);
+        assert_eq!(
+            lines[2..],
+            [
+                "@@ -2,1 +2,1 @@",
+                "-line 1 of a long description",
+                "+row 1 of a long description"
+            ]
+        );
     }
 
     #[test]
     fn short_texts_and_large_changes_are_sent_whole() {
         assert_eq!(unified("short", "other"), None);
         let old = text(50);
-        assert_eq!(unified(&old, &old.replace("line", "row")), None, "every line changed");
-        assert_eq!(unified(&old, &text(200)), None, "the length more than doubled");
+        assert_eq!(
+            unified(&old, &old.replace("line", "row")),
+            None,
+            "every line changed"
+        );
+        assert_eq!(
+            unified(&old, &text(200)),
+            None,
+            "the length more than doubled"
+        );
         let one_line = "x".repeat(2_000);
-        assert_eq!(unified(&one_line, &format!("{one_line}y")), None, "all of one line changed");
+        assert_eq!(
+            unified(&one_line, &format!("{one_line}y")),
+            None,
+            "all of one line changed"
+        );
     }
 
     #[test]

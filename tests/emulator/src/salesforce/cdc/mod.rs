@@ -38,7 +38,10 @@ impl Codecs {
             let id: Arc<str> = codec.schema_id.as_str().into();
             (codec, id)
         };
-        Self { codecs: schema.objects.iter().map(codec).collect(), transactions: AtomicU64::new(1) }
+        Self {
+            codecs: schema.objects.iter().map(codec).collect(),
+            transactions: AtomicU64::new(1),
+        }
     }
 
     /// The layout of one object.
@@ -48,7 +51,10 @@ impl Codecs {
 
     /// The schema with this id.
     pub(crate) fn by_id(&self, id: &str) -> Option<&Codec> {
-        self.codecs.iter().find(|(codec, _)| codec.schema_id == id).map(|(codec, _)| codec)
+        self.codecs
+            .iter()
+            .find(|(codec, _)| codec.schema_id == id)
+            .map(|(codec, _)| codec)
     }
 }
 
@@ -87,29 +93,51 @@ impl State {
         let merge = self.settings().merge_record_ids;
         for change in changes {
             let body = self.body(change);
-            let twin = bodies.iter_mut().find(|known| merge && known.matches(&body));
+            let twin = bodies
+                .iter_mut()
+                .find(|known| merge && known.matches(&body));
             match twin {
                 Some(known) => known.header.ids.extend(body.header.ids),
                 None => bodies.push(body),
             }
         }
         let commit = self.begin_commit(writer);
-        let drafts = bodies.iter().enumerate().map(|(place, body)| self.draft(&commit, place, body)).collect();
+        let drafts = bodies
+            .iter()
+            .enumerate()
+            .map(|(place, body)| self.draft(&commit, place, body))
+            .collect();
         self.send(drafts);
     }
 
     fn begin_commit(&self, writer: &Writer) -> Commit {
         let number = self.codecs.transactions.fetch_add(1, Ordering::Relaxed);
         let hash = crate::clock::mix(self.shared.options.seed ^ (number << 8));
-        let key = format!("{number:08x}-{:04x}-{:04x}-{:04x}-{:012x}", hash >> 48, hash >> 32 & 0xffff, hash >> 16 & 0xffff, hash & 0xffff_ffff);
+        let key = format!(
+            "{number:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+            hash >> 48,
+            hash >> 32 & 0xffff,
+            hash >> 16 & 0xffff,
+            hash & 0xffff_ffff
+        );
         let number = 1_100_670_000_000 + number * 3;
-        Commit { key, at: self.now(), number, origin: writer.origin.clone(), user: writer.user.to_string() }
+        Commit {
+            key,
+            at: self.now(),
+            number,
+            origin: writer.origin.clone(),
+            user: writer.user.to_string(),
+        }
     }
 
     fn send(&self, drafts: Vec<Draft>) {
         let (drafts, delay) = self.shared.faults.on_events(Stream::Cdc, drafts);
         let retained = self.settings().retained_events;
-        self.bus.publish(drafts, u64::try_from(delay.as_millis()).unwrap_or(0), retained);
+        self.bus.publish(
+            drafts,
+            u64::try_from(delay.as_millis()).unwrap_or(0),
+            retained,
+        );
     }
 
     fn draft(&self, commit: &Commit, place: usize, body: &Body<'_>) -> Draft {
@@ -118,19 +146,41 @@ impl State {
         payload.extend_from_slice(&body.fields);
         let (codec, schema_id) = &self.codecs.codecs[body.header.obj as usize];
         if payload.len() > MAX_EVENT {
-            let kind = CHANGE_TYPES.iter().find(|kind| **kind == format!("GAP_{}", body.header.kind)).copied().unwrap_or("GAP_UPDATE");
-            let header = Header { obj: body.header.obj, ids: body.header.ids.clone(), kind, nulled: vec![], diffs: vec![], changed: vec![] };
+            let kind = CHANGE_TYPES
+                .iter()
+                .find(|kind| **kind == format!("GAP_{}", body.header.kind))
+                .copied()
+                .unwrap_or("GAP_UPDATE");
+            let header = Header {
+                obj: body.header.obj,
+                ids: body.header.ids.clone(),
+                kind,
+                nulled: vec![],
+                diffs: vec![],
+                changed: vec![],
+            };
             payload.clear();
             push_header(&mut payload, &header, &commit.without_origin(), place);
             payload.extend(std::iter::repeat_n(0, codec.slots.len()));
         }
-        Draft { obj: body.header.obj, schema_id: Arc::clone(schema_id), payload: Bytes::from(payload) }
+        Draft {
+            obj: body.header.obj,
+            schema_id: Arc::clone(schema_id),
+            payload: Bytes::from(payload),
+        }
     }
 
     /// Publishes a gap or overflow event: a header only.
     pub(crate) fn publish_gap(&self, obj: Obj, ids: Vec<String>, kind: &str, writer: &Writer) {
         let commit = self.begin_commit(writer).without_origin();
-        let header = Header { obj, ids, kind, nulled: vec![], diffs: vec![], changed: vec![] };
+        let header = Header {
+            obj,
+            ids,
+            kind,
+            nulled: vec![],
+            diffs: vec![],
+            changed: vec![],
+        };
         let fields = vec![0; self.codecs.of(obj).slots.len()];
         let draft = self.draft(&commit, 0, &Body { header, fields });
         self.send(vec![draft]);
@@ -154,14 +204,30 @@ impl State {
         let mut fields = Vec::with_capacity(128);
         match change.kind {
             ChangeKind::Delete => fields.extend(std::iter::repeat_n(0, codec.slots.len())),
-            ChangeKind::Create | ChangeKind::Undelete => push_fields(&mut fields, codec, &change.row, &|_| true, &[]),
+            ChangeKind::Create | ChangeKind::Undelete => {
+                push_fields(&mut fields, codec, &change.row, &|_| true, &[])
+            }
             ChangeKind::Update => {
                 let diffs = self.diffs(change);
                 header.changed = named(codec, &change.changed);
-                let nulled: Vec<usize> = change.changed.iter().copied().filter(|index| change.row.values[*index].is_null()).collect();
+                let nulled: Vec<usize> = change
+                    .changed
+                    .iter()
+                    .copied()
+                    .filter(|index| change.row.values[*index].is_null())
+                    .collect();
                 header.nulled = named(codec, &nulled);
-                header.diffs = named(codec, &diffs.iter().map(|(index, _)| *index).collect::<Vec<_>>());
-                push_fields(&mut fields, codec, &change.row, &|index| change.changed.contains(&index), &diffs);
+                header.diffs = named(
+                    codec,
+                    &diffs.iter().map(|(index, _)| *index).collect::<Vec<_>>(),
+                );
+                push_fields(
+                    &mut fields,
+                    codec,
+                    &change.row,
+                    &|index| change.changed.contains(&index),
+                    &diffs,
+                );
             }
         }
         Body { header, fields }
@@ -169,11 +235,19 @@ impl State {
 
     /// Long texts that are sent as differences.
     fn diffs(&self, change: &Change) -> Vec<(usize, Value)> {
-        let Some(old) = change.old.as_ref().filter(|_| self.settings().diffs) else { return Vec::new() };
+        let Some(old) = change.old.as_ref().filter(|_| self.settings().diffs) else {
+            return Vec::new();
+        };
         let object = self.schema.object(change.obj);
-        let long = change.changed.iter().filter(|index| object.fields[**index].kind == Kind::TextArea);
+        let long = change
+            .changed
+            .iter()
+            .filter(|index| object.fields[**index].kind == Kind::TextArea);
         long.filter_map(|index| {
-            let text = diff::unified(old.values[*index].as_text()?, change.row.values[*index].as_text()?)?;
+            let text = diff::unified(
+                old.values[*index].as_text()?,
+                change.row.values[*index].as_text()?,
+            )?;
             Some((*index, Value::text(&text)))
         })
         .collect()
@@ -182,14 +256,25 @@ impl State {
 
 impl Commit {
     fn without_origin(&self) -> Self {
-        Self { key: self.key.clone(), at: self.at, number: self.number, origin: String::new(), user: self.user.clone() }
+        Self {
+            key: self.key.clone(),
+            at: self.at,
+            number: self.number,
+            origin: String::new(),
+            user: self.user.clone(),
+        }
     }
 }
 
 impl Body<'_> {
     fn matches(&self, other: &Self) -> bool {
         let (a, b) = (&self.header, &other.header);
-        a.obj == b.obj && a.kind == b.kind && a.kind != "CREATE" && a.changed == b.changed && a.nulled == b.nulled && self.fields == other.fields
+        a.obj == b.obj
+            && a.kind == b.kind
+            && a.kind != "CREATE"
+            && a.changed == b.changed
+            && a.nulled == b.nulled
+            && self.fields == other.fields
     }
 }
 
@@ -210,22 +295,35 @@ fn named(codec: &Codec, fields: &[usize]) -> Vec<String> {
     bitmap::list(&plain, &nested)
 }
 
-fn push_fields(out: &mut Vec<u8>, codec: &Codec, row: &Row, sent: &dyn Fn(usize) -> bool, diffs: &[(usize, Value)]) {
+fn push_fields(
+    out: &mut Vec<u8>,
+    codec: &Codec,
+    row: &Row,
+    sent: &dyn Fn(usize) -> bool,
+    diffs: &[(usize, Value)],
+) {
     let value = |index: usize| {
         if !sent(index) {
             return &Value::Null;
         }
-        diffs.iter().find(|(known, _)| *known == index).map_or(&row.values[index], |(_, diff)| diff)
+        diffs
+            .iter()
+            .find(|(known, _)| *known == index)
+            .map_or(&row.values[index], |(_, diff)| diff)
     };
     for slot in &codec.slots {
         match slot {
             // Both unions have their text in branch 1.
             Slot::Plain(index) | Slot::SwitchableName(index) => avro::optional(out, value(*index)),
             Slot::Compound { parts, .. } => {
-                let any = parts.iter().any(|(_, index)| sent(*index) && (!row.values[*index].is_null() || !sent(at::ID)));
+                let any = parts.iter().any(|(_, index)| {
+                    sent(*index) && (!row.values[*index].is_null() || !sent(at::ID))
+                });
                 avro::long(out, i64::from(any));
                 if any {
-                    parts.iter().for_each(|(_, index)| avro::optional(out, value(*index)));
+                    parts
+                        .iter()
+                        .for_each(|(_, index)| avro::optional(out, value(*index)));
                 }
             }
         }
@@ -235,7 +333,10 @@ fn push_fields(out: &mut Vec<u8>, codec: &Codec, row: &Row, sent: &dyn Fn(usize)
 fn push_header(out: &mut Vec<u8>, header: &Header<'_>, commit: &Commit, place: usize) {
     avro::string(out, header.obj.name());
     avro::strings(out, &header.ids);
-    let kind = CHANGE_TYPES.iter().position(|kind| *kind == header.kind).unwrap_or(1);
+    let kind = CHANGE_TYPES
+        .iter()
+        .position(|kind| *kind == header.kind)
+        .unwrap_or(1);
     avro::long(out, i64::try_from(kind).unwrap_or(1));
     avro::string(out, &commit.origin);
     avro::string(out, &commit.key);

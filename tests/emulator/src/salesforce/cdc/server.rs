@@ -2,7 +2,8 @@
 
 use super::bus::{Event, Unusable};
 use super::proto::{
-    ConsumerEvent, FetchRequest, FetchResponse, ProducerEvent, SchemaInfo, SchemaRequest, TopicInfo, TopicRequest, preset,
+    ConsumerEvent, FetchRequest, FetchResponse, ProducerEvent, SchemaInfo, SchemaRequest,
+    TopicInfo, TopicRequest, preset,
 };
 use crate::clock::real_ms;
 use crate::salesforce::State;
@@ -39,17 +40,29 @@ pub(crate) struct PubSub {
 
 impl PubSub {
     pub(crate) fn new(org: Arc<State>) -> Self {
-        Self { org, calls: Arc::new(AtomicU64::new(1)) }
+        Self {
+            org,
+            calls: Arc::new(AtomicU64::new(1)),
+        }
     }
 
     fn rpc_id(&self) -> String {
         let number = self.calls.fetch_add(1, Ordering::Relaxed);
-        format!("{:08x}-{:04x}-4000-8000-{number:012x}", number, number & 0xffff)
+        format!(
+            "{:08x}-{:04x}-4000-8000-{number:012x}",
+            number,
+            number & 0xffff
+        )
     }
 
     /// Checks the metadata every call must carry.
     fn authorize(&self, metadata: &MetadataMap, rpc_id: &str) -> Result<String, Status> {
-        let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+        let text = |name: &str| {
+            metadata
+                .get(name)
+                .and_then(|value| value.to_str().ok())
+                .unwrap_or_default()
+        };
         let token = text("accesstoken");
         let tenant = SfId::parse(text("tenantid")) == Some(ORG);
         if !tenant || text("instanceurl").is_empty() || !self.org.session_valid(token) {
@@ -63,9 +76,16 @@ impl PubSub {
         if channel == "ChangeEvents" {
             return Ok(Topic::All);
         }
-        let found = Obj::ALL.into_iter().find(|obj| obj.change_event() == channel);
+        let found = Obj::ALL
+            .into_iter()
+            .find(|obj| obj.change_event() == channel);
         found.map(Topic::One).ok_or_else(|| {
-            failure(Code::NotFound, "topic.notfound", &format!("Topic {name} does not exist or you have no access to it"), rpc_id)
+            failure(
+                Code::NotFound,
+                "topic.notfound",
+                &format!("Topic {name} does not exist or you have no access to it"),
+                rpc_id,
+            )
         })
     }
 }
@@ -97,33 +117,38 @@ fn failure(code: Code, name: &str, message: &str, rpc_id: &str) -> Status {
 }
 
 fn unauthenticated(rpc_id: &str) -> Status {
-    failure(Code::Unauthenticated, "service.auth.error", "Authentication exception occurred while authenticating the client.", rpc_id)
+    failure(
+        Code::Unauthenticated,
+        "service.auth.error",
+        "Authentication exception occurred while authenticating the client.",
+        rpc_id,
+    )
 }
 
 impl H2Service for PubSub {
-    fn call(
+    async fn call(
         &self,
         request: http::Request<hyper::body::Incoming>,
-    ) -> impl Future<Output = http::Response<tonic::body::Body>> + Send + 'static {
+    ) -> http::Response<tonic::body::Body> {
         let service = self.clone();
-        async move {
-            match request.uri().path() {
-                "/eventbus.v1.PubSub/Subscribe" => {
-                    let mut grpc = Grpc::new(ProstCodec::<FetchResponse, FetchRequest>::default());
-                    grpc.streaming(Subscribe(service), request).await
-                }
-                "/eventbus.v1.PubSub/GetSchema" => {
-                    let mut grpc = Grpc::new(ProstCodec::<SchemaInfo, SchemaRequest>::default());
-                    grpc.unary(GetSchema(service), request).await
-                }
-                "/eventbus.v1.PubSub/GetTopic" => {
-                    let mut grpc = Grpc::new(ProstCodec::<TopicInfo, TopicRequest>::default());
-                    grpc.unary(GetTopic(service), request).await
-                }
-                path => {
-                    let message = format!("{path} is not served by this emulator: only Subscribe, GetSchema and GetTopic are");
-                    Status::unimplemented(message).into_http()
-                }
+        match request.uri().path() {
+            "/eventbus.v1.PubSub/Subscribe" => {
+                let mut grpc = Grpc::new(ProstCodec::<FetchResponse, FetchRequest>::default());
+                grpc.streaming(Subscribe(service), request).await
+            }
+            "/eventbus.v1.PubSub/GetSchema" => {
+                let mut grpc = Grpc::new(ProstCodec::<SchemaInfo, SchemaRequest>::default());
+                grpc.unary(GetSchema(service), request).await
+            }
+            "/eventbus.v1.PubSub/GetTopic" => {
+                let mut grpc = Grpc::new(ProstCodec::<TopicInfo, TopicRequest>::default());
+                grpc.unary(GetTopic(service), request).await
+            }
+            path => {
+                let message = format!(
+                    "{path} is not served by this emulator: only Subscribe, GetSchema and GetTopic are"
+                );
+                Status::unimplemented(message).into_http()
             }
         }
     }
@@ -142,9 +167,18 @@ impl UnaryService<SchemaRequest> for GetSchema {
             service.authorize(request.metadata(), &rpc_id)?;
             let id = &request.get_ref().schema_id;
             let codec = service.org.codecs.by_id(id).ok_or_else(|| {
-                failure(Code::NotFound, "schema.fetch.failed", &format!("No schema was found with ID {id}."), &rpc_id)
+                failure(
+                    Code::NotFound,
+                    "schema.fetch.failed",
+                    &format!("No schema was found with ID {id}."),
+                    &rpc_id,
+                )
             })?;
-            Ok(Response::new(SchemaInfo { schema_json: codec.schema_json.clone(), schema_id: id.clone(), rpc_id }))
+            Ok(Response::new(SchemaInfo {
+                schema_json: codec.schema_json.clone(),
+                schema_id: id.clone(),
+                rpc_id,
+            }))
         })
     }
 }
@@ -167,7 +201,14 @@ impl UnaryService<TopicRequest> for GetTopic {
             };
             // Not the org id: clients must not use it as tenantid.
             let tenant_guid = "core/emulator/00Dxx0000000001".to_owned();
-            Ok(Response::new(TopicInfo { topic_name, tenant_guid, can_publish: false, can_subscribe: true, schema_id, rpc_id }))
+            Ok(Response::new(TopicInfo {
+                topic_name,
+                tenant_guid,
+                can_publish: false,
+                can_subscribe: true,
+                schema_id,
+                rpc_id,
+            }))
         })
     }
 }
@@ -187,7 +228,16 @@ impl StreamingService<FetchRequest> for Subscribe {
             let (sender, receiver) = mpsc::channel(QUEUED_ANSWERS);
             let inbound = request.into_inner();
             tokio::spawn(async move {
-                if let Err(status) = (Subscription { service, rpc_id, token, inbound, sender: &sender }).run().await {
+                if let Err(status) = (Subscription {
+                    service,
+                    rpc_id,
+                    token,
+                    inbound,
+                    sender: &sender,
+                })
+                .run()
+                .await
+                {
                     // A client that is gone needs no status.
                     let _ = sender.send(Err(status)).await;
                 }
@@ -199,7 +249,9 @@ impl StreamingService<FetchRequest> for Subscribe {
 }
 
 fn receiving<T>(receiver: mpsc::Receiver<T>) -> impl Stream<Item = T> {
-    stream::unfold(receiver, |mut receiver| async { receiver.recv().await.map(|item| (item, receiver)) })
+    stream::unfold(receiver, |mut receiver| async {
+        receiver.recv().await.map(|item| (item, receiver))
+    })
 }
 
 /// One subscriber.
@@ -215,7 +267,9 @@ impl Subscription<'_> {
     /// Serves until the client ends the stream, its session ends, or it breaks a rule.
     async fn run(mut self) -> Result<(), Status> {
         let mut wake = self.service.org.bus.listen();
-        let Some(first) = self.inbound.message().await? else { return Ok(()) };
+        let Some(first) = self.inbound.message().await? else {
+            return Ok(());
+        };
         let topic = self.service.topic(&first.topic_name, &self.rpc_id)?;
         let mut after = self.start(&first)?;
         let mut pending = self.requested(0, &first)?;
@@ -234,7 +288,10 @@ impl Subscription<'_> {
                 Progress::Nothing(later) => later,
             };
             let keepalive = Duration::from_millis(self.service.org.settings().keepalive_ms);
-            match self.pause(&mut wake, last_answer + keepalive, later).await? {
+            match self
+                .pause(&mut wake, last_answer + keepalive, later)
+                .await?
+            {
                 Woken::Asked(request) => pending = self.requested(pending, &request)?,
                 Woken::Events => {}
                 Woken::Idle => {
@@ -255,7 +312,8 @@ impl Subscription<'_> {
         idle: tokio::time::Instant,
         later: Option<i64>,
     ) -> Result<Woken, Status> {
-        let delay = later.map(|at| Duration::from_millis(u64::try_from(at - real_ms()).unwrap_or(0) + 1));
+        let delay =
+            later.map(|at| Duration::from_millis(u64::try_from(at - real_ms()).unwrap_or(0) + 1));
         tokio::select! {
             request = self.inbound.message() => Ok(match request? {
                 Some(request) => Woken::Asked(request),
@@ -293,21 +351,39 @@ impl Subscription<'_> {
     fn requested(&self, pending: i32, request: &FetchRequest) -> Result<i32, Status> {
         let total = pending.saturating_add(request.num_requested);
         if request.num_requested <= 0 || total > MAX_OUTSTANDING {
-            let message = format!("The number of requested events must be positive and at most {MAX_OUTSTANDING} may be outstanding.");
-            return Err(failure(Code::InvalidArgument, "subscription.fetch.requested.events.invalid", &message, &self.rpc_id));
+            let message = format!(
+                "The number of requested events must be positive and at most {MAX_OUTSTANDING} may be outstanding."
+            );
+            return Err(failure(
+                Code::InvalidArgument,
+                "subscription.fetch.requested.events.invalid",
+                &message,
+                &self.rpc_id,
+            ));
         }
         Ok(total)
     }
 
     /// Sends what is there, as far as the client asked.
-    async fn deliver(&self, topic: Topic, after: &mut u64, pending: &mut i32) -> Result<Progress, Status> {
+    async fn deliver(
+        &self,
+        topic: Topic,
+        after: &mut u64,
+        pending: &mut i32,
+    ) -> Result<Progress, Status> {
         if *pending == 0 {
             return Ok(Progress::Nothing(None));
         }
         let org = &self.service.org;
         if *after < org.bus.earliest() {
-            let message = "The Replay ID validation failed: events were dropped before they were fetched.";
-            return Err(failure(Code::InvalidArgument, "subscription.fetch.replayid.validation.failed", message, &self.rpc_id));
+            let message =
+                "The Replay ID validation failed: events were dropped before they were fetched.";
+            return Err(failure(
+                Code::InvalidArgument,
+                "subscription.fetch.replayid.validation.failed",
+                message,
+                &self.rpc_id,
+            ));
         }
         let most = usize::try_from(*pending).unwrap_or(0);
         let batch = org.bus.read(*after, most, |obj| topic.admits(obj));
@@ -321,11 +397,19 @@ impl Subscription<'_> {
             bytes <= MAX_ANSWER
         };
         let taken = batch.events.iter().take_while(fits).count().max(1);
-        *after = if taken == batch.events.len() { batch.seen } else { batch.events[taken - 1].replay };
+        *after = if taken == batch.events.len() {
+            batch.seen
+        } else {
+            batch.events[taken - 1].replay
+        };
         *pending -= i32::try_from(taken).unwrap_or(0);
         org.bus.count(taken);
         let events = batch.events.into_iter().take(taken).collect();
-        Ok(if self.answer(events, *after, *pending).await { Progress::Sent } else { Progress::Gone })
+        Ok(if self.answer(events, *after, *pending).await {
+            Progress::Sent
+        } else {
+            Progress::Gone
+        })
     }
 
     /// Sends one answer; false when the client is gone.
@@ -359,6 +443,14 @@ fn replay_bytes(replay: u64) -> Bytes {
 }
 
 fn consumer_event(event: Event) -> ConsumerEvent {
-    let producer = ProducerEvent { id: event.id, schema_id: event.schema_id.to_string(), payload: event.payload, headers: Vec::new() };
-    ConsumerEvent { event: Some(producer), replay_id: replay_bytes(event.replay) }
+    let producer = ProducerEvent {
+        id: event.id,
+        schema_id: event.schema_id.to_string(),
+        payload: event.payload,
+        headers: Vec::new(),
+    };
+    ConsumerEvent {
+        event: Some(producer),
+        replay_id: replay_bytes(event.replay),
+    }
 }

@@ -11,7 +11,11 @@ pub(crate) enum Column {
     /// A compound field (an address), by its position.
     Compound(usize),
     /// Fields of a parent: the reference field, the parent's object, the parent's fields.
-    Parent { reference: usize, obj: Obj, fields: Vec<usize> },
+    Parent {
+        reference: usize,
+        obj: Obj,
+        fields: Vec<usize>,
+    },
 }
 
 /// Comparison operators.
@@ -31,11 +35,26 @@ pub(crate) enum Expr {
     And(Vec<Expr>),
     Or(Vec<Expr>),
     Not(Box<Expr>),
-    Compare { field: usize, op: Op, value: Value },
-    In { field: usize, negated: bool, values: Vec<Value> },
-    Like { field: usize, pattern: String },
+    Compare {
+        field: usize,
+        op: Op,
+        value: Value,
+    },
+    In {
+        field: usize,
+        negated: bool,
+        values: Vec<Value>,
+    },
+    Like {
+        field: usize,
+        pattern: String,
+    },
     /// INCLUDES / EXCLUDES on a multi-select: any of these sets of values.
-    Includes { field: usize, negated: bool, sets: Vec<Vec<String>> },
+    Includes {
+        field: usize,
+        negated: bool,
+        sets: Vec<Vec<String>>,
+    },
 }
 
 /// One key of ORDER BY.

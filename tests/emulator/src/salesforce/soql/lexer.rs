@@ -23,7 +23,9 @@ pub(crate) enum Token {
     End,
 }
 
-const SIGNS: [&str; 12] = ["!=", "<>", "<=", ">=", "=", "<", ">", "(", ")", ",", ":", "."];
+const SIGNS: [&str; 12] = [
+    "!=", "<>", "<=", ">=", "=", "<", ">", "(", ")", ",", ":", ".",
+];
 
 /// Splits a query into tokens; the last is [`Token::End`].
 pub(crate) fn tokens(query: &str) -> Result<Vec<Spanned>, SoqlError> {
@@ -41,14 +43,21 @@ pub(crate) fn tokens(query: &str) -> Result<Vec<Spanned>, SoqlError> {
             let (text, end) = quoted(query, at)?;
             at = end;
             Token::Text(text)
-        } else if byte.is_ascii_digit() || (matches!(byte, b'-' | b'+') && bytes.get(at + 1).is_some_and(u8::is_ascii_digit)) {
+        } else if byte.is_ascii_digit()
+            || (matches!(byte, b'-' | b'+') && bytes.get(at + 1).is_some_and(u8::is_ascii_digit))
+        {
             at += 1;
-            while at < bytes.len() && (bytes[at].is_ascii_alphanumeric() || matches!(bytes[at], b'-' | b'+' | b':' | b'.')) {
+            while at < bytes.len()
+                && (bytes[at].is_ascii_alphanumeric()
+                    || matches!(bytes[at], b'-' | b'+' | b':' | b'.'))
+            {
                 at += 1;
             }
             Token::Literal(query[start..at].to_owned())
         } else if byte.is_ascii_alphabetic() || byte == b'_' {
-            while at < bytes.len() && (bytes[at].is_ascii_alphanumeric() || matches!(bytes[at], b'_' | b'.')) {
+            while at < bytes.len()
+                && (bytes[at].is_ascii_alphanumeric() || matches!(bytes[at], b'_' | b'.'))
+            {
                 at += 1;
             }
             Token::Word(query[start..at].to_owned())
@@ -57,11 +66,19 @@ pub(crate) fn tokens(query: &str) -> Result<Vec<Spanned>, SoqlError> {
             Token::Sign(sign)
         } else {
             let found = query[at..].chars().next().unwrap_or(' ');
-            return Err(SoqlError::at("MALFORMED_QUERY", query, at, &format!("unexpected token: '{found}'")));
+            return Err(SoqlError::at(
+                "MALFORMED_QUERY",
+                query,
+                at,
+                &format!("unexpected token: '{found}'"),
+            ));
         };
         out.push(Spanned { token, at: start });
     }
-    out.push(Spanned { token: Token::End, at: query.len() });
+    out.push(Spanned {
+        token: Token::End,
+        at: query.len(),
+    });
     Ok(out)
 }
 
@@ -73,8 +90,10 @@ fn quoted(query: &str, at: usize) -> Result<(String, usize), SoqlError> {
         match symbol {
             '\'' => return Ok((text, at + 1 + offset + 1)),
             '\\' => {
-                let Some((_, escaped)) = chars.next() else { break };
-                text.push(match escaped {
+                let Some((_, escaped)) = chars.next() else {
+                    break;
+                };
+                let symbol = match escaped {
                     'n' | 'N' => '\n',
                     'r' | 'R' => '\r',
                     't' | 'T' => '\t',
@@ -88,22 +107,41 @@ fn quoted(query: &str, at: usize) -> Result<(String, usize), SoqlError> {
                         escaped
                     }
                     other => {
-                        let what = format!("Illegal string literal: Invalid string literal escape '\\{other}'");
+                        let what = format!(
+                            "Illegal string literal: Invalid string literal escape '\\{other}'"
+                        );
                         return Err(SoqlError::at("MALFORMED_QUERY", query, at, &what));
                     }
-                });
+                };
+                text.push(symbol);
             }
             other => text.push(other),
         }
     }
-    Err(SoqlError::at("MALFORMED_QUERY", query, at, "unexpected end of a string literal: a closing ' is missing"))
+    Err(SoqlError::at(
+        "MALFORMED_QUERY",
+        query,
+        at,
+        "unexpected end of a string literal: a closing ' is missing",
+    ))
 }
 
-fn unicode(chars: &mut std::str::CharIndices<'_>, query: &str, at: usize) -> Result<char, SoqlError> {
+fn unicode(
+    chars: &mut std::str::CharIndices<'_>,
+    query: &str,
+    at: usize,
+) -> Result<char, SoqlError> {
     let digits: String = chars.by_ref().take(4).map(|(_, digit)| digit).collect();
     u32::from_str_radix(&digits, 16)
         .ok()
         .filter(|_| digits.len() == 4)
         .and_then(char::from_u32)
-        .ok_or_else(|| SoqlError::at("MALFORMED_QUERY", query, at, "Illegal string literal: bad \\u escape"))
+        .ok_or_else(|| {
+            SoqlError::at(
+                "MALFORMED_QUERY",
+                query,
+                at,
+                "Illegal string literal: bad \\u escape",
+            )
+        })
 }

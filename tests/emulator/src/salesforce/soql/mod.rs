@@ -5,6 +5,7 @@
 
 pub(crate) mod ast;
 mod lexer;
+mod literal;
 pub(crate) mod parser;
 pub(crate) mod plan;
 pub(crate) mod run;
@@ -32,7 +33,11 @@ impl SoqlError {
             end += 1;
         }
         let caret = " ".repeat(at.saturating_sub(start));
-        let message = format!("\n{}\n{caret}^\nERROR at Row:1:Column:{}\n{what}", &query[start..end], at + 1);
+        let message = format!(
+            "\n{}\n{caret}^\nERROR at Row:1:Column:{}\n{what}",
+            &query[start..end],
+            at + 1
+        );
         Self { code, message }
     }
 }

@@ -1,11 +1,9 @@
 //! Recursive-descent parser of SOQL; resolves names and types literals as it goes.
 
-use super::SoqlError;
 use super::ast::{Column, Expr, Op, Order, Query};
 use super::lexer::{Spanned, Token, tokens};
-use crate::salesforce::ids::SfId;
+use super::{SoqlError, literal};
 use crate::salesforce::schema::{Field, Kind, Object, Schema};
-use crate::salesforce::stamps;
 use crate::salesforce::value::Value;
 
 /// Longest query accepted, as in Salesforce.
@@ -16,20 +14,38 @@ const MAX_DEPTH: usize = 64;
 /// Parses `query` against the org's objects. `now` (ms) resolves date literals such as `TODAY`.
 pub(crate) fn parse(schema: &Schema, query: &str, now: i64) -> Result<Query, SoqlError> {
     if query.len() > MAX_QUERY {
-        return Err(SoqlError::new("QUERY_TOO_COMPLICATED", "SOQL statements cannot be longer than 100,000 characters.".into()));
+        return Err(SoqlError::new(
+            "QUERY_TOO_COMPLICATED",
+            "SOQL statements cannot be longer than 100,000 characters.".into(),
+        ));
     }
     let tokens = tokens(query)?;
     let object = find_object(schema, query, &tokens)?;
-    let mut parser = Parser { schema, query, tokens, next: 0, object, depth: 0, now };
+    let mut parser = Parser {
+        schema,
+        query,
+        tokens,
+        next: 0,
+        object,
+        depth: 0,
+        now,
+    };
     let parsed = parser.query()?;
     parser.end()?;
     Ok(parsed)
 }
 
 /// Finds the object before the columns are read: they need it.
-fn find_object<'a>(schema: &'a Schema, query: &str, tokens: &[Spanned]) -> Result<&'a Object, SoqlError> {
+fn find_object<'a>(
+    schema: &'a Schema,
+    query: &str,
+    tokens: &[Spanned],
+) -> Result<&'a Object, SoqlError> {
     let is_from = |spanned: &Spanned| matches!(&spanned.token, Token::Word(word) if word.eq_ignore_ascii_case("from"));
-    let name = tokens.iter().position(is_from).and_then(|at| tokens.get(at + 1));
+    let name = tokens
+        .iter()
+        .position(is_from)
+        .and_then(|at| tokens.get(at + 1));
     match name {
         Some(Spanned { token: Token::Word(name), at }) => schema.find(name).ok_or_else(|| {
             let what = format!(
@@ -64,7 +80,8 @@ impl<'a> Parser<'a> {
     }
 
     fn keyword(&mut self, word: &str) -> bool {
-        let found = matches!(&self.peek().token, Token::Word(found) if found.eq_ignore_ascii_case(word));
+        let found =
+            matches!(&self.peek().token, Token::Word(found) if found.eq_ignore_ascii_case(word));
         self.next += usize::from(found);
         found
     }
@@ -87,7 +104,11 @@ impl<'a> Parser<'a> {
     }
 
     fn expect(&mut self, found: bool) -> Result<(), SoqlError> {
-        if found { Ok(()) } else { Err(self.unexpected()) }
+        if found {
+            Ok(())
+        } else {
+            Err(self.unexpected())
+        }
     }
 
     fn end(&mut self) -> Result<(), SoqlError> {
@@ -102,15 +123,35 @@ impl<'a> Parser<'a> {
         let found = self.keyword("from");
         self.expect(found)?;
         self.take();
-        let filter = if self.keyword("where") { Some(self.or()?) } else { None };
+        let filter = if self.keyword("where") {
+            Some(self.or()?)
+        } else {
+            None
+        };
         let order = self.order()?;
-        let limit = if self.keyword("limit") { Some(self.whole()?) } else { None };
-        let offset = if self.keyword("offset") { self.whole()? } else { 0 };
+        let limit = if self.keyword("limit") {
+            Some(self.whole()?)
+        } else {
+            None
+        };
+        let offset = if self.keyword("offset") {
+            self.whole()?
+        } else {
+            0
+        };
         if offset > 2_000 {
             let message = "Maximum SOQL offset allowed is 2000".to_owned();
             return Err(SoqlError::new("NUMBER_OUTSIDE_VALID_RANGE", message));
         }
-        Ok(Query { obj: self.object.obj, columns, count, filter, order, limit, offset })
+        Ok(Query {
+            obj: self.object.obj,
+            columns,
+            count,
+            filter,
+            order,
+            limit,
+            offset,
+        })
     }
 
     fn columns(&mut self) -> Result<(bool, Vec<Column>), SoqlError> {
@@ -127,10 +168,20 @@ impl<'a> Parser<'a> {
                 return Err(self.unexpected());
             };
             let column = self.column(name, spanned.at)?;
-            match (columns.iter_mut().find(|known| same_parent(known, &column)), column) {
-                (Some(Column::Parent { fields, .. }), Column::Parent { fields: more, .. }) => fields.extend(more),
-                (_, column) if columns.contains(&column) => {
-                    return Err(SoqlError::at("INVALID_FIELD", self.query, spanned.at, &format!("duplicate field selected: {name}")));
+            if columns.contains(&column) {
+                return Err(SoqlError::at(
+                    "INVALID_FIELD",
+                    self.query,
+                    spanned.at,
+                    &format!("duplicate field selected: {name}"),
+                ));
+            }
+            match (
+                columns.iter_mut().find(|known| same_parent(known, &column)),
+                column,
+            ) {
+                (Some(Column::Parent { fields, .. }), Column::Parent { fields: more, .. }) => {
+                    fields.extend(more)
                 }
                 (_, column) => columns.push(column),
             }
@@ -145,12 +196,20 @@ impl<'a> Parser<'a> {
             return self.parent(relation, field, at);
         }
         let index = self.index(name, at)?;
-        Ok(if self.object.fields[index].kind == Kind::Address { Column::Compound(index) } else { Column::Field(index) })
+        Ok(if self.object.fields[index].kind == Kind::Address {
+            Column::Compound(index)
+        } else {
+            Column::Field(index)
+        })
     }
 
     fn parent(&self, relation: &str, field: &str, at: usize) -> Result<Column, SoqlError> {
         let wrong = |what: String| SoqlError::at("INVALID_FIELD", self.query, at, &what);
-        let is_it = |candidate: &Field| candidate.relationship.is_some_and(|name| name.eq_ignore_ascii_case(relation));
+        let is_it = |candidate: &Field| {
+            candidate
+                .relationship
+                .is_some_and(|name| name.eq_ignore_ascii_case(relation))
+        };
         let reference = self.object.fields.iter().position(is_it).ok_or_else(|| {
             wrong(format!(
                 "Didn't understand relationship '{relation}' in field path. If you are attempting to use a custom relationship, be sure \
@@ -159,14 +218,27 @@ impl<'a> Parser<'a> {
             ))
         })?;
         let obj = self.object.fields[reference].refers[0];
-        let index = self.schema.object(obj).index(field).ok_or_else(|| wrong(no_column(field, obj.name())))?;
-        Ok(Column::Parent { reference, obj, fields: vec![index] })
+        let index = self
+            .schema
+            .object(obj)
+            .index(field)
+            .ok_or_else(|| wrong(no_column(field, obj.name())))?;
+        Ok(Column::Parent {
+            reference,
+            obj,
+            fields: vec![index],
+        })
     }
 
     fn index(&self, name: &str, at: usize) -> Result<usize, SoqlError> {
-        self.object
-            .index(name)
-            .ok_or_else(|| SoqlError::at("INVALID_FIELD", self.query, at, &no_column(name, self.object.obj.name())))
+        self.object.index(name).ok_or_else(|| {
+            SoqlError::at(
+                "INVALID_FIELD",
+                self.query,
+                at,
+                &no_column(name, self.object.obj.name()),
+            )
+        })
     }
 
     fn or(&mut self) -> Result<Expr, SoqlError> {
@@ -223,7 +295,11 @@ impl<'a> Parser<'a> {
         let negated = self.keyword("not");
         if self.keyword("in") {
             let values = self.list(field)?;
-            return Ok(Expr::In { field, negated, values });
+            return Ok(Expr::In {
+                field,
+                negated,
+                values,
+            });
         }
         self.expect(!negated)?;
         for (word, negated) in [("includes", false), ("excludes", true)] {
@@ -231,7 +307,9 @@ impl<'a> Parser<'a> {
                 return self.includes(field, negated);
             }
         }
-        let Token::Sign(sign) = self.peek().token else { return Err(self.unexpected()) };
+        let Token::Sign(sign) = self.peek().token else {
+            return Err(self.unexpected());
+        };
         let op = match sign {
             "=" => Op::Eq,
             "!=" | "<>" => Op::Ne,
@@ -243,10 +321,18 @@ impl<'a> Parser<'a> {
         };
         self.take();
         let value = self.literal(field)?;
-        let orders = matches!(op, Op::Eq | Op::Ne) || self.object.fields[field].kind != Kind::Boolean;
+        let orders =
+            matches!(op, Op::Eq | Op::Ne) || self.object.fields[field].kind != Kind::Boolean;
         if !orders {
-            let message = format!("The '{sign}' operator is not valid for the field '{name}' of type boolean");
-            return Err(SoqlError::at("INVALID_QUERY_FILTER_OPERATOR", self.query, spanned.at, &message));
+            let message = format!(
+                "The '{sign}' operator is not valid for the field '{name}' of type boolean"
+            );
+            return Err(SoqlError::at(
+                "INVALID_QUERY_FILTER_OPERATOR",
+                self.query,
+                spanned.at,
+                &message,
+            ));
         }
         Ok(Expr::Compare { field, op, value })
     }
@@ -255,7 +341,10 @@ impl<'a> Parser<'a> {
         let spanned = self.take();
         let kind = self.object.fields[field].kind;
         match spanned.token {
-            Token::Text(pattern) if kind.is_text() => Ok(Expr::Like { field, pattern: pattern.to_lowercase() }),
+            Token::Text(pattern) if kind.is_text() => Ok(Expr::Like {
+                field,
+                pattern: pattern.to_lowercase(),
+            }),
             _ => Err(SoqlError::at(
                 "INVALID_QUERY_FILTER_OPERATOR",
                 self.query,
@@ -270,8 +359,19 @@ impl<'a> Parser<'a> {
             return Err(self.unexpected());
         }
         let values = self.list(field)?;
-        let split = |value: &Value| value.as_text().unwrap_or("").split(';').map(str::to_lowercase).collect();
-        Ok(Expr::Includes { field, negated, sets: values.iter().map(split).collect() })
+        let split = |value: &Value| {
+            value
+                .as_text()
+                .unwrap_or("")
+                .split(';')
+                .map(str::to_lowercase)
+                .collect()
+        };
+        Ok(Expr::Includes {
+            field,
+            negated,
+            sets: values.iter().map(split).collect(),
+        })
     }
 
     fn list(&mut self, field: usize) -> Result<Vec<Value>, SoqlError> {
@@ -291,9 +391,9 @@ impl<'a> Parser<'a> {
         let field = &self.object.fields[index];
         let typed = match &spanned.token {
             Token::Word(word) if word.eq_ignore_ascii_case("null") => Some(Value::Null),
-            Token::Word(word) => self.word(field, word),
-            Token::Text(text) => quoted(field, text),
-            Token::Literal(text) => bare(field, text),
+            Token::Word(word) => literal::word(field, word, self.now),
+            Token::Text(text) => literal::quoted(field, text),
+            Token::Literal(text) => literal::bare(field, text),
             Token::Sign(_) | Token::End => {
                 self.next -= 1;
                 return Err(self.unexpected());
@@ -303,32 +403,18 @@ impl<'a> Parser<'a> {
             return Ok(value);
         }
         if matches!(field.kind, Kind::Id | Kind::Reference) {
-            let Token::Text(text) = &spanned.token else { return Err(self.mistyped(field, spanned.at)) };
+            let Token::Text(text) = &spanned.token else {
+                return Err(self.mistyped(field, spanned.at));
+            };
             let what = format!("invalid ID field: {text}");
-            return Err(SoqlError::at("INVALID_QUERY_FILTER_OPERATOR", self.query, spanned.at, &what));
+            return Err(SoqlError::at(
+                "INVALID_QUERY_FILTER_OPERATOR",
+                self.query,
+                spanned.at,
+                &what,
+            ));
         }
         Err(self.mistyped(field, spanned.at))
-    }
-
-    fn word(&self, field: &Field, word: &str) -> Option<Value> {
-        if field.kind == Kind::Boolean {
-            return if word.eq_ignore_ascii_case("true") {
-                Some(Value::Bool(true))
-            } else {
-                word.eq_ignore_ascii_case("false").then_some(Value::Bool(false))
-            };
-        }
-        let back = match word.to_ascii_uppercase().as_str() {
-            "TODAY" => 0,
-            "YESTERDAY" => 1,
-            _ => return None,
-        };
-        let day = self.now.div_euclid(stamps::DAY_MS) - back;
-        match field.kind {
-            Kind::Date => i32::try_from(day).ok().map(Value::Date),
-            Kind::DateTime => Some(Value::DateTime(day * stamps::DAY_MS)),
-            _ => None,
-        }
     }
 
     fn mistyped(&self, field: &Field, at: usize) -> SoqlError {
@@ -337,7 +423,10 @@ impl<'a> Parser<'a> {
             kind if kind.is_text() => ("string", "should be"),
             kind => (kind.name(), "should not be"),
         };
-        let what = format!("value of filter criterion for field '{}' must be of type {kind} and {quotes} enclosed in quotes", field.name);
+        let what = format!(
+            "value of filter criterion for field '{}' must be of type {kind} and {quotes} enclosed in quotes",
+            field.name
+        );
         SoqlError::at("INVALID_FIELD", self.query, at, &what)
     }
 
@@ -358,16 +447,28 @@ impl<'a> Parser<'a> {
             let kind = &self.object.fields[field];
             if kind.is_long_text() || matches!(kind.kind, Kind::Address | Kind::MultiPicklist) {
                 let what = format!("field '{name}' can not be sorted in a query call");
-                return Err(SoqlError::at("INVALID_FIELD", self.query, spanned.at, &what));
+                return Err(SoqlError::at(
+                    "INVALID_FIELD",
+                    self.query,
+                    spanned.at,
+                    &what,
+                ));
             }
-            let descending = self.keyword("desc") || (self.keyword("asc") && false);
+            let descending = self.keyword("desc");
+            if !descending {
+                self.keyword("asc");
+            }
             let mut nulls_last = false;
             if self.keyword("nulls") {
                 nulls_last = self.keyword("last");
                 let found = nulls_last || self.keyword("first");
                 self.expect(found)?;
             }
-            keys.push(Order { field, descending, nulls_last });
+            keys.push(Order {
+                field,
+                descending,
+                nulls_last,
+            });
             if !self.sign(",") {
                 return Ok(keys);
             }
@@ -395,22 +496,4 @@ fn no_column(name: &str, entity: &str) -> String {
 
 fn same_parent(a: &Column, b: &Column) -> bool {
     matches!((a, b), (Column::Parent { reference: a, .. }, Column::Parent { reference: b, .. }) if a == b)
-}
-
-fn quoted(field: &Field, text: &str) -> Option<Value> {
-    match field.kind {
-        Kind::Id | Kind::Reference => SfId::parse(text).map(Value::Id).or_else(|| text.is_empty().then_some(Value::Null)),
-        kind if kind.is_text() => Some(Value::text(text)),
-        _ => None,
-    }
-}
-
-fn bare(field: &Field, text: &str) -> Option<Value> {
-    match field.kind {
-        Kind::Int => text.parse().ok().map(Value::Int).or_else(|| text.parse().ok().map(Value::Double)),
-        kind if kind.is_number() => text.parse().ok().map(Value::Double),
-        Kind::Date => text.get(10..).filter(|rest| rest.is_empty()).and_then(|_| stamps::parse_date(text)).map(Value::Date),
-        Kind::DateTime => stamps::parse_datetime(text).map(Value::DateTime),
-        _ => None,
-    }
 }

@@ -21,7 +21,11 @@ pub(crate) const ALL: Span = ((i64::MIN, 0), (i64::MAX, u64::MAX));
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Walk {
     /// Records numbered `from..=to`, in that order or backwards.
-    Numbers { from: u64, to: u64, descending: bool },
+    Numbers {
+        from: u64,
+        to: u64,
+        descending: bool,
+    },
     /// Records in a range of stamps, in that order or backwards.
     Stamps { span: Span, descending: bool },
     /// Records with one of these values in an indexed field.
@@ -42,7 +46,11 @@ pub(crate) struct Plan {
 pub(crate) fn plan(query: &Query, object: &Object) -> Plan {
     let filter = query.filter.as_ref();
     if let Some((field, values)) = filter.and_then(|filter| keys(filter, object)) {
-        return Plan { walk: Walk::Keys { field, values }, filter: true, sort: true };
+        return Plan {
+            walk: Walk::Keys { field, values },
+            filter: true,
+            sort: true,
+        };
     }
     let obj = query.obj;
     let exact = match filter {
@@ -55,21 +63,50 @@ pub(crate) fn plan(query: &Query, object: &Object) -> Plan {
     let descending = query.order.first().is_some_and(|order| order.descending);
     if by_stamp(query) {
         let single = exact.as_ref().is_some_and(|spans| spans.len() == 1);
-        let span = exact.filter(|spans| spans.len() == 1).map_or(hull, |spans| spans[0]);
-        return Plan { walk: Walk::Stamps { span, descending }, filter: !single, sort: false };
+        let span = exact
+            .filter(|spans| spans.len() == 1)
+            .map_or(hull, |spans| spans[0]);
+        return Plan {
+            walk: Walk::Stamps { span, descending },
+            filter: !single,
+            sort: false,
+        };
     }
     if by_id && hull == ALL {
-        let exact = filter.is_none_or(|filter| only_numbers(filter));
-        let walk = Walk::Numbers { from: numbers.0, to: numbers.1, descending };
-        return Plan { walk, filter: !exact, sort: false };
+        let exact = filter.is_none_or(only_numbers);
+        let walk = Walk::Numbers {
+            from: numbers.0,
+            to: numbers.1,
+            descending,
+        };
+        return Plan {
+            walk,
+            filter: !exact,
+            sort: false,
+        };
     }
     if hull != ALL {
         let exact = exact.filter(|spans| spans.len() == 1);
         let span = exact.as_ref().map_or(hull, |spans| spans[0]);
-        return Plan { walk: Walk::Stamps { span, descending: false }, filter: exact.is_none(), sort: true };
+        return Plan {
+            walk: Walk::Stamps {
+                span,
+                descending: false,
+            },
+            filter: exact.is_none(),
+            sort: true,
+        };
     }
-    let walk = Walk::Numbers { from: numbers.0, to: numbers.1, descending: false };
-    Plan { walk, filter: filter.is_some_and(|filter| !only_numbers(filter)), sort: true }
+    let walk = Walk::Numbers {
+        from: numbers.0,
+        to: numbers.1,
+        descending: false,
+    };
+    Plan {
+        walk,
+        filter: filter.is_some_and(|filter| !only_numbers(filter)),
+        sort: true,
+    }
 }
 
 const FULL: (u64, u64) = (0, u64::MAX);
@@ -77,7 +114,11 @@ const FULL: (u64, u64) = (0, u64::MAX);
 fn by_stamp(query: &Query) -> bool {
     match query.order.as_slice() {
         [first] => first.field == at::STAMP,
-        [first, second, ..] => first.field == at::STAMP && second.field == at::ID && first.descending == second.descending,
+        [first, second, ..] => {
+            first.field == at::STAMP
+                && second.field == at::ID
+                && first.descending == second.descending
+        }
         [] => false,
     }
 }
@@ -87,8 +128,16 @@ fn keys(filter: &Expr, object: &Object) -> Option<(usize, Vec<Value>)> {
     let indexed = |field: usize| field == at::ID || object.fields[field].is_indexed();
     match filter {
         Expr::And(parts) => parts.iter().find_map(|part| keys(part, object)),
-        Expr::Compare { field, op: Op::Eq, value } if indexed(*field) && !value.is_null() => Some((*field, vec![value.clone()])),
-        Expr::In { field, negated: false, values } if indexed(*field) && values.iter().all(|value| !value.is_null()) => {
+        Expr::Compare {
+            field,
+            op: Op::Eq,
+            value,
+        } if indexed(*field) && !value.is_null() => Some((*field, vec![value.clone()])),
+        Expr::In {
+            field,
+            negated: false,
+            values,
+        } if indexed(*field) && values.iter().all(|value| !value.is_null()) => {
             Some((*field, values.clone()))
         }
         _ => None,
@@ -96,7 +145,14 @@ fn keys(filter: &Expr, object: &Object) -> Option<(usize, Vec<Value>)> {
 }
 
 fn stamp_leaf(leaf: &Expr) -> Option<Span> {
-    let Expr::Compare { field: at::STAMP, op, value: Value::DateTime(ms) } = leaf else { return None };
+    let Expr::Compare {
+        field: at::STAMP,
+        op,
+        value: Value::DateTime(ms),
+    } = leaf
+    else {
+        return None;
+    };
     let (low, high) = (ALL.0, ALL.1);
     match op {
         Op::Eq => Some(((*ms, 0), (*ms, u64::MAX))),
@@ -117,7 +173,9 @@ fn hull(expr: &Expr, leaf: &dyn Fn(&Expr) -> Option<Span>) -> Span {
         }),
         Expr::Or(parts) => {
             let spans = parts.iter().map(|part| hull(part, leaf));
-            spans.reduce(|sum, span| (sum.0.min(span.0), sum.1.max(span.1))).unwrap_or(ALL)
+            spans
+                .reduce(|sum, span| (sum.0.min(span.0), sum.1.max(span.1)))
+                .unwrap_or(ALL)
         }
         other => leaf(other).unwrap_or(ALL),
     }
@@ -125,7 +183,14 @@ fn hull(expr: &Expr, leaf: &dyn Fn(&Expr) -> Option<Span>) -> Span {
 
 /// Record numbers `from..=to` an Id comparison allows.
 fn number_leaf(leaf: &Expr, obj: Obj) -> Option<(u64, u64)> {
-    let Expr::Compare { field: at::ID, op, value: Value::Id(id) } = leaf else { return None };
+    let Expr::Compare {
+        field: at::ID,
+        op,
+        value: Value::Id(id),
+    } = leaf
+    else {
+        return None;
+    };
     let (below, number, above) = place(*id, obj);
     Some(match op {
         Op::Gt | Op::Ge if below => FULL,
@@ -144,7 +209,11 @@ fn number_leaf(leaf: &Expr, obj: Obj) -> Option<(u64, u64)> {
 
 /// Whether `id` sorts before or after every id of `obj`, and its number.
 fn place(id: SfId, obj: Obj) -> (bool, u64, bool) {
-    (id.prefix < obj.prefix(), id.number, id.prefix > obj.prefix())
+    (
+        id.prefix < obj.prefix(),
+        id.number,
+        id.prefix > obj.prefix(),
+    )
 }
 
 fn hull_of_numbers(expr: &Expr, obj: Obj) -> (u64, u64) {
@@ -161,7 +230,11 @@ fn hull_of_numbers(expr: &Expr, obj: Obj) -> (u64, u64) {
 fn only_numbers(expr: &Expr) -> bool {
     match expr {
         Expr::And(parts) => parts.iter().all(only_numbers),
-        Expr::Compare { field: at::ID, op, value: Value::Id(_) } => *op != Op::Ne,
+        Expr::Compare {
+            field: at::ID,
+            op,
+            value: Value::Id(_),
+        } => *op != Op::Ne,
         _ => false,
     }
 }
@@ -187,7 +260,13 @@ fn spans(expr: &Expr, obj: Obj) -> Option<Vec<Span>> {
             }
             Some(sum)
         }
-        leaf => stamp_leaf(leaf).map(|span| if span.0 <= span.1 { vec![span] } else { Vec::new() }),
+        leaf => stamp_leaf(leaf).map(|span| {
+            if span.0 <= span.1 {
+                vec![span]
+            } else {
+                Vec::new()
+            }
+        }),
     }
 }
 
@@ -198,7 +277,10 @@ fn narrowed(spans: &[Span], numbers: (u64, u64)) -> Option<Vec<Span>> {
         if low.0 != high.0 {
             return None;
         }
-        let cut = ((low.0, low.1.max(numbers.0)), (high.0, high.1.min(numbers.1)));
+        let cut = (
+            (low.0, low.1.max(numbers.0)),
+            (high.0, high.1.min(numbers.1)),
+        );
         if cut.0 <= cut.1 {
             out.push(cut);
         }

@@ -45,46 +45,78 @@ pub(crate) fn first(source: Source<'_>, query: &Query, size: usize) -> Page {
         return walked(source, query, &plan, size);
     }
     let wanted = query.limit.map(|limit| limit.saturating_add(query.offset));
-    let enough = if plan.sort { u64::MAX } else { wanted.unwrap_or(u64::MAX) };
+    let enough = if plan.sort {
+        u64::MAX
+    } else {
+        wanted.unwrap_or(u64::MAX)
+    };
     let mut found = matching(source, query, &plan, enough);
     if plan.sort {
         sort(source, &query.order, &mut found);
     }
-    let skip = usize::try_from(query.offset).unwrap_or(usize::MAX).min(found.len());
+    let skip = usize::try_from(query.offset)
+        .unwrap_or(usize::MAX)
+        .min(found.len());
     found.drain(..skip);
     if let Some(limit) = query.limit {
         found.truncate(usize::try_from(limit).unwrap_or(usize::MAX));
     }
     let total = found.len() as u64;
     let later = found.split_off(size.min(found.len()));
-    let rest = if later.is_empty() { Rest::Done } else { Rest::Listed(later.iter().map(Hit::number).collect()) };
-    Page { total, hits: found, rest }
+    let rest = if later.is_empty() {
+        Rest::Done
+    } else {
+        Rest::Listed(later.iter().map(Hit::number).collect())
+    };
+    Page {
+        total,
+        hits: found,
+        rest,
+    }
 }
 
 /// Counts the rows of a query without fetching them, by arithmetic where the plan allows.
 pub(crate) fn count(source: Source<'_>, query: &Query) -> u64 {
     let plan = plan(query, source.object);
-    let all = if plan.filter { matching(source, query, &plan, u64::MAX).len() as u64 } else { counted(source, &plan) };
-    all.saturating_sub(query.offset).min(query.limit.unwrap_or(u64::MAX))
+    let all = if plan.filter {
+        matching(source, query, &plan, u64::MAX).len() as u64
+    } else {
+        counted(source, &plan)
+    };
+    all.saturating_sub(query.offset)
+        .min(query.limit.unwrap_or(u64::MAX))
 }
 
 fn counted(source: Source<'_>, plan: &Plan) -> u64 {
     match &plan.walk {
-        Walk::Numbers { from, to, .. } => source.table.count_by_number(*from, *to, source.with_deleted),
-        Walk::Stamps { span, .. } => source.table.count_by_stamp(span.0, span.1, source.with_deleted),
+        Walk::Numbers { from, to, .. } => {
+            source
+                .table
+                .count_by_number(*from, *to, source.with_deleted)
+        }
+        Walk::Stamps { span, .. } => {
+            source
+                .table
+                .count_by_stamp(span.0, span.1, source.with_deleted)
+        }
         Walk::Keys { .. } => 0,
     }
 }
 
 /// A result that is exactly a range of an order the store keeps.
 fn walked(source: Source<'_>, query: &Query, plan: &Plan, size: usize) -> Page {
-    let total = counted(source, plan).saturating_sub(query.offset).min(query.limit.unwrap_or(u64::MAX));
+    let total = counted(source, plan)
+        .saturating_sub(query.offset)
+        .min(query.limit.unwrap_or(u64::MAX));
     let page = usize::try_from(total).unwrap_or(usize::MAX).min(size);
     let skip = usize::try_from(query.offset).unwrap_or(usize::MAX);
     let hits: Vec<Hit> = along(source, &plan.walk).skip(skip).take(page).collect();
     let remaining = total - hits.len() as u64;
     let rest = match hits.last() {
-        Some(last) if remaining > 0 => Rest::Along { after: (source.table.stamp(last), last.number()), remaining },
+        Some(last) if remaining > 0 => Rest::Along {
+            after: (source.table.stamp(last), last.number()),
+            remaining,
+        },
         _ => Rest::Done,
     };
     Page { total, hits, rest }
@@ -93,40 +125,85 @@ fn walked(source: Source<'_>, query: &Query, plan: &Plan, size: usize) -> Page {
 /// The next `size` rows of a result of which `rest` remains. `total` is what its first page said.
 pub(crate) fn next(source: Source<'_>, query: &Query, total: u64, rest: Rest, size: usize) -> Page {
     match rest {
-        Rest::Done => Page { total, hits: Vec::new(), rest: Rest::Done },
+        Rest::Done => Page {
+            total,
+            hits: Vec::new(),
+            rest: Rest::Done,
+        },
         Rest::Listed(mut numbers) => {
             let later = numbers.split_off(size.min(numbers.len()));
             // Rows deleted meanwhile are left out, as in Salesforce.
-            let hits = numbers.iter().filter_map(|number| source.table.get(*number)).filter(|hit| source.shows(hit)).collect();
-            let rest = if later.is_empty() { Rest::Done } else { Rest::Listed(later) };
+            let hits = numbers
+                .iter()
+                .filter_map(|number| source.table.get(*number))
+                .filter(|hit| source.shows(hit))
+                .collect();
+            let rest = if later.is_empty() {
+                Rest::Done
+            } else {
+                Rest::Listed(later)
+            };
             Page { total, hits, rest }
         }
         Rest::Along { after, remaining } => resumed(source, query, total, after, remaining, size),
     }
 }
 
-fn resumed(source: Source<'_>, query: &Query, total: u64, after: (i64, u64), remaining: u64, size: usize) -> Page {
+fn resumed(
+    source: Source<'_>,
+    query: &Query,
+    total: u64,
+    after: (i64, u64),
+    remaining: u64,
+    size: usize,
+) -> Page {
     let most = usize::try_from(remaining).unwrap_or(usize::MAX);
     match plan(query, source.object).walk {
-        Walk::Numbers { from, to, descending } => {
-            let (from, to) = if descending { (from, after.1.saturating_sub(1)) } else { (after.1 + 1, to) };
-            let walk = Walk::Numbers { from, to, descending };
+        Walk::Numbers {
+            from,
+            to,
+            descending,
+        } => {
+            let (from, to) = if descending {
+                (from, after.1.saturating_sub(1))
+            } else {
+                (after.1 + 1, to)
+            };
+            let walk = Walk::Numbers {
+                from,
+                to,
+                descending,
+            };
             let hits: Vec<Hit> = along(source, &walk).take(most.min(size)).collect();
             let remaining = remaining - hits.len() as u64;
             let rest = match hits.last() {
-                Some(last) if remaining > 0 && hits.len() == size => Rest::Along { after: (0, last.number()), remaining },
+                Some(last) if remaining > 0 && hits.len() == size => Rest::Along {
+                    after: (0, last.number()),
+                    remaining,
+                },
                 _ => Rest::Done,
             };
             Page { total, hits, rest }
         }
         // Rows that change meanwhile move in this order: the result is pinned to numbers here.
         Walk::Stamps { span, descending } => {
-            let span = if descending { (span.0, before(after)) } else { ((after.0, after.1 + 1), span.1) };
+            let span = if descending {
+                (span.0, before(after))
+            } else {
+                ((after.0, after.1 + 1), span.1)
+            };
             let walk = Walk::Stamps { span, descending };
-            let numbers: Vec<u64> = along(source, &walk).take(most).map(|hit| hit.number()).collect();
+            let numbers: Vec<u64> = along(source, &walk)
+                .take(most)
+                .map(|hit| hit.number())
+                .collect();
             next(source, query, total, Rest::Listed(numbers), size)
         }
-        Walk::Keys { .. } => Page { total, hits: Vec::new(), rest: Rest::Done },
+        Walk::Keys { .. } => Page {
+            total,
+            hits: Vec::new(),
+            rest: Rest::Done,
+        },
     }
 }
 
@@ -148,9 +225,19 @@ fn along<'a>(source: Source<'a>, walk: &Walk) -> Box<dyn Iterator<Item = Hit> + 
     let table = source.table;
     let shown = move |hit: &Hit| source.shows(hit);
     match walk {
-        Walk::Numbers { from, to, descending: false } => Box::new(table.by_number(*from, *to).filter(shown)),
-        Walk::Numbers { from, to, descending: true } => Box::new(table.by_number(*from, *to).rev().filter(shown)),
-        Walk::Stamps { span, descending } => Box::new(table.by_stamp(span.0, span.1, *descending).filter(shown)),
+        Walk::Numbers {
+            from,
+            to,
+            descending: false,
+        } => Box::new(table.by_number(*from, *to).filter(shown)),
+        Walk::Numbers {
+            from,
+            to,
+            descending: true,
+        } => Box::new(table.by_number(*from, *to).rev().filter(shown)),
+        Walk::Stamps { span, descending } => {
+            Box::new(table.by_stamp(span.0, span.1, *descending).filter(shown))
+        }
         Walk::Keys { field, values } => {
             let mut found = std::collections::BTreeMap::new();
             for value in values {
@@ -169,7 +256,10 @@ fn matching(source: Source<'_>, query: &Query, plan: &Plan, enough: u64) -> Vec<
         Some(filter) if plan.filter => holds(filter, &hit.view(source.object, source.people)),
         _ => true,
     };
-    along(source, &plan.walk).filter(wanted).take(enough).collect()
+    along(source, &plan.walk)
+        .filter(wanted)
+        .take(enough)
+        .collect()
 }
 
 fn sort(source: Source<'_>, order: &[Order], hits: &mut Vec<Hit>) {
@@ -178,15 +268,21 @@ fn sort(source: Source<'_>, order: &[Order], hits: &mut Vec<Hit>) {
         return;
     }
     let keyed = |hit: Hit| {
-        let view = hit.view(source.object, source.people);
-        let keys: Vec<Value> = order.iter().map(|key| view.get(key.field)).collect();
-        drop(view);
+        let keys: Vec<Value> = {
+            let view = hit.view(source.object, source.people);
+            order.iter().map(|key| view.get(key.field)).collect()
+        };
         (keys, hit)
     };
     let mut rows: Vec<(Vec<Value>, Hit)> = std::mem::take(hits).into_iter().map(keyed).collect();
     rows.sort_by(|a, b| {
-        let by_key = order.iter().zip(a.0.iter().zip(&b.0)).map(|(key, (one, two))| by(key, one, two));
-        by_key.fold(Ordering::Equal, Ordering::then).then(a.1.number().cmp(&b.1.number()))
+        let by_key = order
+            .iter()
+            .zip(a.0.iter().zip(&b.0))
+            .map(|(key, (one, two))| by(key, one, two));
+        by_key
+            .fold(Ordering::Equal, Ordering::then)
+            .then(a.1.number().cmp(&b.1.number()))
     });
     hits.extend(rows.into_iter().map(|(_, hit)| hit));
 }
@@ -200,7 +296,11 @@ fn by(key: &Order, one: &Value, two: &Value) -> Ordering {
         (false, true) => Ordering::Greater,
         (false, false) => {
             let order = one.compare(two).unwrap_or(Ordering::Equal);
-            if key.descending { order.reverse() } else { order }
+            if key.descending {
+                order.reverse()
+            } else {
+                order
+            }
         }
     }
 }
@@ -211,18 +311,36 @@ pub(crate) fn holds(expr: &Expr, view: &View<'_>) -> bool {
         Expr::And(parts) => parts.iter().all(|part| holds(part, view)),
         Expr::Or(parts) => parts.iter().any(|part| holds(part, view)),
         Expr::Not(inner) => !holds(inner, view),
-        Expr::Compare { field, op, value } => view.with(*field, |found| compares(found, *op, value)),
-        Expr::In { field, negated, values } => {
-            let listed = view.with(*field, |found| values.iter().any(|value| found.compare(value) == Some(Ordering::Equal)));
+        Expr::Compare { field, op, value } => {
+            view.with(*field, |found| compares(found, *op, value))
+        }
+        Expr::In {
+            field,
+            negated,
+            values,
+        } => {
+            let listed = view.with(*field, |found| {
+                values
+                    .iter()
+                    .any(|value| found.compare(value) == Some(Ordering::Equal))
+            });
             listed != *negated
         }
-        Expr::Like { field, pattern } => {
-            view.with(*field, |found| found.as_text().is_some_and(|text| like(&text.to_lowercase(), pattern)))
-        }
-        Expr::Includes { field, negated, sets } => {
+        Expr::Like { field, pattern } => view.with(*field, |found| {
+            found
+                .as_text()
+                .is_some_and(|text| like(&text.to_lowercase(), pattern))
+        }),
+        Expr::Includes {
+            field,
+            negated,
+            sets,
+        } => {
             let text = view.with(*field, |found| found.as_text().unwrap_or("").to_lowercase());
             let chosen: Vec<&str> = text.split(';').collect();
-            let any = sets.iter().any(|set| set.iter().all(|wanted| chosen.contains(&wanted.as_str())));
+            let any = sets
+                .iter()
+                .any(|set| set.iter().all(|wanted| chosen.contains(&wanted.as_str())));
             any != *negated
         }
     }
@@ -278,12 +396,16 @@ fn like(text: &str, pattern: &str) -> bool {
                 part += 1;
             }
             _ => {
-                let Some((run, start)) = retry else { return false };
+                let Some((run, start)) = retry else {
+                    return false;
+                };
                 retry = Some((run, start + 1));
                 at = start + 1;
                 part = run + 1;
             }
         }
     }
-    parts[part.min(parts.len())..].iter().all(|part| *part == Part::Run)
+    parts[part.min(parts.len())..]
+        .iter()
+        .all(|part| *part == Part::Run)
 }
