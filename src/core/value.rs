@@ -4,12 +4,15 @@
 //! any text and never panics; what cannot be read is an error of the value,
 //! not of the page or batch that it arrived in.
 
+mod decimal;
+
 use std::borrow::Cow;
-use std::cmp::Ordering;
 
 use chrono::{DateTime, Datelike, NaiveDate, Timelike};
 
 use crate::model::{FieldType, Millis, Value};
+
+use decimal::{Decimal, same_number};
 
 const DAY_MS: i64 = 86_400_000;
 /// Longest number text; PostgreSQL's numeric holds far more, no CRM does.
@@ -49,18 +52,19 @@ pub fn canonical(field_type: FieldType, raw: &str) -> Result<Value, Unreadable> 
         FieldType::Boolean => parse_bool(raw)
             .map(|b| Some(b.to_string()))
             .ok_or_else(|| unreadable(raw, "true or false")),
+        FieldType::Date if raw.len() == 10 && day_prefix(raw.as_bytes()).is_some() => {
+            Ok(Some(raw.to_owned()))
+        }
         FieldType::Date => parse_day(raw)
             .map(|d| Some(format_day(d)))
             .ok_or_else(|| unreadable(raw, "a date")),
-        FieldType::DateTime => {
-            if is_canonical_instant(raw) {
-                return Ok(Some(raw.to_owned()));
-            }
-            parse_instant(raw)
+        FieldType::DateTime => match in_utc(raw) {
+            Some(text) => Ok(Some(text)),
+            None => parse_instant(raw)
                 .and_then(format_instant)
                 .map(Some)
-                .ok_or_else(|| unreadable(raw, "a date and time"))
-        }
+                .ok_or_else(|| unreadable(raw, "a date and time")),
+        },
         FieldType::Time => parse_time(raw)
             .map(|t| Some(format_time(t)))
             .ok_or_else(|| unreadable(raw, "a time of day")),
@@ -179,15 +183,22 @@ fn offset(b: &[u8]) -> Option<i64> {
     (h < 24 && m < 60 && s < 60).then_some(sign * i64::from((h * 60 + m) * 60 + s) * 1_000)
 }
 
-fn is_canonical_instant(raw: &str) -> bool {
+/// Canonical text of an instant that the CRM gave in UTC, without arithmetic:
+/// nearly all instants of a backfill come this way.
+fn in_utc(raw: &str) -> Option<String> {
     let b = raw.as_bytes();
-    b.len() == 24
-        && b[10] == b'T'
-        && b[19] == b'.'
-        && b[23] == b'Z'
-        && b[16] == b':'
-        && day_prefix(b).is_some()
-        && time_prefix(&b[11..]).is_some_and(|(_, rest)| rest == b"Z")
+    if b.len() < 20 || b[10] != b'T' || b[16] != b':' || day_prefix(b)?.year() < 1 {
+        return None;
+    }
+    let (_, rest) = time_prefix(&b[11..])?;
+    if !matches!(rest, b"Z" | b"+0000") {
+        return None;
+    }
+    match b.len() - rest.len() {
+        23 => Some([&raw[..23], "Z"].concat()),
+        19 => Some([&raw[..19], ".000Z"].concat()),
+        _ => None,
+    }
 }
 
 fn integer(raw: &str) -> Option<i64> {
@@ -274,94 +285,6 @@ fn format_time(ms: u32) -> String {
         ms / 1_000 % 60,
         ms % 1_000
     )
-}
-
-/// A decimal number without its meaningless zeros: `0.digits * 10^exponent`.
-struct Decimal {
-    negative: bool,
-    digits: Vec<u8>,
-    exponent: i64,
-    exponent_text: i64,
-}
-
-impl Decimal {
-    fn parse(raw: &str) -> Option<Self> {
-        let b = raw.as_bytes();
-        let (negative, b) = match b.first()? {
-            b'-' => (true, &b[1..]),
-            b'+' => (false, &b[1..]),
-            _ => (false, b),
-        };
-        let end = b.iter().position(|c| matches!(c, b'e' | b'E'));
-        let (mantissa, exponent_text) = match end {
-            Some(i) => {
-                let e = std::str::from_utf8(&b[i + 1..]).ok()?;
-                let e = e.strip_prefix('+').unwrap_or(e);
-                (&b[..i], integer(e)?)
-            }
-            None => (b, 0),
-        };
-        let point = mantissa.iter().position(|c| *c == b'.');
-        let whole = point.unwrap_or(mantissa.len());
-        let mut all: Vec<u8> = mantissa[..whole].to_vec();
-        if let Some(p) = point {
-            all.extend_from_slice(&mantissa[p + 1..]);
-        }
-        if all.is_empty() || !all.iter().all(u8::is_ascii_digit) {
-            return None;
-        }
-        let leading = all.iter().take_while(|c| **c == b'0').count();
-        let trailing = all[leading..]
-            .iter()
-            .rev()
-            .take_while(|c| **c == b'0')
-            .count();
-        let kept = all[leading..all.len() - trailing].to_vec();
-        if kept.is_empty() {
-            return Some(Self {
-                negative: false,
-                digits: kept,
-                exponent: 0,
-                exponent_text,
-            });
-        }
-        let exponent = i64::try_from(whole).ok()? - i64::try_from(leading).ok()?;
-        Some(Self {
-            negative,
-            digits: kept,
-            exponent: exponent.checked_add(exponent_text)?,
-            exponent_text,
-        })
-    }
-
-    fn equals(&self, other: &Self) -> bool {
-        self.negative == other.negative
-            && self.exponent == other.exponent
-            && self.digits == other.digits
-    }
-
-    /// The text of a binary number written out in full, as HubSpot shows
-    /// computed numbers: too many digits, and a fraction.
-    fn looks_binary(&self) -> bool {
-        let len = i64::try_from(self.digits.len()).unwrap_or(i64::MAX);
-        len > 20 && self.exponent < len
-    }
-}
-
-fn same_number(a: &str, b: &str) -> bool {
-    let (Some(x), Some(y)) = (Decimal::parse(a.trim()), Decimal::parse(b.trim())) else {
-        return a == b;
-    };
-    if x.equals(&y) {
-        return true;
-    }
-    if !x.looks_binary() && !y.looks_binary() {
-        return false;
-    }
-    match (a.trim().parse::<f64>(), b.trim().parse::<f64>()) {
-        (Ok(p), Ok(q)) => p.partial_cmp(&q) == Some(Ordering::Equal),
-        _ => false,
-    }
 }
 
 fn same_choices(a: &str, b: &str) -> bool {
@@ -489,5 +412,4 @@ fn array_items(text: &str) -> Option<Vec<String>> {
 }
 
 #[cfg(test)]
-#[path = "value_tests.rs"]
 mod tests;

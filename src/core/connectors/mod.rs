@@ -4,7 +4,6 @@
 
 pub mod hubspot;
 pub mod salesforce;
-pub mod standard;
 
 mod rows;
 mod table;

@@ -4,10 +4,12 @@
 //! value, none per key. Keys of consecutive records come in the same order, so
 //! the column of the n-th key is remembered and only compared.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::fmt;
 
+use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
@@ -83,6 +85,49 @@ impl<'a> Columns<'a> {
     }
 }
 
+/// An object's key, borrowed from the answer unless it has escapes. (Serde's
+/// own `Cow` always copies.)
+pub(crate) struct Key<'de>(Cow<'de, str>);
+
+impl std::ops::Deref for Key<'_> {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl<'de> Deserialize<'de> for Key<'de> {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct V;
+        impl<'de> Visitor<'de> for V {
+            type Value = Key<'de>;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key")
+            }
+            fn visit_borrowed_str<E>(self, v: &'de str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Borrowed(v)))
+            }
+            fn visit_str<E>(self, v: &str) -> Result<Key<'de>, E> {
+                Ok(Key(Cow::Owned(v.to_owned())))
+            }
+        }
+        d.deserialize_str(V)
+    }
+}
+
+/// Reads one JSON document to its end. Checking the encoding once is faster
+/// than string by string.
+pub(crate) fn parse<'de, S: DeserializeSeed<'de>>(
+    body: &'de [u8],
+    seed: S,
+) -> Result<S::Value, serde_json::Error> {
+    let text = std::str::from_utf8(body).map_err(de::Error::custom)?;
+    let mut d = serde_json::Deserializer::from_str(text);
+    let value = seed.deserialize(&mut d)?;
+    d.end()?;
+    Ok(value)
+}
+
 /// A value in canonical text, or the text that is none.
 pub(crate) type Read = Result<Value, String>;
 
@@ -96,11 +141,11 @@ impl<'de> DeserializeSeed<'de> for ValueSeed {
             return d.deserialize_any(ValueVisitor(self.0));
         }
         // The text of a number must survive: no detour over f64.
-        let raw: &'de RawValue = de::Deserialize::deserialize(d)?;
+        let raw: &'de RawValue = Deserialize::deserialize(d)?;
         let raw = raw.get();
         Ok(match raw.as_bytes().first() {
             None | Some(b'n' | b'{' | b'[') => Ok(None),
-            Some(b'"') => match serde_json::from_str::<std::borrow::Cow<'_, str>>(raw) {
+            Some(b'"') => match serde_json::from_str::<Cow<'_, str>>(raw) {
                 Ok(text) => read(self.0, &text),
                 Err(_) => Err(raw.chars().take(100).collect()),
             },
@@ -184,8 +229,8 @@ pub(crate) fn id<'de, D: Deserializer<'de>>(d: D) -> Result<String, D::Error> {
 
 /// For `#[serde(deserialize_with)]`: a list of such ids.
 pub(crate) fn ids<'de, D: Deserializer<'de>>(d: D) -> Result<Vec<String>, D::Error> {
-    #[derive(serde::Deserialize)]
+    #[derive(Deserialize)]
     struct Id(#[serde(deserialize_with = "id")] String);
-    let list: Option<Vec<Id>> = de::Deserialize::deserialize(d)?;
+    let list: Option<Vec<Id>> = Deserialize::deserialize(d)?;
     Ok(list.unwrap_or_default().into_iter().map(|i| i.0).collect())
 }

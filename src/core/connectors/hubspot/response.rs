@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::connectors::rows::{Columns, IdSeed, ValueSeed};
+use crate::connectors::rows::{Columns, IdSeed, Key, ValueSeed, parse};
 use crate::connectors::table::{self, Rule};
 use crate::connectors::{LimitHint, Token};
 use crate::http::HttpResponse;
@@ -31,11 +31,7 @@ pub(crate) fn page(
         columns: &columns,
         modified: modified_field(object),
     };
-    let mut d = serde_json::Deserializer::from_slice(&response.body);
-    let answer = seed
-        .deserialize(&mut d)
-        .and_then(|a| d.end().map(|()| a))
-        .map_err(|e| not_expected(response, &e))?;
+    let answer = parse(&response.body, seed).map_err(|e| not_expected(response, &e))?;
     let Some(records) = answer.records else {
         return Err(classify(response));
     };
@@ -124,7 +120,7 @@ impl<'de> Visitor<'de> for AnswerSeed<'_, '_> {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Answer, A::Error> {
         let mut answer = Answer::default();
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+        while let Some(key) = map.next_key::<Key<'de>>()? {
             match &*key {
                 "results" => {
                     let seed = RecordsSeed {
@@ -221,7 +217,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
             losers: Vec::new(),
             bad: Vec::new(),
         };
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+        while let Some(key) = map.next_key::<Key<'de>>()? {
             match &*key {
                 "id" => record.id = map.next_value_seed(IdSeed)?,
                 "archived" => record.deleted = map.next_value::<Option<bool>>()? == Some(true),
@@ -277,11 +273,11 @@ impl<'de> Visitor<'de> for &mut Properties<'_, '_, '_> {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<(), A::Error> {
         let mut nth = 0;
-        while let Some(key) = map.next_key::<std::borrow::Cow<'de, str>>()? {
+        while let Some(key) = map.next_key::<Key<'de>>()? {
             let column = self.columns.find(nth, &key);
             nth += 1;
-            let is_stamp = *key == *self.modified;
-            let is_losers = *key == *"hs_merged_object_ids";
+            let is_stamp = &*key == self.modified;
+            let is_losers = &*key == "hs_merged_object_ids";
             if column.is_none() && !is_stamp && !is_losers {
                 map.next_value::<IgnoredAny>()?;
                 continue;

@@ -1,13 +1,12 @@
 //! Salesforce answers: query pages, collection reads, counts, limits.
 
-use std::borrow::Cow;
 use std::fmt;
 
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use crate::connectors::LimitHint;
-use crate::connectors::rows::{Columns, ValueSeed};
+use crate::connectors::rows::{Columns, Key, ValueSeed, parse};
 use crate::connectors::table::{self, Rule};
 use crate::http::HttpResponse;
 use crate::model::{ErrorClass, FieldType, Page, Record, RemoteError, Value};
@@ -26,11 +25,8 @@ pub(crate) fn page(
         return Err(classify(response));
     }
     let columns = Columns::new(fields);
-    let mut d = serde_json::Deserializer::from_slice(&response.body);
-    let answer = AnswerSeed(&columns)
-        .deserialize(&mut d)
-        .and_then(|a| d.end().map(|()| a))
-        .map_err(|e| not_expected(response, &e))?;
+    let answer =
+        parse(&response.body, AnswerSeed(&columns)).map_err(|e| not_expected(response, &e))?;
     let Some(records) = answer.records else {
         return Err(classify(response));
     };
@@ -76,7 +72,7 @@ impl<'de> Visitor<'de> for AnswerSeed<'_, '_> {
             is_query: true,
             ..Answer::default()
         };
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(key) = map.next_key::<Key<'de>>()? {
             match &*key {
                 "records" => answer.records = Some(map.next_value_seed(RecordsSeed(self.0))?),
                 "done" => answer.done = map.next_value()?,
@@ -151,7 +147,7 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
         };
         let mut bad = Vec::new();
         let mut nth = 0;
-        while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+        while let Some(key) = map.next_key::<Key<'de>>()? {
             let column = columns.find(nth, &key);
             nth += 1;
             let system = matches!(&*key, "Id" | "SystemModstamp" | "IsDeleted");
