@@ -261,7 +261,12 @@ fn upsert_one(
     field: usize,
     row: Map<String, Value>,
 ) -> Result<Value, Error> {
-    if row.keys().next().is_none_or(|first| first != "attributes") {
+    let key = object.fields[field].name;
+    // jsforce puts the key first, and real orgs take it; they were recorded refusing an Id there.
+    let mut names = row
+        .keys()
+        .filter(|name| field == at::ID || !name.eq_ignore_ascii_case(key));
+    if names.next().is_none_or(|first| first != "attributes") {
         let message = "Nested object for polymorphic foreign key must have an attributes field before any other fields.";
         return Err(Error::json(message));
     }
@@ -269,7 +274,6 @@ fn upsert_one(
         let message = format!("The attributes type must be {}", object.obj.name());
         return Err(Error::bad("INVALID_TYPE", message));
     }
-    let key = object.fields[field].name;
     if field != at::ID && row.keys().any(|name| name.eq_ignore_ascii_case("id")) {
         let message = "The Id field should not be specified in the sobject data.";
         return Err(Error::bad("INVALID_FIELD", message).on(&["Id"]));
