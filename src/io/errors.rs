@@ -67,10 +67,7 @@ fn from_connect(error: &reqwest::Error, text: &str) -> Option<RemoteError> {
         return None;
     }
     let retry = ErrorClass::Retry;
-    let io = find::<std::io::Error>(error);
-    let tls = find::<rustls::Error>(error).is_some()
-        || io.is_some_and(|e| e.get_ref().is_some_and(|i| i.is::<rustls::Error>()));
-    Some(if tls {
+    Some(if is_tls(error) {
         let advice = "Check the certificate of the server and the option ca_file.";
         local("tls", retry, text, advice)
     } else if text.contains("dns error") || text.contains("failed to lookup address") {
@@ -133,7 +130,26 @@ pub(crate) fn bounded(text: &str) -> String {
     text.chars().take(MAX_MESSAGE).collect()
 }
 
-fn chain(error: &dyn StdError) -> String {
+/// Whether TLS is at fault. An I/O error hides what it wraps from `source`.
+pub(crate) fn is_tls(error: &(dyn StdError + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(e) = next {
+        if e.is::<rustls::Error>() {
+            return true;
+        }
+        next = match e
+            .downcast_ref::<std::io::Error>()
+            .and_then(|io| io.get_ref())
+        {
+            Some(inner) => Some(inner),
+            None => e.source(),
+        };
+    }
+    false
+}
+
+/// An error and its causes in one line.
+pub(crate) fn chain(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(e) = source {

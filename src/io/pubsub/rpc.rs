@@ -16,7 +16,7 @@ use tonic_prost::ProstCodec;
 
 use crate::api::Settings;
 use crate::client::use_ring;
-use crate::errors::{bounded, local, timeout as timed_out};
+use crate::errors::{chain, is_tls, local, timeout as timed_out};
 use crate::hosts;
 use crate::server::Target;
 
@@ -158,28 +158,16 @@ fn metadata(target: &Target, token: &Token) -> Result<MetadataMap, RemoteError> 
 
 fn no_connection(error: &tonic::transport::Error) -> RemoteError {
     let text = chain(error);
-    let lower = text.to_ascii_lowercase();
-    if lower.contains("certificate") || lower.contains("tls") {
+    if is_tls(error) {
         let advice = "Check the certificate of the endpoint and the option ca_file.";
         local("tls", ErrorClass::Retry, text, advice)
-    } else if lower.contains("dns error") || lower.contains("lookup") {
+    } else if text.contains("dns error") || text.contains("failed to lookup address") {
         let advice = "Check pubsub_endpoint and this machine's name resolution.";
         local("dns", ErrorClass::Retry, text, advice)
     } else {
         let advice = "Check pubsub_endpoint and the firewall (port 7443 or 443).";
         local("connect", ErrorClass::Retry, text, advice)
     }
-}
-
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(e) = next {
-        text.push_str(": ");
-        text.push_str(&e.to_string());
-        next = e.source();
-    }
-    bounded(&text)
 }
 
 /// What a failed call asks for.

@@ -103,6 +103,18 @@ impl Bus {
     where
         F: Future<Output = ()> + Send + 'static,
     {
+        Self::with_tls(None, script)
+    }
+
+    /// The same over TLS, with certificate and key in PEM.
+    pub fn with_tls<F>(
+        identity: Option<(String, String)>,
+        script: impl Fn(Subscriber) -> F + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let scheme = if identity.is_some() { "https" } else { "http" };
         let schemas = Arc::new(Mutex::new(Vec::new()));
         let service = PubSub {
             script: Arc::new(move |s| Box::pin(script(s))),
@@ -119,8 +131,13 @@ impl Bus {
                 let any = "127.0.0.1:0".parse().unwrap();
                 let incoming = tonic::transport::server::TcpIncoming::bind(any).unwrap();
                 tell.send(incoming.local_addr().unwrap()).unwrap();
-                let server =
-                    tonic::transport::Server::builder().serve_with_incoming(service, incoming);
+                let mut builder = tonic::transport::Server::builder();
+                if let Some((cert, key)) = identity {
+                    let identity = tonic::transport::Identity::from_pem(cert, key);
+                    let tls = tonic::transport::ServerTlsConfig::new().identity(identity);
+                    builder = builder.tls_config(tls).unwrap();
+                }
+                let server = builder.serve_with_incoming(service, incoming);
                 tokio::select! {
                     r = server => r.unwrap(),
                     _ = stopped => {}
@@ -128,7 +145,7 @@ impl Bus {
             });
         });
         Self {
-            url: format!("http://{}", told.recv().unwrap()),
+            url: format!("{scheme}://{}", told.recv().unwrap()),
             schemas,
             stop: Some(stop),
             thread: Some(thread),
