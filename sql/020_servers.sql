@@ -35,6 +35,30 @@ LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._server_option_names() IS 'The options that CREATE SERVER accepts.';
 
+-- A reference to a secret: null, or problem, expectation and advice.
+CREATE FUNCTION crm._reference_problem(opt text, val text, OUT problem text, OUT expected text, OUT advice text)
+LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF val ~ '^file:' THEN
+        IF val !~ '^file:[A-Za-z0-9_][A-Za-z0-9._-]*$' OR val ~ '\.\.' THEN
+            problem := format('option "%s" names an impossible file', opt);
+            expected := 'A file reference is file:NAME, where NAME has letters, digits, dot, dash and underscore, no slash and no "..".';
+            advice := 'Put the file into the directory of pg_crm_sync.secrets_dir and give its bare name.';
+        END IF;
+    ELSIF val ~ '^env:' THEN
+        IF val !~ '^env:PG_CRM_SYNC_[A-Z0-9_]+$' THEN
+            problem := format('option "%s" names an environment variable that servers may not read', opt);
+            expected := 'An environment reference is env:PG_CRM_SYNC_NAME, so that no other variable of the server process can be sent out.';
+            advice := 'Rename the variable so that it begins with PG_CRM_SYNC_.';
+        END IF;
+    ELSE
+        problem := format('option "%s" must be a reference, never the secret itself', opt);
+        expected := 'Options of a server are readable in the catalogs and in every dump. Accepted are file:NAME and env:PG_CRM_SYNC_NAME.';
+        advice := 'Put the secret into a file under pg_crm_sync.secrets_dir and refer to it. If what you typed was a real secret, replace it at the CRM.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._reference_problem(text, text) IS 'Checks the syntax of an option that refers to a secret: what is wrong, what was expected, what to do; null when nothing is.';
+
 -- What is wrong with one option: null, or problem, expectation and advice.
 CREATE FUNCTION crm._server_option_problem(opt text, val text, OUT problem text, OUT expected text, OUT advice text)
 LANGUAGE plpgsql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
@@ -43,23 +67,7 @@ DECLARE
 BEGIN
     CASE
     WHEN opt IN ('credentials', 'webhook_secret') THEN
-        IF val ~ '^file:' THEN
-            IF val !~ '^file:[A-Za-z0-9_][A-Za-z0-9._-]*$' OR val ~ '\.\.' THEN
-                problem := format('option "%s" names an impossible file', opt);
-                expected := 'A file reference is file:NAME, where NAME has letters, digits, dot, dash and underscore, no slash and no "..".';
-                advice := 'Put the file into the directory of pg_crm_sync.secrets_dir and give its bare name.';
-            END IF;
-        ELSIF val ~ '^env:' THEN
-            IF val !~ '^env:PG_CRM_SYNC_[A-Z0-9_]+$' THEN
-                problem := format('option "%s" names an environment variable that servers may not read', opt);
-                expected := 'An environment reference is env:PG_CRM_SYNC_NAME, so that no other variable of the server process can be sent out.';
-                advice := 'Rename the variable so that it begins with PG_CRM_SYNC_.';
-            END IF;
-        ELSE
-            problem := format('option "%s" must be a reference, never the secret itself', opt);
-            expected := 'Options of a server are readable in the catalogs and in every dump. Accepted are file:NAME and env:PG_CRM_SYNC_NAME.';
-            advice := 'Put the secret into a file under pg_crm_sync.secrets_dir and refer to it. If what you typed was a real secret, replace it at the CRM.';
-        END IF;
+        SELECT r.* INTO problem, expected, advice FROM crm._reference_problem(opt, val) r;
     WHEN opt IN ('base_url', 'login_url', 'webhook_url') THEN
         IF url IS NULL THEN
             problem := format('option "%s" is not a URL: "%s"', opt, left(val, 200));

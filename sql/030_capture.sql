@@ -22,12 +22,13 @@ CREATE TABLE crm.change_1 (LIKE crm.change_0 INCLUDING STORAGE) USING heap WITH 
     autovacuum_vacuum_insert_threshold = -1, autovacuum_analyze_scale_factor = 0, autovacuum_analyze_threshold = 2000000000
 );
 ALTER TABLE crm.change_1 REPLICA IDENTITY FULL;
+COMMENT ON TABLE crm.change_0 IS 'Changes of mirrors by users, waiting for the worker: one of two segments that are written and drained in turn.';
+COMMENT ON TABLE crm.change_1 IS 'Changes of mirrors by users, waiting for the worker: one of two segments that are written and drained in turn.';
 
 DO $$
 DECLARE t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['change_0', 'change_1'] LOOP
-        EXECUTE format('COMMENT ON TABLE crm.%I IS %L', t, 'Changes of mirrors by users, waiting for the worker: one of two segments that are written and drained in turn.');
         EXECUTE format('COMMENT ON COLUMN crm.%I.flush IS %L', t, 'Number of the write; (flush, ord) is the order of the changes of a row.');
         EXECUTE format('COMMENT ON COLUMN crm.%I.tx IS %L', t, 'Number of the transaction: that of its first write; see crm.change_tx.');
         EXECUTE format('COMMENT ON COLUMN crm.%I.row_id IS %L', t, '_id of the changed row.');

@@ -114,7 +114,7 @@ pub struct RemoteField {
 /// One record of a page or read, values in the order of the requested fields.
 #[derive(Clone, Debug, PartialEq, Eq, Default)]
 pub struct Record {
-    /// Record id (18 characters for Salesforce).
+    /// Record id in its canonical form.
     pub id: String,
     /// Last change, in the CRM's clock.
     pub modified_at: Option<Millis>,
@@ -159,7 +159,7 @@ pub enum ChangeKind {
     Restore,
     /// Records became one. The losers' ids now lead to `into`.
     Merge {
-        /// Surviving id (HubSpot: a new one).
+        /// Surviving id; some CRMs make a new one.
         into: String,
         /// Ids that ceased.
         losers: Vec<String>,

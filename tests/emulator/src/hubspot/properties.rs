@@ -142,14 +142,7 @@ fn parse(body: &Map<String, Value>, now: i64) -> Result<Property, ApiError> {
         )));
     }
     let name = text("name");
-    let valid = name
-        .bytes()
-        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
-    if !valid || name.starts_with("hs_") || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
-        return Err(ApiError::validation(format!(
-            "Property name `{name}` is invalid: lower-case letters, digits and _, starting with a letter, not hs_"
-        )));
-    }
+    check_name(&name)?;
     let Some(kind) = Type::parse(&text("type")) else {
         return Err(ApiError::validation(format!(
             "Property type `{}` is not valid",
@@ -178,6 +171,18 @@ fn parse(body: &Map<String, Value>, now: i64) -> Result<Property, ApiError> {
         updated_ms: now,
         source: Source::Empty,
     })
+}
+
+fn check_name(name: &str) -> Result<(), ApiError> {
+    let valid = name
+        .bytes()
+        .all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_');
+    if !valid || name.starts_with("hs_") || !name.starts_with(|c: char| c.is_ascii_lowercase()) {
+        return Err(ApiError::validation(format!(
+            "Property name `{name}` is invalid: lower-case letters, digits and _, starting with a letter, not hs_"
+        )));
+    }
+    Ok(())
 }
 
 fn add(state: &State, table: &Table, body: &Map<String, Value>) -> Result<Value, ApiError> {

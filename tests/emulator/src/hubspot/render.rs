@@ -127,21 +127,7 @@ pub(crate) fn record(
             out.push(b'"');
         }
     }
-    if let Some(associations) = extras.associations {
-        out.extend_from_slice(b",\"associations\":");
-        out.extend_from_slice(associations);
-    }
-    if let Some(trace) = extras.trace {
-        out.extend_from_slice(b",\"objectWriteTraceId\":");
-        push_string(out, trace);
-    }
-    if let Some(new) = extras.new {
-        out.extend_from_slice(if new {
-            b",\"new\":true"
-        } else {
-            b",\"new\":false"
-        });
-    }
+    push_extras(out, extras);
     push_url(out, portal, table, view.id);
     out.push(b'}');
 }
@@ -175,6 +161,24 @@ fn push_properties(
                 out.push(b'"');
             }
         }
+    }
+}
+
+fn push_extras(out: &mut Vec<u8>, extras: &Extras<'_>) {
+    if let Some(associations) = extras.associations {
+        out.extend_from_slice(b",\"associations\":");
+        out.extend_from_slice(associations);
+    }
+    if let Some(trace) = extras.trace {
+        out.extend_from_slice(b",\"objectWriteTraceId\":");
+        push_string(out, trace);
+    }
+    if let Some(new) = extras.new {
+        out.extend_from_slice(if new {
+            b",\"new\":true"
+        } else {
+            b",\"new\":false"
+        });
     }
 }
 

@@ -128,6 +128,22 @@ fn text(value: &Value) -> String {
     }
 }
 
+fn values_of(operator: Operator, filter: &Value) -> Vec<String> {
+    match operator {
+        Operator::In | Operator::NotIn => filter
+            .get("values")
+            .and_then(Value::as_array)
+            .map(|v| v.iter().map(text).collect())
+            .unwrap_or_default(),
+        Operator::Between => ["value", "highValue"]
+            .iter()
+            .filter_map(|key| filter.get(*key).map(text))
+            .collect(),
+        Operator::Has | Operator::HasNot => vec![String::new()],
+        _ => filter.get("value").map(text).into_iter().collect(),
+    }
+}
+
 fn one(
     state: &State,
     table: &Table,
@@ -190,19 +206,7 @@ fn values(
     name: &str,
     filter: &Value,
 ) -> Result<Vec<String>, ApiError> {
-    let mut values: Vec<String> = match operator {
-        Operator::In | Operator::NotIn => filter
-            .get("values")
-            .and_then(Value::as_array)
-            .map(|v| v.iter().map(text).collect())
-            .unwrap_or_default(),
-        Operator::Between => ["value", "highValue"]
-            .iter()
-            .filter_map(|key| filter.get(*key).map(text))
-            .collect(),
-        Operator::Has | Operator::HasNot => vec![String::new()],
-        _ => filter.get("value").map(text).into_iter().collect(),
-    };
+    let mut values = values_of(operator, filter);
     let needed = if operator == Operator::Between { 2 } else { 1 };
     if values.len() < needed {
         return Err(ApiError::validation(format!(

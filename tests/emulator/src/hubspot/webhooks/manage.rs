@@ -118,6 +118,25 @@ fn wish(call: &Call<'_>, body: &Map<String, Value>) -> Result<Wish, ApiError> {
     let text = |key: &str| body.get(key).and_then(Value::as_str).map(str::to_owned);
     let event_type = text("eventType").unwrap_or_default();
     let property = text("propertyName");
+    let object = check_event(&event_type, property.as_deref())?.to_owned();
+    let object_type_id = match text("objectTypeId") {
+        Some(name) => Some(call.state.table(&name)?.facts.type_id.to_owned()),
+        None if object == "object" => {
+            return Err(ApiError::validation(
+                "Some required fields were not set: [objectTypeId]",
+            ));
+        }
+        None => None,
+    };
+    Ok(Wish {
+        event_type,
+        object_type_id,
+        property,
+    })
+}
+
+/// The object part of an event type that exists and fits the property.
+fn check_event<'e>(event_type: &'e str, property: Option<&str>) -> Result<&'e str, ApiError> {
     let (object, what) = event_type.split_once('.').unwrap_or_default();
     let known_object =
         object == "object" || OBJECTS.iter().any(|o| !o.custom && o.singular == object);
@@ -141,28 +160,12 @@ fn wish(call: &Call<'_>, body: &Map<String, Value>) -> Result<Wish, ApiError> {
             "propertyName is for propertyChange subscriptions, and needed there",
         ));
     }
-    if property
-        .as_deref()
-        .is_some_and(|p| super::SILENT.contains(&p))
-    {
+    if property.is_some_and(|p| super::SILENT.contains(&p)) {
         return Err(ApiError::validation(
             "This property cannot be subscribed to",
         ));
     }
-    let object_type_id = match text("objectTypeId") {
-        Some(name) => Some(call.state.table(&name)?.facts.type_id.to_owned()),
-        None if object == "object" => {
-            return Err(ApiError::validation(
-                "Some required fields were not set: [objectTypeId]",
-            ));
-        }
-        None => None,
-    };
-    Ok(Wish {
-        event_type,
-        object_type_id,
-        property,
-    })
+    Ok(object)
 }
 
 /// `POST /webhooks/v3/{appId}/subscriptions`. From the first one on, only what is subscribed is sent.
