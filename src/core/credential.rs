@@ -177,17 +177,17 @@ mod tests {
 
     #[test]
     fn a_credentials_own_hosts_narrow_and_never_widen() {
-        let setting = hosts(&["api.hubapi.com", "*.salesforce.com", "127.0.0.1"]);
+        let setting = hosts(&["api.example", "*.crm.example", "127.0.0.1"]);
         assert_eq!(
             allowed_hosts(&setting, [&[], &[]]),
-            hosts(&["api.hubapi.com", ".salesforce.com", "127.0.0.1"])
+            hosts(&["api.example", ".crm.example", "127.0.0.1"])
         );
         assert_eq!(
             allowed_hosts(
                 &setting,
-                [&hosts(&["acme.my.salesforce.com", "evil.example"]), &[]]
+                [&hosts(&["acme.my.crm.example", "evil.example"]), &[]]
             ),
-            hosts(&["acme.my.salesforce.com"])
+            hosts(&["acme.my.crm.example"])
         );
         assert_eq!(
             allowed_hosts(&setting, [&[], &hosts(&["127.0.0.1:8080"])]),

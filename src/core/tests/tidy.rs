@@ -42,7 +42,11 @@ impl File {
     }
 
     fn is_test(&self) -> bool {
-        self.path.contains("/tests/") || self.has("tests.rs") || self.path.starts_with("tests/")
+        ["/tests/", "/benches/"]
+            .iter()
+            .any(|d| self.path.contains(d))
+            || self.has("tests.rs")
+            || self.path.starts_with("tests/")
     }
 }
 

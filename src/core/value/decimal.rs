@@ -70,7 +70,7 @@ impl Decimal {
             && self.digits == other.digits
     }
 
-    /// The text of a binary number written out in full, as HubSpot shows
+    /// The text of a binary number written out in full, as some CRMs show
     /// computed numbers: too many digits, and a fraction.
     fn looks_binary(&self) -> bool {
         let len = i64::try_from(self.digits.len()).unwrap_or(i64::MAX);
