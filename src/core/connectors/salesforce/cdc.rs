@@ -105,62 +105,93 @@ impl Schema {
 
     /// Collects what the event says of fields.
     fn carry(&self, header: &Header, values: &[Datum], out: &mut Carried) {
-        let nulled = Bits::parse(&header.nulled);
-        let diffs = Bits::parse(&header.diffs);
-        let changed = Bits::parse(&header.changed);
-        // Creates and restores have no changedFields: what is not null counts.
-        let told = (!changed.is_empty()).then_some(&changed);
+        let told = Told::new(header);
         for (i, (field, datum)) in self.fields().iter().zip(values).enumerate() {
             if i == self.header {
                 continue;
             }
-            let flags = Flags {
-                changed: told.map(|c| c.top(i)),
-                nulled: nulled.top(i),
-                diff: diffs.top(i),
-            };
-            match self.compound(field) {
-                None => scalar(&field.name, field, datum, &flags, out),
-                Some(inner) => {
-                    let nested = |bits: &Bits, j| bits.top(i) || bits.nested(i, j);
-                    let any = told.is_none_or(|c| c.touches(i)) || nulled.touches(i);
-                    if !any && !diffs.touches(i) {
-                        continue;
-                    }
-                    let parts = match datum {
-                        Datum::Record(_, parts) => parts.as_slice(),
-                        _ => &[],
-                    };
-                    for (j, component) in self.types.records[inner].iter().enumerate() {
-                        let flags = Flags {
-                            changed: told.map(|c| nested(c, j)),
-                            nulled: nested(&nulled, j),
-                            diff: nested(&diffs, j),
-                        };
-                        let name = component_name(&field.name, &component.name);
-                        let part = parts.get(j).unwrap_or(&Datum::Null);
-                        scalar(&name, component, part, &flags, out);
-                    }
-                    // A person's or company's Name may come as text as well.
-                    if let Datum::Text(text) = datum {
-                        out.fields.push((field.name.clone(), Some(text.clone())));
-                    } else if field.name == "Name" && out.fields.len() + out.reread.len() > 0 {
-                        out.reread.push(field.name.clone());
-                    }
+            // A name that may be a person's comes as text or as a record.
+            let as_record = matches!(datum, Datum::Record(..)) || told.inside(i);
+            match compound(field) {
+                Some((inner, or_text)) if as_record || !or_text => {
+                    self.carry_parts(i, inner, datum, &told, out);
                 }
+                _ => scalar(&field.name, field, datum, &told.field(i), out),
             }
         }
     }
 
-    /// The record type among a field's branches, if it is a compound.
-    fn compound(&self, field: &Field) -> Option<usize> {
-        match &field.node {
-            Node::Record(index) => Some(*index),
-            Node::Union(branches) => branches.iter().find_map(|b| match b {
-                Node::Record(index) => Some(*index),
-                _ => None,
-            }),
-            _ => None,
+    /// Collects what the event says of the components of field `i`.
+    fn carry_parts(&self, i: usize, inner: usize, datum: &Datum, told: &Told, out: &mut Carried) {
+        let name = &self.fields()[i].name;
+        let parts = match datum {
+            Datum::Record(_, parts) => parts.as_slice(),
+            _ => &[],
+        };
+        let before = out.fields.len() + out.reread.len();
+        for (j, component) in self.types.records[inner].iter().enumerate() {
+            let part = parts.get(j).unwrap_or(&Datum::Null);
+            let full = component_name(name, &component.name);
+            scalar(&full, component, part, &told.part(i, j), out);
+        }
+        // The whole name is a field too, and is not sent beside its parts.
+        if name == "Name" && out.fields.len() + out.reread.len() > before {
+            out.reread.push(name.clone());
+        }
+    }
+}
+
+/// The record type among a field's branches, if it is a compound, and whether
+/// it may be text instead.
+fn compound(field: &Field) -> Option<(usize, bool)> {
+    let branches = match &field.node {
+        Node::Union(branches) => branches.as_slice(),
+        node => std::slice::from_ref(node),
+    };
+    let record = branches.iter().find_map(|b| match b {
+        Node::Record(index) => Some(*index),
+        _ => None,
+    })?;
+    Some((record, branches.contains(&Node::Text)))
+}
+
+/// What the header tells of fields.
+struct Told {
+    /// `None` in creates and restores, where what is not null counts.
+    changed: Option<Bits>,
+    nulled: Bits,
+    diffs: Bits,
+}
+
+impl Told {
+    fn new(header: &Header) -> Self {
+        let changed = Bits::parse(&header.changed);
+        Self {
+            changed: (!changed.is_empty()).then_some(changed),
+            nulled: Bits::parse(&header.nulled),
+            diffs: Bits::parse(&header.diffs),
+        }
+    }
+
+    /// Whether it tells of components of field `i`.
+    fn inside(&self, i: usize) -> bool {
+        let all = [self.changed.as_ref(), Some(&self.nulled), Some(&self.diffs)];
+        all.into_iter().flatten().any(|bits| bits.inside(i))
+    }
+
+    fn field(&self, i: usize) -> Flags {
+        self.flags(|bits| bits.top(i))
+    }
+
+    fn part(&self, i: usize, j: usize) -> Flags {
+        self.flags(|bits| bits.nested(i, j))
+    }
+
+    fn flags(&self, of: impl Fn(&Bits) -> bool) -> Flags {
+        Flags {
+            changed: self.changed.as_ref().map(&of),
+            nulled: of(&self.nulled),
+            diff: of(&self.diffs),
         }
     }
 }
@@ -375,13 +406,18 @@ impl Bits {
         bit(&self.top, i)
     }
 
-    fn nested(&self, parent: usize, i: usize) -> bool {
-        let mut of = self.nested.iter().filter(|(p, _)| *p == parent);
-        of.any(|(_, bits)| bit(bits, i))
+    fn inside(&self, parent: usize) -> bool {
+        self.nested.iter().any(|(p, _)| *p == parent)
     }
 
-    fn touches(&self, i: usize) -> bool {
-        self.top(i) || self.nested.iter().any(|(p, _)| *p == i)
+    /// The component's own bit; where the components are not told apart, the
+    /// bit of the whole field.
+    fn nested(&self, parent: usize, i: usize) -> bool {
+        if !self.inside(parent) {
+            return self.top(parent);
+        }
+        let mut of = self.nested.iter().filter(|(p, _)| *p == parent);
+        of.any(|(_, bits)| bit(bits, i))
     }
 }
 
@@ -406,5 +442,4 @@ fn bit(bytes: &[u8], i: usize) -> bool {
 }
 
 #[cfg(test)]
-#[path = "cdc_tests.rs"]
 mod tests;

@@ -193,6 +193,14 @@ fn result(
                     echoed: Vec::new(),
                 };
             }
+            // Without a blamed field, the id that leads nowhere is the row's own.
+            if kind != WriteKind::Create
+                && first.code() == "INVALID_CROSS_REFERENCE_KEY"
+                && error.fields.is_empty()
+            {
+                error.class = ErrorClass::Gone;
+                error.advice = "The record is gone in Salesforce; it is read again.";
+            }
             error.status = status;
             WriteResult::Failed(error)
         }

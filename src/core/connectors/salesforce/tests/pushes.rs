@@ -151,6 +151,24 @@ fn deleting_what_is_deleted_is_done() {
 }
 
 #[test]
+fn an_id_that_leads_nowhere_is_a_record_gone_and_not_a_bad_reference() {
+    let class = |kind, fields: &str| {
+        let text = format!(
+            r#"[{{"success":false,"errors":[{{"statusCode":"INVALID_CROSS_REFERENCE_KEY","message":"invalid cross reference id","fields":[{fields}]}}]}}]"#
+        );
+        match &pushed(kind, &two()[..1], 200, &text)[0] {
+            WriteResult::Failed(e) => e.class,
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(class(WriteKind::Update, ""), ErrorClass::Gone);
+    assert_eq!(class(WriteKind::Delete, ""), ErrorClass::Gone);
+    let reference = class(WriteKind::Update, r#""AccountId""#);
+    assert_eq!(reference, ErrorClass::FixData);
+    assert_eq!(class(WriteKind::Create, ""), ErrorClass::FixData);
+}
+
+#[test]
 fn a_lost_cut_or_short_answer_leaves_every_write_unknown() {
     for (status, text) in [
         (200, ""),

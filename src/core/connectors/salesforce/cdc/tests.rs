@@ -3,175 +3,11 @@
 use super::*;
 use crate::testing::Random;
 
-/// Writes Avro; the only encoder there is, so that it shares no code with the decoder.
-#[derive(Default)]
-struct Out(Vec<u8>);
+mod event;
 
-impl Out {
-    fn long(&mut self, n: i64) -> &mut Self {
-        let mut z = (n.wrapping_shl(1) ^ (n >> 63)).cast_unsigned();
-        while z >= 0x80 {
-            self.0.push(u8::try_from(z & 0x7f).unwrap() | 0x80);
-            z >>= 7;
-        }
-        self.0.push(u8::try_from(z).unwrap());
-        self
-    }
-
-    fn text(&mut self, s: &str) -> &mut Self {
-        self.long(i64::try_from(s.len()).unwrap());
-        self.0.extend_from_slice(s.as_bytes());
-        self
-    }
-
-    fn texts(&mut self, list: &[&str]) -> &mut Self {
-        if !list.is_empty() {
-            self.long(i64::try_from(list.len()).unwrap());
-            for s in list {
-                self.text(s);
-            }
-        }
-        self.long(0)
-    }
-
-    /// The branch of `["null", T]`.
-    fn some(&mut self, s: Option<&str>) -> &mut Self {
-        match s {
-            None => self.long(0),
-            Some(s) => self.long(1).text(s),
-        }
-    }
-}
-
-const TYPES: [&str; 10] = [
-    "CREATE",
-    "UPDATE",
-    "DELETE",
-    "UNDELETE",
-    "GAP_CREATE",
-    "GAP_UPDATE",
-    "GAP_DELETE",
-    "GAP_UNDELETE",
-    "GAP_OVERFLOW",
-    "SNAPSHOT",
-];
-
-#[derive(Clone)]
-struct Header<'a> {
-    kind: &'a str,
-    ids: &'a [&'a str],
-    key: &'a str,
-    nulled: &'a [&'a str],
-    diffs: &'a [&'a str],
-    changed: &'a [&'a str],
-}
-
-const ONE: &[&str] = &["0015g00000K1a2b"];
-
-fn header(kind: &str) -> Header<'_> {
-    Header {
-        kind,
-        ids: ONE,
-        key: "0004c6a2-1",
-        nulled: &[],
-        diffs: &[],
-        changed: &[],
-    }
-}
-
-const ORIGIN: &str = "com/salesforce/api/rest/62.0;client=pg_crm_sync_abc";
-
-fn put_header(out: &mut Out, h: &Header<'_>) {
-    let kind = TYPES.iter().position(|t| *t == h.kind).unwrap();
-    out.text("Account").texts(h.ids);
-    out.long(i64::try_from(kind).unwrap()).text(ORIGIN);
-    out.text(h.key).long(7).long(1_714_156_685_000);
-    out.long(1_100_670_838_951).text("0055g00000AAAAA");
-    out.texts(h.nulled).texts(h.diffs).texts(h.changed);
-}
-
-const HEADER_SCHEMA: &str = r#"{"type":"record","name":"ChangeEventHeader","fields":[
- {"name":"entityName","type":"string"},
- {"name":"recordIds","type":{"type":"array","items":"string"}},
- {"name":"changeType","type":{"type":"enum","name":"ChangeType","symbols":["CREATE","UPDATE","DELETE","UNDELETE","GAP_CREATE","GAP_UPDATE","GAP_DELETE","GAP_UNDELETE","GAP_OVERFLOW","SNAPSHOT"]}},
- {"name":"changeOrigin","type":"string"},{"name":"transactionKey","type":"string"},
- {"name":"sequenceNumber","type":"int"},{"name":"commitTimestamp","type":"long"},
- {"name":"commitNumber","type":"long"},{"name":"commitUser","type":"string"},
- {"name":"nulledFields","type":{"type":"array","items":"string"}},
- {"name":"diffFields","type":{"type":"array","items":"string"}},
- {"name":"changedFields","type":{"type":"array","items":"string"}}]}"#;
-
-const ADDRESS: &str = r#"{"type":"record","name":"Address","fields":[
- {"name":"Street","type":["null","string"]},{"name":"City","type":["null","string"]},
- {"name":"State","type":["null","string"]},{"name":"PostalCode","type":["null","string"]},
- {"name":"Country","type":["null","string"]},{"name":"Latitude","type":["null","double"]},
- {"name":"Longitude","type":["null","double"]},{"name":"GeocodeAccuracy","type":["null","string"]}]}"#;
-
-/// Names after the header, in the documented order of Account.
-const ACCOUNT: [&str; 22] = [
-    "Name",
-    "Type",
-    "ParentId",
-    "BillingAddress",
-    "ShippingAddress",
-    "Phone",
-    "Fax",
-    "AccountNumber",
-    "Website",
-    "Sic",
-    "Industry",
-    "AnnualRevenue",
-    "NumberOfEmployees",
-    "Ownership",
-    "TickerSymbol",
-    "Description",
-    "Rating",
-    "Site",
-    "OwnerId",
-    "CreatedDate",
-    "CreatedById",
-    "LastModifiedDate",
-];
-
-fn account_schema() -> Schema {
-    let mut fields = vec![format!(
-        r#"{{"name":"ChangeEventHeader","type":{HEADER_SCHEMA}}}"#
-    )];
-    for name in ACCOUNT {
-        let node = match name {
-            "BillingAddress" => format!(r#"["null",{ADDRESS}]"#),
-            // The second use of a named type is by name.
-            "ShippingAddress" => r#"["null","com.sforce.eventbus.Address"]"#.to_owned(),
-            "AnnualRevenue" => r#"["null","double"]"#.to_owned(),
-            "NumberOfEmployees" => r#"["null","int"]"#.to_owned(),
-            "CreatedDate" | "LastModifiedDate" => r#"["null","long"]"#.to_owned(),
-            _ => r#"["null","string"]"#.to_owned(),
-        };
-        let doc = match name {
-            "LastModifiedDate" => r#","doc":"LastModifiedDate:DateTime""#,
-            _ => "",
-        };
-        fields.push(format!(
-            r#"{{"name":"{name}","type":{node}{doc},"default":null}}"#
-        ));
-    }
-    let json = format!(
-        r#"{{"name":"AccountChangeEvent","namespace":"com.sforce.eventbus","type":"record","fields":[{}],"uuid":"x"}}"#,
-        fields.join(",")
-    );
-    Schema::parse(&json).unwrap()
-}
-
-fn event(h: &Header<'_>, put: impl Fn(&str, &mut Out) -> bool) -> Vec<u8> {
-    let mut out = Out::default();
-    put_header(&mut out, h);
-    for name in ACCOUNT {
-        if !put(name, &mut out) {
-            out.long(0);
-        }
-    }
-    out.0
-}
+use event::{
+    ACCOUNT, ADDRESS, HEADER_SCHEMA, Header, ORIGIN, Out, account_schema, event, header, put_header,
+};
 
 fn only(bytes: &[u8]) -> Change {
     let mut changes = account_schema().decode(bytes).unwrap();
@@ -200,6 +36,7 @@ fn the_documented_bitmaps_name_the_documented_fields() {
     assert_eq!(set("0x14"), ["Type", "BillingAddress"]);
     let nested = Bits::parse(&["3-0x02".to_owned()]);
     assert!(nested.nested(3, 1) && !nested.nested(3, 0) && !nested.top(1));
+    assert!(nested.inside(3) && !nested.inside(1));
     for odd in ["", "0x", "0xzz", "-", "x-0x1", "0xé", "1-"] {
         let bits = Bits::parse(&[odd.to_owned()]);
         assert!((0..64).all(|i| !bits.top(i)), "{odd}");
@@ -393,6 +230,58 @@ fn a_persons_name_becomes_its_parts() {
         ]
     );
     assert_eq!(change.reread, ["Name"]);
+}
+
+#[test]
+fn a_company_name_of_a_switchable_type_is_text() {
+    let json = format!(
+        r#"{{"name":"AccountChangeEvent","namespace":"e","type":"record","fields":[
+        {{"name":"ChangeEventHeader","type":{HEADER_SCHEMA}}},
+        {{"name":"Name","type":["null","string",{{"type":"record","name":"Switchable_PersonName","fields":[
+          {{"name":"FirstName","type":["null","string"]}},{{"name":"LastName","type":["null","string"]}}]}}]}}]}}"#
+    );
+    let schema = Schema::parse(&json).unwrap();
+    let decode = |changed: &[&str], nulled: &[&str], name: Option<&str>| {
+        let mut out = Out::default();
+        let h = Header {
+            changed,
+            nulled,
+            ..header("UPDATE")
+        };
+        put_header(&mut out, &h);
+        out.some(name);
+        schema.decode(&out.0).unwrap().remove(0)
+    };
+    let renamed = decode(&["0x02"], &[], Some("Acme"));
+    assert_eq!(renamed.fields, [pair("Name", Some("Acme"))]);
+    assert!(renamed.reread.is_empty());
+    let cleared = decode(&["0x02"], &["0x02"], None);
+    assert_eq!(cleared.fields, [pair("Name", None)]);
+}
+
+#[test]
+fn the_bit_of_a_whole_address_adds_nothing_to_the_bits_of_its_parts() {
+    let put = |name: &str, out: &mut Out| {
+        name == "BillingAddress" && {
+            out.long(1).some(Some("1 High St")).some(Some("Leeds"));
+            out.long(0).long(0).long(0).long(0).long(0).long(0);
+            true
+        }
+    };
+    let both = Header {
+        changed: &["0x10", "4-0x02"],
+        ..header("UPDATE")
+    };
+    let change = only(&event(&both, put));
+    assert_eq!(change.fields, [pair("BillingCity", Some("Leeds"))]);
+    assert!(change.reread.is_empty());
+    let whole = Header {
+        changed: &["0x10"],
+        ..header("UPDATE")
+    };
+    let change = only(&event(&whole, put));
+    assert_eq!(change.fields.len(), 2);
+    assert_eq!(change.reread.len(), 6);
 }
 
 #[test]
