@@ -2,4 +2,89 @@
 
 COMMENT ON FUNCTION crm._fence() IS 'State of the fence as the library reads it: see crm.fence_status().';
 COMMENT ON FUNCTION crm._fence_write(text) IS 'Writes the activation file of this cluster; only through crm.activate().';
-REVOKE ALL ON FUNCTION crm._fence_write(text) FROM PUBLIC;
+COMMENT ON FUNCTION crm._last_tx() IS 'Number of this session''s last transaction that changed mirrors: see crm.wait_synced().';
+COMMENT ON FUNCTION crm._tx_has_changes() IS 'Whether the running transaction has changed mirrors.';
+COMMENT ON FUNCTION crm._as_engine(oid, text, jsonb) IS 'Runs a statement on a mirror as the engine does, uncaptured and with its owner''s rights; only through crm.reject().';
+COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker at once, outside the transaction; returns the ticket of its answer.';
+COMMENT ON FUNCTION crm._wake() IS 'Wakes the worker when this transaction commits.';
+
+-- Roles belong to the cluster and outlive the extension. Ours carry a mark in
+-- their comment; another role of the same name is not given rights by accident.
+CREATE FUNCTION crm._role_ensure(role name, login boolean, purpose text) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    marked boolean := (SELECT shobj_description(r.oid, 'pg_authid') LIKE 'pg_crm_sync: %' FROM pg_roles r WHERE r.rolname = role);
+BEGIN
+    IF marked IS NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.rolname = role) THEN
+        EXECUTE format('CREATE ROLE %I %s NOSUPERUSER NOCREATEDB NOCREATEROLE NOREPLICATION', role, CASE WHEN login THEN 'LOGIN' ELSE 'NOLOGIN' END);
+    ELSIF marked IS NOT TRUE AND role <> ALL (string_to_array(replace(coalesce(current_setting('crm.adopt_roles', true), ''), ' ', ''), ',')) THEN
+        RAISE EXCEPTION 'role "%" exists and was not made by pg_crm_sync', role
+            USING ERRCODE = '42710', DETAIL = 'It would get rights on CRM data together with everyone who is a member of it.',
+                  HINT = format('Rename it, or adopt it on purpose: SET crm.adopt_roles = %L; then CREATE EXTENSION again.', role);
+    END IF;
+    EXECUTE format('COMMENT ON ROLE %I IS %L', role, 'pg_crm_sync: ' || purpose);
+END $$;
+COMMENT ON FUNCTION crm._role_ensure(name, boolean, text) IS 'Makes a role of ours, or refuses one of the same name that we did not make.';
+
+SELECT crm._role_ensure('crm_reader', false, 'sees status, progress, ledger and conflicts');
+SELECT crm._role_ensure('crm_steward', false, 'answers questions of crm.review');
+SELECT crm._role_ensure('crm_operator', false, 'pauses, resumes, approves, retries');
+SELECT crm._role_ensure('crm_admin', false, 'imports, links, sets policy, goes live');
+SELECT crm._role_ensure('crm_worker', false, 'the background worker');
+
+DO $$
+DECLARE
+    r record;
+BEGIN
+    FOR r IN SELECT * FROM (VALUES ('crm_reader', 'crm_steward'), ('crm_reader', 'crm_operator'), ('crm_steward', 'crm_admin'), ('crm_operator', 'crm_admin')) AS v (given, member) LOOP
+        IF NOT pg_has_role(r.member, r.given, 'MEMBER') THEN
+            EXECUTE format('GRANT %I TO %I', r.given, r.member);
+        END IF;
+    END LOOP;
+END $$;
+
+REVOKE ALL ON SCHEMA crm FROM PUBLIC;
+REVOKE ALL ON ALL TABLES IN SCHEMA crm FROM PUBLIC;
+REVOKE ALL ON ALL SEQUENCES IN SCHEMA crm FROM PUBLIC;
+REVOKE ALL ON ALL FUNCTIONS IN SCHEMA crm FROM PUBLIC;
+
+GRANT USAGE ON SCHEMA crm TO crm_reader, crm_worker;
+
+-- Reading: everything but raw webhooks and the activation token.
+GRANT SELECT ON ALL TABLES IN SCHEMA crm TO crm_reader;
+REVOKE SELECT ON crm.installation, crm.webhook_queue, crm.change_0, crm.change_1 FROM crm_reader;
+GRANT SELECT (only_one, id, activated_at, policy_version) ON crm.installation TO crm_reader;
+
+-- Functions that only read, or that act behind checks of their own.
+DO $$
+DECLARE
+    f record;
+BEGIN
+    FOR f IN SELECT p.oid::regprocedure AS signature, p.proname AS name, p.prosecdef AS definer FROM pg_proc p WHERE p.pronamespace = 'crm'::regnamespace LOOP
+        IF f.name IN ('_capture', '_mirror_attach', '_mirror_detach', 'import', 'mirror_drop', 'link', 'unlink', 'preview', 'go_live', 'activate')
+           OR f.name ~ '^_(import|mirror|match|map|preview|fence_open|standard|wanted|per_object|new_columns|row_filter|object_checked|catalog|hosts|column|table)' THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
+        END IF;
+        IF f.name IN ('pause', 'resume', 'server_check', 'approve', 'reject', 'dead_letter_retry', 'dead_letter_discard', '_pause_set', '_ask', '_request',
+                      '_wait_possible', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
+        END IF;
+        IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_table_of', '_column_of', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
+                      '_mirror_named', '_host_allowed') THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
+        END IF;
+    END LOOP;
+END $$;
+
+GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.conflict_policy, crm.xref, crm.field_state TO crm_admin;
+GRANT INSERT, UPDATE, DELETE ON crm.server_state, crm.stream, crm.review_item, crm.write, crm.remote_object, crm.remote_field TO crm_admin;
+GRANT INSERT ON crm.installation TO crm_admin;
+GRANT USAGE ON ALL SEQUENCES IN SCHEMA crm TO crm_admin;
+GRANT UPDATE (paused) ON crm.mirror, crm.link, crm.server_state TO crm_operator;
+GRANT INSERT ON crm.server_state, crm.installation TO crm_operator;
+GRANT UPDATE, DELETE ON crm.review_item TO crm_steward;
+GRANT USAGE ON FOREIGN DATA WRAPPER pg_crm_sync TO crm_admin;
+
+GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA crm TO crm_worker;
+GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA crm TO crm_worker;
+GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA crm TO crm_worker;

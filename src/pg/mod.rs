@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "read by workers and API functions as they arrive")]
 
+pub(crate) mod api;
 pub(crate) mod capture;
 pub(crate) mod catalog;
 pub(crate) mod fence;

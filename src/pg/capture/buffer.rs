@@ -17,7 +17,7 @@ use super::relation::Mirror;
 use crate::pg::{guc, report, wake};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 /// Changes kept in memory before they are written.
 const MAX_ENTRIES: usize = 1_000;
@@ -87,6 +87,17 @@ struct Buffer {
 
 thread_local! {
     static BUFFER: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
+    static LAST_TX: Cell<Option<i64>> = const { Cell::new(None) };
+}
+
+/// Number of this session's last transaction with changes.
+pub(super) fn last_tx() -> Option<i64> {
+    LAST_TX.get()
+}
+
+/// Has the running transaction changed mirrors?
+pub(super) fn has_changes() -> bool {
+    BUFFER.with_borrow(|buffer| buffer.next_ord != 0)
 }
 
 /// The facts of a transaction that its header row keeps.
@@ -255,6 +266,7 @@ impl Buffer {
         self.write();
         if self.tx != 0 && !self.tallies.is_empty() {
             flush::write_header(&self.header());
+            LAST_TX.set(Some(self.tx));
         }
     }
 

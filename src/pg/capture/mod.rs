@@ -33,6 +33,16 @@ pub(crate) fn register() {
     buffer::register();
 }
 
+/// Number of this session's last transaction that changed mirrors.
+pub(crate) fn last_tx() -> Option<i64> {
+    buffer::last_tx()
+}
+
+/// Has the running transaction changed mirrors?
+pub(crate) fn has_changes() -> bool {
+    buffer::has_changes()
+}
+
 /// Tells the server that `crm_capture` takes its arguments the current way.
 #[unsafe(no_mangle)]
 pub(crate) extern "C-unwind" fn pg_finfo_crm_capture() -> *const pg_sys::Pg_finfo_record {
