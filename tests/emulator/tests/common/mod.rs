@@ -216,7 +216,11 @@ impl Receiver {
     }
 
     pub(crate) fn deliveries(&self) -> Vec<Delivery> {
-        self.inbox.deliveries.lock().unwrap().clone()
+        self.inbox
+            .deliveries
+            .lock()
+            .expect("no panic inside")
+            .clone()
     }
 
     pub(crate) fn events(&self) -> Vec<Value> {
@@ -241,7 +245,11 @@ impl Receiver {
     }
 
     pub(crate) fn clear(&self) {
-        self.inbox.deliveries.lock().unwrap().clear();
+        self.inbox
+            .deliveries
+            .lock()
+            .expect("no panic inside")
+            .clear();
     }
 }
 
@@ -251,13 +259,17 @@ async fn take(State(inbox): State<Arc<Inbox>>, headers: HeaderMap, body: Bytes) 
     let hold = inbox.hold_ms.load(Ordering::SeqCst) as u64;
     tokio::time::sleep(Duration::from_millis(hold)).await;
     let events = serde_json::from_slice::<Vec<Value>>(&body).unwrap_or_default();
-    inbox.deliveries.lock().unwrap().push(Delivery {
-        headers,
-        body,
-        events,
-    });
+    inbox
+        .deliveries
+        .lock()
+        .expect("no panic inside")
+        .push(Delivery {
+            headers,
+            body,
+            events,
+        });
     inbox.open.fetch_sub(1, Ordering::SeqCst);
-    StatusCode::from_u16(inbox.status.load(Ordering::SeqCst)).unwrap()
+    StatusCode::from_u16(inbox.status.load(Ordering::SeqCst)).expect("a status")
 }
 
 /// `{"object":…,"id":…,"fields":…}` for the admin interface.
