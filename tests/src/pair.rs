@@ -35,19 +35,20 @@ impl Pair {
             .setting("pg_crm_sync.listen", &hooks)
             .setting("pg_crm_sync.webhook_public_url", &format!("http://{hooks}"));
         let cluster = Cluster::start(settings).await;
-        let emulator = Emulator::start(&options.emulator);
+        let hook = format!("http://{hooks}/webhook/hubspot");
+        let emulator = Emulator::start(&options.emulator.arg("--webhook-url", &hook));
         let db = cluster.database("app").await;
         cluster.credentials(
             "hubspot.json",
             &json!({
-                "kind": "token", "token": "pat-na1-emulator", "hosts": ["127.0.0.1"], "owner": "postgres",
+                "token": "pat-na1-emulator", "hosts": ["127.0.0.1"], "owner": "postgres",
                 "webhook_secret": "emulator-secret",
             }),
         );
         cluster.credentials(
             "salesforce.json",
             &json!({
-                "kind": "client_credentials", "client_id": "emulator-app", "client_secret": "emulator-secret",
+                "client_id": "emulator-app", "client_secret": "emulator-secret",
                 "hosts": ["127.0.0.1"], "owner": "postgres",
             }),
         );
