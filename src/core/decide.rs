@@ -312,13 +312,16 @@ impl<'a> Case<'a> {
                 .is_some_and(|old| !same(self.column.field_type, old, &self.held));
         }
         let here = self.here();
-        let same_writer = self
-            .state
-            .clock
-            .as_ref()
-            .is_some_and(|c| c.origin == self.observed.origin);
-        let Some(last) = here.sent.last().filter(|_| !same_writer) else {
+        let Some(clock) = &self.state.clock else {
             return false;
+        };
+        if clock.origin == self.observed.origin {
+            return false;
+        }
+        // Nothing was sent because this side showed the same value: an edit
+        // from before that value was written cannot have known it.
+        let Some(last) = here.sent.last() else {
+            return !clock.at.before(self.observed.at);
         };
         match last.sent {
             Sent::Answered { .. } => self.order() != Order::After,

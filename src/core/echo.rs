@@ -12,6 +12,14 @@ pub(crate) fn last_own(side: &SideState) -> Option<&SentWrite> {
         .find(|w| !matches!(w.sent, Sent::Queued | Sent::Failed))
 }
 
+/// The same, to note what the CRM showed of it.
+pub(crate) fn last_own_mut(side: &mut SideState) -> Option<&mut SentWrite> {
+    side.sent
+        .iter_mut()
+        .rev()
+        .find(|w| !matches!(w.sent, Sent::Queued | Sent::Failed))
+}
+
 /// The write that waits in the outbox.
 pub(crate) fn queued(side: &SideState) -> Option<usize> {
     side.sent.iter().rposition(|w| w.sent == Sent::Queued)
@@ -45,26 +53,31 @@ pub(crate) fn order(side: &SideState, at: Interval, skew_ms: i64) -> Order {
     }
 }
 
-/// Whether the CRM surely holds `wanted`, going by everything observed.
+/// Whether the CRM surely holds `wanted`: whatever may have been stored there
+/// last, by everything observed, is that value.
 pub(crate) fn holds(side: &SideState, wanted: &Value, field_type: FieldType, skew_ms: i64) -> bool {
     let is = |v: &Value| same(field_type, v, wanted);
     let foreign = known(side).is_some_and(is);
-    let Some(own) = last_own(side) else {
-        return foreign;
-    };
-    let ours = is(own.result());
-    if own.confirmed && own.landed.is_none() && ours && side.seen.is_none() {
-        return true;
+    for own in side.sent.iter().rev() {
+        let Some(window) = own.window(skew_ms) else {
+            continue;
+        };
+        let (after, unclear) = match &side.seen {
+            None => (false, false),
+            Some((_, clock)) => (window.before(clock.at), window.overlaps(clock.at)),
+        };
+        if after {
+            return foreign;
+        }
+        if !is(own.result()) || (unclear && !foreign) {
+            return false;
+        }
+        let lost = matches!(own.sent, Sent::Unknown { .. });
+        if !lost || own.confirmed || own.landed.is_some() {
+            return true;
+        }
     }
-    let place = match &side.seen {
-        None => Order::Before,
-        Some((_, clock)) => order(side, clock.at, skew_ms),
-    };
-    match place {
-        Order::After | Order::NoWrite => foreign,
-        Order::Before if !matches!(own.sent, Sent::Unknown { .. }) || own.landed.is_some() => ours,
-        Order::Before | Order::Unclear => ours && foreign,
-    }
+    foreign
 }
 
 /// Whether a value and a stamp are one of our writes coming back: the value
@@ -95,17 +108,61 @@ pub(crate) fn find(
         .or_else(|| side.sent.iter().position(matches))
 }
 
-/// The write of ours whose normal form an event under our mark shows.
-pub(crate) fn find_marked(side: &SideState, at: Interval, skew_ms: i64) -> Option<usize> {
-    let place = side
-        .sent
+/// The write of ours whose normal form an event under our mark shows. Several
+/// may have been under way at that time: likeness decides, else the newest
+/// that nothing is known of.
+pub(crate) fn find_marked(
+    side: &SideState,
+    value: &Value,
+    at: Interval,
+    skew_ms: i64,
+) -> Option<usize> {
+    let possible = |w: &SentWrite| w.attempt(skew_ms).is_some_and(|a| a.overlaps(at));
+    side.sent
         .iter()
-        .rposition(|w| w.window(skew_ms).is_some())?;
-    let open = side.sent[place].landed.is_none()
-        && side.sent[place]
-            .window(skew_ms)
-            .is_some_and(|window| window.overlaps(at));
-    open.then_some(place)
+        .rposition(|w| possible(w) && alike(&w.value, value))
+        .or_else(|| {
+            side.sent
+                .iter()
+                .rposition(|w| possible(w) && w.landed.is_none())
+        })
+}
+
+/// Equal but for case, spacing and punctuation.
+pub(crate) fn alike(a: &Value, b: &Value) -> bool {
+    let fold = |v: &Value| {
+        let letters = v.as_deref().unwrap_or("").chars();
+        letters
+            .filter(|c| c.is_alphanumeric())
+            .flat_map(char::to_lowercase)
+            .collect::<String>()
+    };
+    fold(a) == fold(b)
+}
+
+/// Whether this CRM is known to store `wanted` as `shown`.
+pub(crate) fn stores_as(
+    side: &SideState,
+    wanted: &Value,
+    shown: &Value,
+    field_type: FieldType,
+) -> bool {
+    side.sent.iter().any(|w| {
+        same(field_type, &w.value, wanted)
+            && w.normal
+                .as_ref()
+                .is_some_and(|n| same(field_type, n, shown))
+    })
+}
+
+/// What this CRM will make of a value, as far as it showed us.
+pub(crate) fn stored_form(side: &SideState, value: Value, field_type: FieldType) -> Value {
+    side.sent
+        .iter()
+        .rev()
+        .find(|w| same(field_type, &w.value, &value) && w.normal.is_some())
+        .and_then(|w| w.normal.clone())
+        .unwrap_or(value)
 }
 
 /// Remembers what the CRM's users wrote, if it is the newest of its kind.

@@ -134,9 +134,9 @@ fn accept(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
     decision.winner.clone_from(&case.observed.origin);
     decision.value = case.value.clone();
     case.state.clock = Some(case.clock.clone());
-    if case.observed.source != Source::Local {
-        row(case, side, case.value, outcome);
-    }
+    // SQL's row shows the value already, unless a decision on another mirror of
+    // the same transaction came between.
+    row(case, side, case.value, outcome);
     put(case, side, case.value, decision, outcome);
     for other in (0..case.group.sides.len()).filter(|s| *s != side) {
         fan_out(case, side, other, case.value, decision, outcome);
@@ -168,6 +168,7 @@ fn fan_out(
             return;
         }
     };
+    let image = echo::stored_form(&case.state.sides[to], image, target.field_type);
     let shown = mirror_value(case.entity, to, case.field);
     let differs = !same(target.field_type, shown, &image);
     if case.group.sides[to].shadow {
@@ -203,7 +204,8 @@ fn hold_note(decision: &mut Decision, group: &Group, side: usize, field: &str, r
 /// The value held stands; the side that showed another is corrected.
 fn put_back(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
     let side = case.observed.side;
-    let wanted = owned_value(case);
+    let field_type = case.column.field_type;
+    let wanted = echo::stored_form(case.here(), owned_value(case), field_type);
     if !case.column.accepts_writes() {
         // Nobody can correct it there: the mirror tells the truth.
         row(case, side, case.value, outcome);

@@ -58,11 +58,6 @@ pub fn resolve(
     let Some(mut case) = frame.case(resolution.field, &resolution.value, clock, state) else {
         return outcome;
     };
-    let shown = mirror_value(entity, resolution.side, resolution.field);
-    if *shown != resolution.value {
-        let cell = (resolution.side, resolution.field, resolution.value.clone());
-        outcome.rows.push(cell);
-    }
     effect::carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
     effect::store(&mut case, stored, &mut outcome);
     outcome

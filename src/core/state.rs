@@ -118,9 +118,11 @@ impl SentWrite {
     /// When, by the CRM's clock, this write may have taken effect; `None` if it
     /// cannot have.
     pub fn window(&self, skew_ms: i64) -> Option<Interval> {
-        if self.landed.is_some() {
-            return self.landed;
-        }
+        self.landed.or_else(|| self.attempt(skew_ms))
+    }
+
+    /// The same, going by our clock alone.
+    pub fn attempt(&self, skew_ms: i64) -> Option<Interval> {
         let (from, to) = match self.sent {
             Sent::Queued | Sent::Failed => return None,
             Sent::InFlight { claimed } => (claimed, Millis::MAX),
@@ -231,8 +233,10 @@ pub enum Answer {
         /// In the CRM's normal form.
         echoed: Option<Value>,
     },
-    /// It is not there.
+    /// It is not there, and is not tried again as it is.
     Failed,
+    /// It is not there, and waits in the outbox for another try.
+    Retry,
     /// The answer was lost.
     Unknown,
 }
@@ -282,6 +286,8 @@ pub fn answered(
     };
     match result {
         Answer::Failed => write.sent = Sent::Failed,
+        // A newer write in the outbox has taken its place.
+        Answer::Retry => write.sent = if newest { Sent::Queued } else { Sent::Failed },
         Answer::Unknown => {
             write.sent = Sent::Unknown {
                 claimed,
@@ -312,16 +318,18 @@ pub fn settle(state: &FieldState, now: Millis, horizon_ms: i64) -> bool {
     let limit = now.saturating_sub(horizon_ms);
     let quiet = |at: Interval| at.to < limit;
     let side_done = |side: &SideState| {
-        let done = match side.sent.last() {
-            None => true,
-            Some(w) => match w.sent {
-                Sent::Answered { answered, .. } => {
-                    answered < limit && (w.confirmed || w.landed.is_some())
-                }
-                Sent::Unknown { given_up, .. } => given_up < limit && w.landed.is_some(),
-                Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,
-            },
+        // What somebody wrote there long after our write is newer in any clock.
+        let replaced = |w: &SentWrite| {
+            let later = |(_, c): &(Value, Clock)| w.window(30_000).is_some_and(|o| o.before(c.at));
+            side.seen.as_ref().is_some_and(later)
         };
+        let shown = |w: &SentWrite| w.confirmed || w.landed.is_some() || replaced(w);
+        let done = side.sent.last().is_none_or(|w| match w.sent {
+            Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => {
+                end < limit && shown(w)
+            }
+            Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,
+        });
         let rest = side.sent.iter().rev().skip(1).all(|w| match w.sent {
             Sent::Queued | Sent::InFlight { .. } => false,
             Sent::Answered { answered, .. } => answered < limit,

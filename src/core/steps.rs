@@ -12,6 +12,9 @@ pub(crate) const FLAP_LIMIT: u32 = 6;
 /// Within how much event time.
 pub(crate) const FLAP_WINDOW_MS: i64 = 600_000;
 
+/// How old what a page shows can be when it is decided, index lag included.
+const READ_AGE_MS: i64 = 120_000;
+
 pub(crate) type StepFn = fn(&mut Case<'_>) -> Option<Keep>;
 
 /// The steps. `Owner` and `FillBlank` are one function that names itself.
@@ -24,6 +27,7 @@ pub(crate) const STEPS: &[(Step, StepFn)] = &[
     (Step::Stale, stale),
     (Step::NotLanded, not_landed),
     (Step::Unsettled, unsettled),
+    (Step::NormalForm, without_effect),
     (Step::Known, known),
     (Step::OneWay, one_way),
     (Step::Held, on_hold),
@@ -51,6 +55,9 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     let (at, page) = (case.observed.at, case.observed.source == Source::Page);
+    if echo::stores_as(case.here(), &case.held, case.value, case.column.field_type) {
+        return Some(Keep::RowOnly);
+    }
     let place = echo::find(
         case.here(),
         case.value,
@@ -64,11 +71,18 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         .seen
         .as_ref()
         .is_some_and(|(_, seen)| at.before(seen.at));
-    let write = &mut case.here_mut().sent[place];
+    let field_type = case.column.field_type;
+    let value = case.value.clone();
+    let here = case.here_mut();
+    let write = &mut here.sent[place];
     write.confirmed = true;
-    // A page tells when the record changed last, not when this field did.
+    // A page tells when the record changed last, not when this field did, but
+    // it does show the newest write if that carried the same.
     if !page && write.landed.is_none() {
         write.landed = Some(at);
+    }
+    if let Some(newest) = echo::last_own_mut(here).filter(|_| page) {
+        newest.confirmed |= same(field_type, newest.result(), &value);
     }
     Some(if shown_later {
         Keep::Ignore
@@ -83,13 +97,13 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     let (at, value) = (case.observed.at, case.value.clone());
-    let place = echo::find_marked(case.here(), at, case.policy.tolerance_ms())?;
+    let place = echo::find_marked(case.here(), case.value, at, case.policy.tolerance_ms())?;
     let page = case.observed.source == Source::Page;
     let write = &mut case.here_mut().sent[place];
     let wanted = write.value.clone();
     write.normal = Some(value);
     write.confirmed = true;
-    if !page {
+    if !page && write.landed.is_none_or(|l| l.before(at)) {
         write.landed = Some(at);
     }
     let current = same(case.column.field_type, &wanted, &case.held);
@@ -107,12 +121,7 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     let field_type = case.column.field_type;
     let value = case.value.clone();
     let confirms = case.observed.source != Source::Local;
-    let newest = case
-        .here_mut()
-        .sent
-        .iter_mut()
-        .rev()
-        .find(|w| !matches!(w.sent, Sent::Queued | Sent::Failed));
+    let newest = echo::last_own_mut(case.here_mut());
     match newest {
         Some(write) if confirms && same(field_type, &value, write.result()) => {
             write.confirmed = true;
@@ -161,6 +170,38 @@ fn unsettled(case: &mut Case<'_>) -> Option<Keep> {
         && echo::last_own(case.here()).is_some_and(|w| matches!(w.sent, Sent::InFlight { .. }))
         && echo::known(case.here()).is_some_and(|k| case.is(k));
     in_flight.then_some(Keep::Ignore)
+}
+
+/// A page read well after the CRM accepted our write, with a stamp from before:
+/// for the CRM our write changed nothing. If the values are alike, what it shows
+/// is its form of ours; else it ignored us, and a person should know.
+fn without_effect(case: &mut Case<'_>) -> Option<Keep> {
+    if case.observed.source != Source::Page || case.order() != Order::Before {
+        return None;
+    }
+    let field_type = case.column.field_type;
+    let (value, now) = (case.value.clone(), case.now);
+    let own = echo::last_own_mut(case.here_mut())?;
+    let long_ago = match own.sent {
+        Sent::Answered { answered, .. } => now - answered > READ_AGE_MS,
+        Sent::Queued | Sent::InFlight { .. } | Sent::Unknown { .. } | Sent::Failed => false,
+    };
+    if !long_ago || own.landed.is_some() {
+        return None;
+    }
+    own.confirmed = true;
+    if !echo::alike(&own.value, &value) {
+        return Some(Keep::Review(
+            "the CRM accepted our write and kept its own value".to_owned(),
+        ));
+    }
+    own.normal = Some(value);
+    let current = same(field_type, &own.value.clone(), &case.held);
+    Some(if current {
+        Keep::RowOnly
+    } else {
+        Keep::Nothing
+    })
 }
 
 /// What the CRM held before our write is no news, however late it is told; but
