@@ -318,9 +318,9 @@ pub fn settle(state: &FieldState, now: Millis, horizon_ms: i64) -> bool {
     let limit = now.saturating_sub(horizon_ms);
     let quiet = |at: Interval| at.to < limit;
     let side_done = |side: &SideState| {
-        // What somebody wrote there long after our write is newer in any clock.
+        // What somebody wrote there clearly after our write.
         let replaced = |w: &SentWrite| {
-            let later = |(_, c): &(Value, Clock)| w.window(30_000).is_some_and(|o| o.before(c.at));
+            let later = |(_, c): &(Value, Clock)| w.window(2_000).is_some_and(|o| o.before(c.at));
             side.seen.as_ref().is_some_and(later)
         };
         let shown = |w: &SentWrite| w.confirmed || w.landed.is_some() || replaced(w);

@@ -2,8 +2,9 @@
 
 use crate::decide::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
+use crate::model::{FieldType, Millis, Value};
 use crate::policy::Rule;
-use crate::state::{Flap, Sent};
+use crate::state::{Flap, Interval, Sent, SideState};
 use crate::strategy::Verdict;
 use crate::value::same;
 
@@ -72,7 +73,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         .as_ref()
         .is_some_and(|(_, seen)| at.before(seen.at));
     let field_type = case.column.field_type;
-    let value = case.value.clone();
+    let (value, now, skew) = (case.value.clone(), case.now, case.policy.tolerance_ms());
     let here = case.here_mut();
     let write = &mut here.sent[place];
     write.confirmed = true;
@@ -81,14 +82,35 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     if !page && write.landed.is_none() {
         write.landed = Some(at);
     }
-    if let Some(newest) = echo::last_own_mut(here).filter(|_| page) {
-        newest.confirmed |= same(field_type, newest.result(), &value);
+    if page {
+        confirm_newest(here, &value, at, field_type, (skew, now));
     }
     Some(if shown_later {
         Keep::Ignore
     } else {
         Keep::Nothing
     })
+}
+
+/// Notes that the CRM shows what our newest write carried, if that is surely
+/// what it held after the write.
+fn confirm_newest(
+    side: &mut SideState,
+    value: &Value,
+    at: Interval,
+    field_type: FieldType,
+    (skew_ms, now): (i64, Millis),
+) {
+    let Some(newest) = echo::last_own_mut(side) else {
+        return;
+    };
+    let ended = match newest.sent {
+        Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => Some(end),
+        Sent::Queued | Sent::InFlight { .. } | Sent::Failed => None,
+    };
+    let stamped = newest.window(skew_ms).is_some_and(|w| !at.before(w));
+    let read_later = ended.is_some_and(|end| now - end > READ_AGE_MS);
+    newest.confirmed |= same(field_type, newest.result(), value) && (stamped || read_later);
 }
 
 /// Bouncing our own value's normal form would never end.
@@ -118,15 +140,16 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     if !case.is(&case.held.clone()) {
         return None;
     }
-    let field_type = case.column.field_type;
-    let value = case.value.clone();
-    let confirms = case.observed.source != Source::Local;
-    let newest = echo::last_own_mut(case.here_mut());
-    match newest {
-        Some(write) if confirms && same(field_type, &value, write.result()) => {
-            write.confirmed = true;
-        }
-        _ => case.record_seen(),
+    if case.observed.source == Source::Local {
+        return Some(Keep::Nothing);
+    }
+    let (field_type, at) = (case.column.field_type, case.observed.at);
+    let (value, now, skew) = (case.value.clone(), case.now, case.policy.tolerance_ms());
+    let here = case.here_mut();
+    confirm_newest(here, &value, at, field_type, (skew, now));
+    let ours = echo::last_own(here).is_some_and(|w| same(field_type, &value, w.result()));
+    if !ours {
+        case.record_seen();
     }
     Some(Keep::Nothing)
 }
@@ -152,7 +175,10 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     }
     let unclear = case.order() == Order::Unclear;
     let lost = match echo::last_own(case.here())?.sent {
-        Sent::Unknown { .. } => echo::last_own(case.here())?.landed.is_none(),
+        Sent::Unknown { .. } => {
+            let own = echo::last_own(case.here())?;
+            own.landed.is_none() && !own.confirmed
+        }
         Sent::Answered { .. } => unclear,
         Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,
     };
