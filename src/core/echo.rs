@@ -91,21 +91,43 @@ pub(crate) fn find(
     field_type: FieldType,
     skew_ms: i64,
 ) -> Option<usize> {
-    let matches = |w: &SentWrite| {
+    let matches = |place: &usize| {
+        let w = &side.sent[*place];
         let ours = same(field_type, value, &w.value)
             || w.normal
                 .as_ref()
                 .is_some_and(|n| same(field_type, value, n));
         let late = marked && w.landed.is_none() && matches!(w.sent, Sent::Unknown { .. });
-        ours && w
+        let timely = w
             .window(skew_ms)
-            .is_some_and(|window| window.overlaps(at) || (late && window.from <= at.to))
+            .is_some_and(|window| window.overlaps(at) || (late && window.from <= at.to));
+        // Writes of one record go one after another.
+        let overtaken = side.sent[..*place]
+            .iter()
+            .any(|earlier| earlier.landed.is_some_and(|l| at.before(l)));
+        ours && timely && !overtaken
     };
-    let again = |w: &SentWrite| w.landed.is_some() && matches(w);
-    side.sent
-        .iter()
-        .position(again)
-        .or_else(|| side.sent.iter().position(matches))
+    let places = 0..side.sent.len();
+    places
+        .clone()
+        .find(|p| side.sent[*p].landed.is_some() && matches(p))
+        .or_else(|| places.clone().find(matches))
+}
+
+/// Notes when a write landed. A later write that seemed to have landed before
+/// was somebody else's doing.
+pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval) {
+    let overtaken = |w: &SentWrite| w.landed.is_some_and(|l| at.before(l));
+    if side.sent[..place].iter().any(overtaken) {
+        return;
+    }
+    side.sent[place].landed = Some(at);
+    for later in &mut side.sent[place + 1..] {
+        if later.landed.is_some_and(|l| l.before(at)) {
+            later.landed = None;
+            later.confirmed = false;
+        }
+    }
 }
 
 /// The write of ours whose normal form an event under our mark shows. Several

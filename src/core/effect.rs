@@ -289,6 +289,10 @@ fn put(
             state.sent.remove(place);
             outcome.cancel.push((side, field));
         }
+        // What was refused before is wanted no more.
+        while state.sent.last().is_some_and(|w| w.sent == Sent::Failed) {
+            state.sent.pop();
+        }
         return;
     }
     if !column.writable {

@@ -287,7 +287,10 @@ pub fn answered(
     match result {
         Answer::Failed => write.sent = Sent::Failed,
         // A newer write in the outbox has taken its place.
-        Answer::Retry => write.sent = if newest { Sent::Queued } else { Sent::Failed },
+        Answer::Retry if newest => write.sent = Sent::Queued,
+        Answer::Retry => {
+            side.sent.remove(place);
+        }
         Answer::Unknown => {
             write.sent = Sent::Unknown {
                 claimed,

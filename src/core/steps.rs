@@ -4,7 +4,7 @@ use crate::decide::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
 use crate::model::{FieldType, Millis, Value};
 use crate::policy::Rule;
-use crate::state::{Flap, Interval, Sent, SideState};
+use crate::state::{Flap, Interval, Sent, SentWrite, SideState};
 use crate::strategy::Verdict;
 use crate::value::same;
 
@@ -56,40 +56,56 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     let (at, page) = (case.observed.at, case.observed.source == Source::Page);
-    if echo::stores_as(case.here(), &case.held, case.value, case.column.field_type) {
-        return Some(Keep::RowOnly);
-    }
-    let place = echo::find(
-        case.here(),
-        case.value,
-        at,
-        case.observed.mark_is_ours,
-        case.column.field_type,
-        case.policy.tolerance_ms(),
-    )?;
-    let shown_later = case
-        .here()
-        .seen
-        .as_ref()
-        .is_some_and(|(_, seen)| at.before(seen.at));
-    let field_type = case.column.field_type;
-    let (value, now, skew) = (case.value.clone(), case.now, case.policy.tolerance_ms());
+    let (field_type, skew) = (case.column.field_type, case.policy.tolerance_ms());
+    let form = echo::stores_as(case.here(), &case.held, case.value, field_type);
+    let marked = case.observed.mark_is_ours;
+    let place = echo::find(case.here(), case.value, at, marked, field_type, skew);
+    let (value, now) = (case.value.clone(), case.now);
     let here = case.here_mut();
-    let write = &mut here.sent[place];
-    write.confirmed = true;
-    // A page tells when the record changed last, not when this field did, but
-    // it does show the newest write if that carried the same.
-    if !page && write.landed.is_none() {
-        write.landed = Some(at);
+    if let Some(place) = place {
+        here.sent[place].confirmed = true;
+        // A page tells when the record changed last, not when this field did.
+        if !page && here.sent[place].landed.is_none() {
+            echo::landed(here, place, at);
+        }
     }
     if page {
         confirm_newest(here, &value, at, field_type, (skew, now));
     }
-    Some(if shown_later {
+    if form {
+        return Some(Keep::RowOnly);
+    }
+    place?;
+    if page && shows_earlier_write(case) {
+        return None;
+    }
+    let seen = case.here().seen.as_ref();
+    Some(if seen.is_some_and(|(_, seen)| at.before(seen.at)) {
         Keep::Ignore
     } else {
         Keep::Nothing
     })
+}
+
+/// A page that shows one of our writes although a newer one may have landed by
+/// then: somebody may have set the value back. What is held is sent again.
+fn shows_earlier_write(case: &Case<'_>) -> bool {
+    let field_type = case.column.field_type;
+    let written = |w: &SentWrite| w.sent != Sent::Queued && case.is(w.result());
+    let Some(newest) = echo::last_own(case.here()) else {
+        return false;
+    };
+    if same(field_type, newest.result(), case.value) || !case.here().sent.iter().any(written) {
+        return false;
+    }
+    match (newest.sent, case.order()) {
+        (Sent::InFlight { .. }, _) => false,
+        (_, Order::Unclear | Order::After) => true,
+        (Sent::Answered { answered, .. }, Order::Before) => {
+            newest.landed.is_none() && case.now - answered > READ_AGE_MS
+        }
+        _ => false,
+    }
 }
 
 /// Notes that the CRM shows what our newest write carried, if that is surely
@@ -101,6 +117,10 @@ fn confirm_newest(
     field_type: FieldType,
     (skew_ms, now): (i64, Millis),
 ) {
+    let other_landed_later = side
+        .sent
+        .iter()
+        .any(|w| !same(field_type, w.result(), value) && w.landed.is_some_and(|l| at.before(l)));
     let Some(newest) = echo::last_own_mut(side) else {
         return;
     };
@@ -108,7 +128,7 @@ fn confirm_newest(
         Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => Some(end),
         Sent::Queued | Sent::InFlight { .. } | Sent::Failed => None,
     };
-    let stamped = newest.window(skew_ms).is_some_and(|w| !at.before(w));
+    let stamped = !other_landed_later && newest.window(skew_ms).is_some_and(|w| !at.before(w));
     let read_later = ended.is_some_and(|end| now - end > READ_AGE_MS);
     newest.confirmed |= same(field_type, newest.result(), value) && (stamped || read_later);
 }
@@ -121,12 +141,18 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     let (at, value) = (case.observed.at, case.value.clone());
     let place = echo::find_marked(case.here(), case.value, at, case.policy.tolerance_ms())?;
     let page = case.observed.source == Source::Page;
-    let write = &mut case.here_mut().sent[place];
+    let field_type = case.column.field_type;
+    let here = case.here_mut();
+    let write = &mut here.sent[place];
     let wanted = write.value.clone();
-    write.normal = Some(value);
+    // The value as sent: of this or an earlier write, nobody can tell.
+    if same(field_type, &wanted, &value) {
+        return Some(Keep::Nothing);
+    }
     write.confirmed = true;
+    write.normal = Some(value);
     if !page && write.landed.is_none_or(|l| l.before(at)) {
-        write.landed = Some(at);
+        echo::landed(here, place, at);
     }
     let current = same(case.column.field_type, &wanted, &case.held);
     Some(if current {
@@ -169,8 +195,8 @@ fn stale(case: &mut Case<'_>) -> Option<Keep> {
 /// one answered at about the page's stamp: the value is sent (again), which is
 /// harmless if it had landed.
 fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source != Source::Page || !echo::known(case.here()).is_some_and(|k| case.is(k))
-    {
+    let before = echo::known(case.here()).is_some_and(|k| case.is(k));
+    if case.observed.source != Source::Page || !(before || shows_earlier_write(case)) {
         return None;
     }
     let unclear = case.order() == Order::Unclear;

@@ -462,24 +462,21 @@ impl History {
         let Some((last, earlier)) = self.made.split_last() else {
             return Ok(());
         };
-        let before = earlier.last().map_or(0, |m| m.at).max(self.bumped);
-        if !last.told || last.at - before < CLEAR {
-            return Ok(());
-        }
-        let shown = |side: usize| self.crms[side].stored(&last.value);
-        let wins = (0..self.crms.len()).all(|s| {
-            let row = self.crms[s].stored(self.engine.row(s));
-            row == shown(s)
-                || last
-                    .side
-                    .is_some_and(|from| row == self.crms[s].stored(&shown(from)))
-        });
         let folded = |v: &Value| {
             v.as_ref()
                 .map(|v| v.chars().take(4).collect::<String>().to_lowercase())
         };
+        // An edit that repeats a value looks like an echo or like nothing.
+        let repeats = |m: &Made| folded(&m.value) == folded(&last.value);
+        if earlier.iter().any(repeats) || folded(&last.value).as_deref() == Some("base") {
+            return Ok(());
+        }
+        let before = earlier.last().map_or(0, |m| m.at).max(self.bumped);
+        if !last.told || last.at - before < CLEAR {
+            return Ok(());
+        }
         let alike = (0..self.crms.len()).all(|s| folded(self.engine.row(s)) == folded(&last.value));
-        if wins || alike {
+        if alike {
             return Ok(());
         }
         let rows: Vec<&Value> = (0..self.crms.len()).map(|s| self.engine.row(s)).collect();
