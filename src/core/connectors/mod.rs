@@ -200,7 +200,10 @@ pub trait Connector: Send + Sync {
         fields: &[(String, FieldType)],
         cursor: Option<&str>,
     ) -> HttpRequest;
-    /// A page of records changed at or after a keyset, ascending; deleted ones too where the CRM lists them.
+    /// A page of records changed after a keyset (at or after it if its id is
+    /// empty), ascending; deleted ones too where the CRM lists them. The next
+    /// keyset is stamp and id of the last record; [`Page::next`] only says
+    /// whether more follows.
     fn poll_request(
         &self,
         config: &ServerConfig,
@@ -208,6 +211,16 @@ pub trait Connector: Send + Sync {
         fields: &[(String, FieldType)],
         since: &Keyset,
     ) -> HttpRequest;
+    /// A page of removed records, from a cursor of such pages, where polls do
+    /// not list them; `None` where they do.
+    fn removed_request(
+        &self,
+        _config: &ServerConfig,
+        _object: &str,
+        _cursor: Option<&str>,
+    ) -> Option<HttpRequest> {
+        None
+    }
     /// Reads records by id.
     fn read_request(
         &self,

@@ -145,6 +145,15 @@ impl Connector for HubSpot {
         request::poll(config, object, fields, since)
     }
 
+    fn removed_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        cursor: Option<&str>,
+    ) -> Option<HttpRequest> {
+        Some(request::removed(config, object, cursor))
+    }
+
     fn read_request(
         &self,
         config: &ServerConfig,

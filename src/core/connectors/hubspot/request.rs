@@ -157,19 +157,32 @@ pub(crate) fn list(
     fields: &[(String, FieldType)],
     cursor: Option<&str>,
 ) -> HttpRequest {
-    let mut target = format!(
-        "{}?limit={BATCH}&archived=false",
-        objects_path(config, object)
-    );
+    let mut target = list_target(config, object, false, cursor);
     if !fields.is_empty() && list_fits(fields) {
         target.push_str("&properties=");
         target.push_str(&comma_list(fields));
     }
+    get(target, Purpose::Backfill)
+}
+
+/// Archived records of the last 90 days, which no search shows.
+pub(crate) fn removed(config: &ServerConfig, object: &str, cursor: Option<&str>) -> HttpRequest {
+    get(list_target(config, object, true, cursor), Purpose::Poll)
+}
+
+fn list_target(
+    config: &ServerConfig,
+    object: &str,
+    archived: bool,
+    cursor: Option<&str>,
+) -> String {
+    let path = objects_path(config, object);
+    let mut target = format!("{path}?limit={BATCH}&archived={archived}");
     if let Some(after) = cursor {
         target.push_str("&after=");
         target.push_str(&encode(after));
     }
-    get(target, Purpose::Backfill)
+    target
 }
 
 /// `,"properties":[…]`: the fields if they fit, and always the stamp.

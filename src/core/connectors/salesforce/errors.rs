@@ -7,6 +7,9 @@ use crate::connectors::table::{self, Rule};
 use crate::http::HttpResponse;
 use crate::model::{ErrorClass, RemoteError};
 
+/// Wait when too many calls run at once.
+const CONCURRENT_WAIT_MS: i64 = 5_000;
+
 /// The table. First fit decides; `status` 0 and an empty code fit any. Codes
 /// come first: the same code arrives under several statuses.
 #[rustfmt::skip]
@@ -131,6 +134,10 @@ impl ErrorItem {
     pub(crate) fn remote_error(&self, status: u16) -> RemoteError {
         let rule = rule(status, self.code());
         let mut error = table::error(&rule, status, self.code(), self.message());
+        // The same code for a limit of seconds: too many long calls at once.
+        if self.code() == "REQUEST_LIMIT_EXCEEDED" && self.message().contains("Concurrent") {
+            error.retry_after_ms = Some(CONCURRENT_WAIT_MS);
+        }
         table::blame(&mut error, self.fields.iter().flatten().cloned());
         error
     }

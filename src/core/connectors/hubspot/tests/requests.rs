@@ -41,6 +41,11 @@ fn paths_follow_the_version() {
     }
     let next = h.list_request(&config(""), "contacts", &[], Some("5&x=1"));
     assert!(next.target.ends_with("&after=5%26x%3D1"));
+    let removed = h.removed_request(&config("v3"), "contacts", Some("7"));
+    assert_eq!(
+        removed.map(|r| r.target).as_deref(),
+        Some("/crm/v3/objects/contacts?limit=100&archived=true&after=7")
+    );
     let odd = h.fields_request(&config("../x"), "a/b?c");
     assert_eq!(odd.target, "/crm/properties/..%2Fx/a%2Fb%3Fc");
 }

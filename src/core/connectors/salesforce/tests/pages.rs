@@ -127,6 +127,14 @@ fn the_error_table_follows_the_documented_answers() {
         assert_eq!(error.code, code);
         assert_eq!(error.fields, ["A"]);
     }
+    for (message, wait) in [
+        ("TotalRequests Limit exceeded.", 300_000),
+        ("ConcurrentPerOrgLongTxn Limit exceeded.", 5_000),
+    ] {
+        let text = format!(r#"[{{"message":"{message}","errorCode":"REQUEST_LIMIT_EXCEEDED"}}]"#);
+        let error = salesforce().classify(&answer(403, &text));
+        assert_eq!(error.retry_after_ms, Some(wait));
+    }
     let lock = salesforce().classify(&answer(500, &list("UNABLE_TO_LOCK_ROW")));
     assert!(!lock.maybe_applied);
     for (status, want) in [
