@@ -1,5 +1,7 @@
 -- Roles, grants, and comments of functions that the library defines.
 
+COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker of this database, also before this transaction ends; the answer is a row under the returned ticket.';
+COMMENT ON FUNCTION crm._wake() IS 'Wakes the worker of this database when this transaction commits.';
 COMMENT ON FUNCTION crm._fence() IS 'State of the fence as the library reads it: see crm.fence_status().';
 COMMENT ON FUNCTION crm._fence_write(text) IS 'Writes the activation file of this cluster; only through crm.activate().';
 COMMENT ON FUNCTION crm._last_tx() IS 'Number of this session''s last transaction that changed mirrors: see crm.wait_synced().';

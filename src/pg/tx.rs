@@ -166,3 +166,25 @@ pub(crate) fn as_role<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
         value
     }
 }
+
+/// Makes this worker write dates, times, numbers and bytes in one form, whatever
+/// the database's settings are: the engine compares them as text.
+pub(crate) fn set_canonical_output() {
+    let settings = [
+        (c"DateStyle", c"ISO, YMD"),
+        (c"IntervalStyle", c"postgres"),
+        (c"TimeZone", c"UTC"),
+        (c"bytea_output", c"hex"),
+        (c"extra_float_digits", c"1"),
+    ];
+    for (name, value) in settings {
+        // SAFETY: known settings with valid values, once, after connecting.
+        unsafe {
+            let (who, how) = (
+                pg_sys::GucContext::PGC_USERSET,
+                pg_sys::GucSource::PGC_S_OVERRIDE,
+            );
+            pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), who, how);
+        }
+    }
+}

@@ -10,7 +10,7 @@ pub(crate) mod launcher;
 pub(crate) mod session;
 
 use crate::pg::shmem::{self, Request, Slot};
-use crate::pg::{catalog, report, signal};
+use crate::pg::{catalog, report, signal, tx};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -123,6 +123,7 @@ pub extern "C-unwind" fn crm_session_main(argument: pg_sys::Datum) {
         pg_sys::BackgroundWorkerInitializeConnectionByOid(db_oid, catalog::worker_role(), 0);
         pg_sys::pgstat_report_appname(c"pg_crm_sync".as_ptr());
     }
+    tx::set_canonical_output();
     let mut context = SessionContext { db_oid, slot };
     let mut told = None;
     loop {
