@@ -6,7 +6,8 @@ CREATE TABLE crm.installation (
     id              text NOT NULL DEFAULT substr(replace(gen_random_uuid()::text, '-', ''), 1, 12),
     activated_at    timestamptz,
     activation      text,
-    policy_version  bigint NOT NULL DEFAULT 1
+    policy_version  bigint NOT NULL DEFAULT 1,
+    config_version  bigint NOT NULL DEFAULT 1
 );
 COMMENT ON TABLE crm.installation IS 'One row: who we are to the CRMs (client mark pg_crm_sync_<id>), and the activation that lets this very cluster write to them.';
 
@@ -191,6 +192,7 @@ CREATE TABLE crm.field_state (
     entity bigint NOT NULL,
     field  text NOT NULL,
     state  jsonb NOT NULL,
+    at     timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (entity, field)
 );
 COMMENT ON TABLE crm.field_state IS 'Only for fields that are not settled: per side the last common value, the last observed value and what we sent.';
@@ -261,6 +263,7 @@ CREATE TABLE crm.write (
     advice      text
 );
 CREATE INDEX write_record ON crm.write (mirror, row_id);
+CREATE INDEX write_queue ON crm.write (mirror, id) WHERE state = 'queued';
 COMMENT ON TABLE crm.write IS 'Outgoing writes that are not finished; a finished one leaves and stands in crm.event. See the views crm.outbox and crm.dead_letter.';
 
 CREATE TABLE crm.poison (
@@ -356,3 +359,22 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON FUNCTION crm._event_partition_ensure(bigint) IS 'Makes the current and the next partition of crm.event; called by the worker.';
+
+-- The worker compares this number once per transaction instead of reading
+-- its configuration each time.
+CREATE FUNCTION crm._config_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    UPDATE crm.installation SET config_version = config_version + 1;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION crm._config_changed() IS 'Tells the worker to read its configuration again.';
+
+DO $$
+DECLARE t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'conflict_policy', 'server_state'] LOOP
+        EXECUTE format('CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON crm.%I
+                        FOR EACH STATEMENT EXECUTE FUNCTION crm._config_changed()', t);
+    END LOOP;
+END $$;

@@ -14,6 +14,7 @@ mod echo;
 mod effect;
 pub mod group;
 pub mod http;
+pub mod identity;
 pub mod join;
 pub mod limiter;
 pub mod mapping;

@@ -6,8 +6,21 @@
 #![allow(dead_code, reason = "the session's loop uses them as it grows")]
 
 pub(crate) mod credential;
+mod answers;
+mod cases;
+mod creates;
+mod deliver;
+mod engine;
+mod flush;
+mod inbound;
+mod ingest;
 pub(crate) mod launcher;
+mod local;
+mod pages;
+mod schedule;
+mod servers;
 pub(crate) mod session;
+pub(crate) mod world;
 
 use crate::pg::shmem::{self, Request, Slot};
 use crate::pg::{catalog, report, signal, tx};

@@ -1,16 +1,315 @@
-//! The loop of one database.
+//! The loop of one database: wait, take what came, decide and apply, send.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+
+use crm_core::http::Purpose;
+use crm_core::model::Millis;
+use crm_io::{Event, IoThread, Level, ListenerSettings, Settings};
+use pgrx::prelude::*;
 
 use super::SessionContext;
+use crate::pg::guc;
+use crate::pg::store::config::{self, Versions};
+use crate::pg::store::streams;
+use crate::pg::store::{spi, writes};
+use crate::pg::tx::{self, SqlError};
+use crate::worker::engine::{self, Engine, IoHandle, Job, Step};
+use crate::worker::inbound::Turn;
+use crate::worker::world::World;
+use crate::worker::{local, servers};
 
-/// Longest sleep when nothing wakes the session: changes of prepared
-/// transactions become visible without a wake.
-const IDLE_MS: u64 = 5_000;
+/// Changes drained in one transaction.
+const DRAIN: i64 = 5_000;
+/// Events of the I/O thread taken in one turn.
+const EVENTS: usize = 512;
+/// Changes of CRMs applied in one transaction, at most about.
+const ARRIVALS: usize = 2_000;
 
 /// Works until the extension changes; ends with the process otherwise.
 pub(crate) fn run(context: &mut SessionContext) {
-    loop {
-        if context.wait(None, IDLE_MS).recheck {
+    let mut session = match Session::start(context) {
+        Ok(session) => session,
+        Err(error) => {
+            warn(&error);
+            context.wait(None, 5_000);
             return;
         }
+    };
+    let mut next = 0;
+    loop {
+        let timeout = u64::try_from(next - engine::now()).unwrap_or(0).min(5_000);
+        let wake = context.wait(session.engine.io.wake_fd(), timeout);
+        if wake.recheck {
+            session.engine.io.stop();
+            return;
+        }
+        if wake.reloaded {
+            session.versions = Versions::default();
+        }
+        next = match session.turn(context) {
+            Ok(next) => next,
+            Err(error) => {
+                warn(&error);
+                engine::now() + 1_000
+            }
+        };
+        if !session.engine.io.alive() {
+            // The launcher starts us again: a session without its I/O thread
+            // would look healthy and do nothing.
+            pgrx::error!("the I/O thread of pg_crm_sync ended");
+        }
+    }
+}
+
+fn warn(error: &SqlError) {
+    ereport!(
+        WARNING,
+        PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
+        format!("pg_crm_sync could not finish a step and will try again: {error}")
+    );
+}
+
+fn settings() -> Settings {
+    let request_timeout_ms = u64::try_from(guc::request_timeout().as_millis()).unwrap_or(60_000);
+    let listener = guc::listen().and_then(|addr| match addr.parse() {
+        Ok(addr) => Some(ListenerSettings::at(addr)),
+        Err(_) => {
+            ereport!(
+                WARNING,
+                PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
+                format!("pg_crm_sync.listen is not an address: {addr}"),
+                "Write it as 127.0.0.1:8910."
+            );
+            None
+        }
+    });
+    Settings {
+        request_timeout_ms,
+        listener,
+        ..Settings::default()
+    }
+}
+
+pub(super) struct Session {
+    pub(super) engine: Engine,
+    versions: Versions,
+    usage: HashMap<(u32, Purpose), (i64, i64)>,
+    usage_at: Millis,
+}
+
+/// What waits in the database, read in one statement.
+#[derive(Default)]
+struct Pending {
+    versions: Versions,
+    changes: bool,
+    webhooks: bool,
+}
+
+fn pending() -> Step<Option<Pending>> {
+    tx::in_transaction(|| {
+        let text = spi::read_text(
+            "SELECT concat_ws(' ', config_version, policy_version, EXISTS (SELECT 1 FROM crm.change_0) \
+             OR EXISTS (SELECT 1 FROM crm.change_1), EXISTS (SELECT 1 FROM crm.webhook_queue)) FROM crm.installation",
+        )?;
+        Ok(text.and_then(|text| {
+            let mut words = text.split(' ');
+            Some(Pending {
+                versions: Versions {
+                    config: words.next()?.parse().ok()?,
+                    policy: words.next()?.parse().ok()?,
+                },
+                changes: words.next()? == "t",
+                webhooks: words.next()? == "t",
+            })
+        }))
+    })
+}
+
+impl Session {
+    fn start(context: &mut SessionContext) -> Step<Self> {
+        tx::in_transaction(|| {
+            for (name, value) in [
+                ("timezone", "UTC"),
+                ("datestyle", "ISO, MDY"),
+                ("intervalstyle", "postgres"),
+                ("extra_float_digits", "1"),
+                ("synchronous_commit", "on"),
+            ] {
+                spi::write(
+                    &format!("SELECT set_config('{name}', '{value}', false)"),
+                    &[],
+                )?;
+            }
+            let lock_timeout = guc::lock_timeout().as_millis();
+            spi::write(
+                &format!("SELECT set_config('lock_timeout', '{lock_timeout}', false)"),
+                &[],
+            )?;
+            config::prepare()?;
+            writes::in_flight_to_unknown()?;
+            Ok(())
+        })?;
+        let thread = IoThread::start(settings())
+            .map_err(|e| SqlError::new("58000", format!("the I/O thread cannot start: {e}")))?;
+        let io = IoHandle(Rc::new(RefCell::new(Some(thread))));
+        let for_stop = io.clone();
+        context.on_stop(move || for_stop.stop());
+        Ok(Self {
+            engine: Engine::new(io),
+            versions: Versions::default(),
+            usage: HashMap::new(),
+            usage_at: 0,
+        })
+    }
+
+    /// One turn of the loop; when the next one is due at the latest.
+    fn turn(&mut self, context: &mut SessionContext) -> Step<Millis> {
+        let now = engine::now();
+        let Some(pending) = pending()? else {
+            return Ok(now + 1_000);
+        };
+        if pending.versions != self.versions {
+            self.reload(pending.versions)?;
+        }
+        for request in context.take_requests() {
+            servers::on_request(&mut self.engine, &request)?;
+        }
+        let more = self.take_events(pending.webhooks, now)?;
+        let mut drained = 0;
+        if pending.changes {
+            drained = self.drain(now)?;
+        }
+        context.service();
+        let next = self.engine.schedule(engine::now())?;
+        if now >= self.usage_at && !self.usage.is_empty() {
+            self.usage_at = now + 5_000;
+            self.flush_usage()?;
+        }
+        Ok(if more || drained > 0 { now } else { next })
+    }
+
+    fn reload(&mut self, versions: Versions) -> Step<()> {
+        let text = tx::in_transaction(|| Ok(config::read()?))?;
+        let rows = serde_json::from_str(&text)
+            .map_err(|e| SqlError::new("XX000", format!("configuration cannot be read: {e}")))?;
+        spi::forget_plans();
+        self.engine.world = World::new(rows, versions);
+        self.engine.active = servers::may_write()?;
+        servers::load(&mut self.engine)?;
+        let wanted: Vec<(String, String)> = self
+            .engine
+            .world
+            .mirrors
+            .values()
+            .map(|m| (m.server.clone(), m.object.clone()))
+            .collect();
+        self.engine
+            .unsubscribe(|s| !wanted.iter().any(|(n, o)| *n == s.server && *o == s.object));
+        let mirrors = &self.engine.world.mirrors;
+        self.engine.watches.retain(|id, _| mirrors.contains_key(id));
+        self.engine.may_send = true;
+        self.engine.may_undefer = true;
+        self.versions = versions;
+        Ok(())
+    }
+
+    fn drain(&mut self, now: Millis) -> Step<usize> {
+        let world = &self.engine.world;
+        let drained = tx::in_transaction(|| Ok(local::drain(world, DRAIN, now)?))?;
+        self.engine.may_send = true;
+        Ok(drained.changes)
+    }
+
+    /// Takes what the I/O thread reports; true if it may have more.
+    fn take_events(&mut self, queued: bool, now: Millis) -> Step<bool> {
+        let mut turn = Turn::default();
+        if queued {
+            let taken = tx::in_transaction(|| Ok(streams::take_webhooks(100)?))?;
+            for hook in taken {
+                let (server, delivery, at) = hook.open();
+                turn.delivery(&self.engine, &server, delivery, at);
+            }
+        }
+        let mut more = false;
+        for i in 0..EVENTS {
+            let Some(event) = self.engine.io.try_recv() else {
+                break;
+            };
+            self.event(event, &mut turn, now)?;
+            if turn.arrivals.len() >= ARRIVALS || i + 1 == EVENTS {
+                more = true;
+                break;
+            }
+        }
+        turn.finish(&mut self.engine, now)?;
+        Ok(more)
+    }
+
+    fn event(&mut self, event: Event, turn: &mut Turn, now: Millis) -> Step<()> {
+        match event {
+            Event::Webhook { token, delivery } => turn.webhook(&self.engine, token, delivery, now),
+            Event::Stream {
+                stream,
+                batch,
+                latest_replay_id,
+            } => turn.stream(&self.engine, stream, batch, latest_replay_id),
+            Event::StreamUp { stream } => self.stream_up(stream),
+            Event::StreamEnded {
+                stream,
+                error,
+                replay_expired,
+            } => self.stream_ended(stream, &error, replay_expired, now)?,
+            Event::Fetched { job, result, .. } => {
+                if let Some(job) = self.engine.jobs.remove(&job) {
+                    self.fetched(job, result, now)?;
+                }
+            }
+            Event::Answer { job, result, .. } => match self.engine.jobs.remove(&job) {
+                Some(Job::Count { mirror }) => self.counted(mirror, result.as_ref())?,
+                Some(job) => servers::on_answer(&mut self.engine, job, result)?,
+                None => {}
+            },
+            Event::Pushed { job, results, .. } => {
+                if let Some(Job::Push(batch)) = self.engine.jobs.remove(&job) {
+                    self.pushed(batch, results, now)?;
+                }
+            }
+            Event::Usage {
+                server,
+                purpose,
+                calls,
+                limited,
+                ..
+            } => {
+                let sum = self.usage.entry((server, purpose)).or_default();
+                sum.0 += i64::from(calls);
+                sum.1 += i64::from(limited);
+            }
+            Event::Note { level, message } => match level {
+                Level::Warning => pgrx::warning!("pg_crm_sync: {message}"),
+                Level::Info => pgrx::log!("pg_crm_sync: {message}"),
+                Level::Debug => pgrx::debug1!("pg_crm_sync: {message}"),
+            },
+        }
+        Ok(())
+    }
+
+    fn flush_usage(&mut self) -> Step<()> {
+        let sums: Vec<_> = self.usage.drain().collect();
+        let named: Vec<(String, String, i64, i64)> = sums
+            .into_iter()
+            .filter_map(|((server, purpose), (calls, limited))| {
+                let name = self.engine.server_by_id(server)?.name.clone();
+                Some((name, format!("{purpose:?}").to_lowercase(), calls, limited))
+            })
+            .collect();
+        tx::in_transaction(|| {
+            for (server, purpose, calls, limited) in &named {
+                streams::add_usage(server, purpose, *calls, *limited)?;
+            }
+            Ok(())
+        })
     }
 }

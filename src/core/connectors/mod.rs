@@ -280,6 +280,11 @@ pub trait Connector: Send + Sync {
         writes: &[Write],
         response: &HttpResponse,
     ) -> Vec<WriteResult>;
+    /// Topic of the object's change stream, where the CRM has streams.
+    fn topic(&self, object: &str) -> Option<String> {
+        let _ = object;
+        None
+    }
     /// Names of the fields of ours that an account may offer: unique key and source stamp.
     fn our_fields(&self) -> OurFields;
 

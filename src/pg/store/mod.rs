@@ -1,3 +1,11 @@
 //! What the engine reads and writes, as owned values and whole batches.
 
 pub(crate) mod catalog;
+pub(crate) mod changes;
+pub(crate) mod config;
+pub(crate) mod ledger;
+pub(crate) mod matches;
+pub(crate) mod rows;
+pub(crate) mod spi;
+pub(crate) mod streams;
+pub(crate) mod writes;

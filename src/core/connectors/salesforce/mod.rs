@@ -237,6 +237,14 @@ impl Connector for Salesforce {
         push::pushed(kind, unique_field, writes, response)
     }
 
+    fn topic(&self, object: &str) -> Option<String> {
+        let name = match object.strip_suffix("__c") {
+            Some(custom) => format!("{custom}__ChangeEvent"),
+            None => format!("{object}ChangeEvent"),
+        };
+        Some(format!("/data/{name}"))
+    }
+
     fn our_fields(&self) -> OurFields {
         OurFields {
             unique: OUR_UNIQUE,

@@ -1,0 +1,124 @@
+//! What users changed on mirrors, as the capture trigger logged it.
+
+use crate::pg::capture::decode::{self, OldValue};
+
+use super::spi::{self, Result};
+
+const BOTH: &str = "(SELECT * FROM crm.change_0 UNION ALL SELECT * FROM crm.change_1)";
+
+/// One logged change of one row.
+#[derive(Clone, Debug)]
+pub(crate) struct ChangeRow {
+    pub(crate) flush: i64,
+    pub(crate) ord: i32,
+    pub(crate) tx: i64,
+    pub(crate) mirror: i32,
+    /// `I`, `U` or `D`.
+    pub(crate) op: char,
+    pub(crate) row_id: i64,
+    /// Old values by attribute number, in PostgreSQL's text form.
+    pub(crate) old: Vec<(i16, OldValue)>,
+}
+
+/// A transaction that changed mirrors.
+#[derive(Clone, Debug)]
+pub(crate) struct TxRow {
+    pub(crate) tx: i64,
+    pub(crate) user: String,
+    pub(crate) application: String,
+    pub(crate) reason: Option<String>,
+    pub(crate) origin: Option<String>,
+    /// Milliseconds since 1970.
+    pub(crate) at: i64,
+    pub(crate) held: bool,
+}
+
+/// Whether anything waits; takes no transaction id.
+pub(crate) fn any() -> Result<bool> {
+    let text = spi::read_text(
+        "SELECT (EXISTS (SELECT 1 FROM crm.change_0) OR EXISTS (SELECT 1 FROM crm.change_1))::text",
+    )?;
+    Ok(text.as_deref() == Some("true"))
+}
+
+/// Rows that have changes waiting, the first found up to `limit` changes.
+pub(crate) fn peek(limit: i64) -> Result<Vec<(i32, i64)>> {
+    let sql = format!(
+        "SELECT DISTINCT mirror_id, row_id FROM (SELECT mirror_id, row_id FROM {BOTH} c LIMIT $1) c"
+    );
+    spi::write_rows(&sql, &[limit.into()], |row| {
+        Ok((
+            row.get(1)?.unwrap_or_default(),
+            row.get(2)?.unwrap_or_default(),
+        ))
+    })
+}
+
+/// Which of these rows have changes waiting.
+pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    if row_ids.is_empty() {
+        return Ok(Vec::new());
+    }
+    let sql =
+        format!("SELECT DISTINCT row_id FROM {BOTH} c WHERE mirror_id = $1 AND row_id = ANY($2)");
+    spi::write_rows(&sql, &[mirror.into(), row_ids.into()], |row| {
+        Ok(row.get::<i64>(1)?.unwrap_or_default())
+    })
+}
+
+/// Takes the changes of these rows out of the log, in the order they were made.
+pub(crate) fn take(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<ChangeRow>> {
+    let mut out = Vec::new();
+    for segment in ["crm.change_0", "crm.change_1"] {
+        let sql = format!(
+            "DELETE FROM {segment} WHERE mirror_id = $1 AND row_id = ANY($2) \
+             RETURNING flush, ord, tx, mirror_id, op::text, row_id, old"
+        );
+        let rows = spi::write_rows(&sql, &[mirror.into(), row_ids.clone().into()], |row| {
+            let packed: Vec<u8> = row.get(7)?.unwrap_or_default();
+            let op: String = row.get(5)?.unwrap_or_default();
+            Ok(ChangeRow {
+                flush: row.get(1)?.unwrap_or_default(),
+                ord: row.get(2)?.unwrap_or_default(),
+                tx: row.get(3)?.unwrap_or_default(),
+                mirror: row.get(4)?.unwrap_or_default(),
+                op: op.chars().next().unwrap_or('U'),
+                row_id: row.get(6)?.unwrap_or_default(),
+                old: decode::old_values(&packed),
+            })
+        })?;
+        out.extend(rows);
+    }
+    out.sort_by_key(|c| (c.flush, c.ord));
+    Ok(out)
+}
+
+/// The headers of these transactions.
+pub(crate) fn transactions(txs: Vec<i64>) -> Result<Vec<TxRow>> {
+    spi::write_rows(
+        "SELECT tx, \"session_user\"::text, application_name, reason, origin, (extract(epoch FROM at) * 1000)::bigint, held \
+         FROM crm.change_tx WHERE tx = ANY($1)",
+        &[txs.into()],
+        |row| {
+            Ok(TxRow {
+                tx: row.get(1)?.unwrap_or_default(),
+                user: row.get(2)?.unwrap_or_default(),
+                application: row.get(3)?.unwrap_or_default(),
+                reason: row.get(4)?,
+                origin: row.get(5)?,
+                at: row.get(6)?.unwrap_or_default(),
+                held: row.get(7)?.unwrap_or_default(),
+            })
+        },
+    )
+}
+
+/// Removes headers whose changes are all taken and that nobody must approve.
+pub(crate) fn forget_transactions() -> Result<usize> {
+    let sql = format!(
+        "DELETE FROM crm.change_tx t WHERE t.at < now() - interval '1 hour' \
+         AND NOT EXISTS (SELECT 1 FROM {BOTH} c WHERE c.tx = t.tx) \
+         AND NOT EXISTS (SELECT 1 FROM crm.write w WHERE w.state = 'held' AND t.tx = ANY (w.txs))"
+    );
+    spi::write(&sql, &[])
+}

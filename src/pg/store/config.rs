@@ -1,0 +1,161 @@
+//! The configuration as the worker reads it: servers, mirrors, links, policy.
+
+use serde::Deserialize;
+
+use super::spi::{self, Result};
+
+/// Version numbers of the configuration and of the policy.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Versions {
+    /// Counts changes of servers, mirrors, links and field maps.
+    pub(crate) config: i64,
+    /// Counts changes of conflict policy rows.
+    pub(crate) policy: i64,
+}
+
+/// Everything the worker needs to know, read in one statement.
+#[derive(Debug, Deserialize)]
+pub(crate) struct ConfigRows {
+    pub(crate) installation: String,
+    pub(crate) mirrors: Vec<MirrorRow>,
+    pub(crate) links: Vec<LinkRow>,
+    pub(crate) policies: Vec<PolicyRow>,
+    pub(crate) paused_servers: Vec<String>,
+}
+
+/// One mirror with its table as it is now.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct MirrorRow {
+    pub(crate) id: i32,
+    pub(crate) server: String,
+    pub(crate) object: String,
+    pub(crate) type_id: String,
+    pub(crate) relid: u32,
+    pub(crate) owner: u32,
+    /// Quoted and qualified.
+    pub(crate) table: String,
+    pub(crate) mode: String,
+    pub(crate) paused: bool,
+    pub(crate) poll_ms: i64,
+    /// Milliseconds since 1970.
+    pub(crate) created_at: i64,
+    pub(crate) row_filter: Option<String>,
+    pub(crate) unique_field: Option<String>,
+    pub(crate) source_field: Option<String>,
+    pub(crate) columns: Vec<ColumnRow>,
+}
+
+/// One mirrored column that exists in the table.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct ColumnRow {
+    pub(crate) name: String,
+    /// Quoted.
+    pub(crate) quoted: String,
+    pub(crate) attnum: i16,
+    pub(crate) column_type: String,
+    pub(crate) field: String,
+    pub(crate) field_type: String,
+    pub(crate) max_length: Option<i32>,
+    pub(crate) read_only: bool,
+    pub(crate) required: bool,
+}
+
+/// One link with its field maps.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct LinkRow {
+    pub(crate) id: i32,
+    pub(crate) name: String,
+    pub(crate) left_mirror: i32,
+    pub(crate) right_mirror: i32,
+    pub(crate) mode: String,
+    pub(crate) paused: bool,
+    pub(crate) create_left: bool,
+    pub(crate) create_right: bool,
+    pub(crate) on_delete: String,
+    pub(crate) maps: Vec<FieldMapRow>,
+}
+
+/// One field map.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct FieldMapRow {
+    pub(crate) left_field: String,
+    pub(crate) right_field: String,
+    pub(crate) direction: String,
+    pub(crate) to_left: String,
+    pub(crate) to_right: String,
+    pub(crate) value_map: Option<serde_json::Value>,
+    pub(crate) match_order: Option<i16>,
+}
+
+/// One policy row.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct PolicyRow {
+    pub(crate) id: i64,
+    pub(crate) link: String,
+    pub(crate) field: String,
+    pub(crate) strategy: String,
+    pub(crate) winner: Option<String>,
+    pub(crate) skew_ms: i64,
+}
+
+/// Reads the two version numbers without taking a transaction id.
+pub(crate) fn versions() -> Result<Option<Versions>> {
+    let text =
+        spi::read_text("SELECT config_version || ' ' || policy_version FROM crm.installation")?;
+    Ok(text.and_then(|text| {
+        let (config, policy) = text.split_once(' ')?;
+        Some(Versions {
+            config: config.parse().ok()?,
+            policy: policy.parse().ok()?,
+        })
+    }))
+}
+
+/// Makes the installation's row and the first partitions if they are missing.
+pub(crate) fn prepare() -> Result<()> {
+    spi::write(
+        "INSERT INTO crm.installation DEFAULT VALUES ON CONFLICT DO NOTHING",
+        &[],
+    )?;
+    spi::write("SELECT crm._event_partition_ensure()", &[])?;
+    Ok(())
+}
+
+/// Reads the whole configuration as JSON text.
+pub(crate) fn read() -> Result<String> {
+    Ok(spi::read_text(CONFIG)?.unwrap_or_default())
+}
+
+const CONFIG: &str = "
+SELECT pg_catalog.jsonb_build_object(
+    'installation', (SELECT id FROM crm.installation),
+    'paused_servers', coalesce((SELECT jsonb_agg(server) FROM crm.server_state WHERE paused), '[]'),
+    'mirrors', coalesce((SELECT jsonb_agg(jsonb_build_object(
+        'id', m.id, 'server', m.server, 'object', m.object,
+        'type_id', coalesce(o.type_id, ''),
+        'relid', c.oid::bigint, 'owner', c.relowner::bigint,
+        'table', format('%I.%I', m.schema_name, m.table_name),
+        'mode', m.mode, 'paused', m.paused,
+        'poll_ms', (extract(epoch FROM m.poll_interval) * 1000)::bigint,
+        'created_at', (extract(epoch FROM m.created_at) * 1000)::bigint,
+        'row_filter', m.row_filter, 'unique_field', m.unique_field, 'source_field', m.source_field,
+        'columns', coalesce((SELECT jsonb_agg(jsonb_build_object(
+            'name', a.attname, 'quoted', quote_ident(a.attname), 'attnum', a.attnum,
+            'column_type', format_type(a.atttypid, a.atttypmod), 'field', k.field,
+            'field_type', k.field_type, 'max_length', k.max_length,
+            'read_only', k.read_only, 'required', k.required) ORDER BY a.attnum)
+          FROM crm.mirror_column k
+          JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = k.column_name
+               AND a.attnum > 0 AND NOT a.attisdropped
+          WHERE k.mirror = m.id), '[]')) ORDER BY m.id)
+      FROM crm.mirror m
+      JOIN pg_catalog.pg_namespace n ON n.nspname = m.schema_name
+      JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = m.table_name AND c.relkind = 'r'
+      LEFT JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object), '[]'),
+    'links', coalesce((SELECT jsonb_agg(to_jsonb(l) || jsonb_build_object('maps',
+        coalesce((SELECT jsonb_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'))
+        ORDER BY l.id) FROM crm.link l), '[]'),
+    'policies', coalesce((SELECT jsonb_agg(jsonb_build_object('id', p.id, 'link', p.link, 'field', p.field,
+        'strategy', p.strategy, 'winner', p.winner,
+        'skew_ms', (extract(epoch FROM p.skew) * 1000)::bigint) ORDER BY p.id) FROM crm.conflict_policy p), '[]')
+)::text";

@@ -1,0 +1,344 @@
+//! Rows of mirrors: lock, read, update, insert; always whole batches.
+//!
+//! Every statement runs as the mirror's owner in a security-restricted
+//! context, and with the capture trigger told that the engine itself writes.
+
+use std::fmt::Write as _;
+
+use super::config::ColumnRow;
+use super::spi::{self, Arg, Result};
+use crate::pg::origin;
+
+/// A mirror's table, as far as statements need it.
+#[derive(Clone, Debug)]
+pub(crate) struct Table {
+    /// Quoted and qualified name.
+    pub(crate) name: String,
+    /// Oid, for the capture trigger.
+    pub(crate) relid: u32,
+    /// Owner, whose rights the statements have.
+    pub(crate) owner: u32,
+    /// Which rows the mirror takes from the CRM: an expression over its columns.
+    pub(crate) filter: Option<String>,
+}
+
+/// A locked row with some of its columns in canonical text.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Row {
+    pub(crate) row_id: i64,
+    pub(crate) record_id: Option<String>,
+    /// Milliseconds since 1970; 0 if never observed.
+    pub(crate) modified_at: i64,
+    pub(crate) deleted: bool,
+    pub(crate) values: Vec<Option<String>>,
+}
+
+/// New values for one row; `values` in the order of the columns of the call.
+#[derive(Clone, Debug)]
+pub(crate) struct RowUpdate {
+    pub(crate) row_id: i64,
+    pub(crate) source: String,
+    /// Milliseconds; 0 leaves `_remote_modified_at` as it is.
+    pub(crate) modified_at: i64,
+    pub(crate) values: Vec<Option<String>>,
+}
+
+/// A row to insert.
+#[derive(Clone, Debug)]
+pub(crate) struct RowInsert {
+    pub(crate) record_id: Option<String>,
+    pub(crate) source: String,
+    pub(crate) modified_at: i64,
+    pub(crate) deleted: bool,
+    pub(crate) values: Vec<Option<String>>,
+}
+
+/// A column as canonical text, from the row called `m`.
+fn output(column: &ColumnRow) -> String {
+    let q = &column.quoted;
+    match column.column_type.as_str() {
+        "text" => format!("m.{q}"),
+        "timestamp with time zone" => {
+            format!("to_char(m.{q} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"Z\"')")
+        }
+        "text[]" => format!("array_to_string(m.{q}, ';')"),
+        _ => format!("m.{q}::text"),
+    }
+}
+
+/// Canonical text from `v.c<index>` as the column's type.
+fn input(column: &ColumnRow, index: usize) -> String {
+    match column.column_type.as_str() {
+        "text" => format!("v.c{index}"),
+        "text[]" => format!("string_to_array(v.c{index}, ';')"),
+        other => format!("v.c{index}::{other}"),
+    }
+}
+
+/// Runs `work` with the owner's rights, not captured.
+fn as_owner<T>(table: &Table, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    origin::as_engine(table.relid, table.owner, work)
+}
+
+fn select_list(columns: &[&ColumnRow]) -> String {
+    columns.iter().fold(String::new(), |mut list, column| {
+        let _ = write!(list, ", {}", output(column));
+        list
+    })
+}
+
+fn lock(table: &Table, columns: &[&ColumnRow], key: &str, arg: Arg<'_>) -> Result<Vec<Row>> {
+    let sql = format!(
+        "SELECT m._id, m.id, coalesce((extract(epoch FROM m._remote_modified_at) * 1000)::bigint, 0), \
+         m._deleted_at IS NOT NULL{} FROM {} m WHERE {key} FOR NO KEY UPDATE OF m SKIP LOCKED",
+        select_list(columns),
+        table.name,
+    );
+    as_owner(table, || {
+        spi::write_rows(&sql, &[arg], |row| {
+            let mut values = Vec::with_capacity(columns.len());
+            for i in 0..columns.len() {
+                values.push(row.get::<String>(5 + i)?.filter(|v| !v.is_empty()));
+            }
+            Ok(Row {
+                row_id: row.get(1)?.unwrap_or_default(),
+                record_id: row.get(2)?,
+                modified_at: row.get(3)?.unwrap_or_default(),
+                deleted: row.get(4)?.unwrap_or_default(),
+                values,
+            })
+        })
+    })
+}
+
+/// Locks the rows of these CRM ids that nobody else holds, and reads `columns`.
+pub(crate) fn lock_by_record(
+    table: &Table,
+    columns: &[&ColumnRow],
+    ids: Vec<String>,
+) -> Result<Vec<Row>> {
+    lock(table, columns, "m.id = ANY($1)", ids.into())
+}
+
+/// The same by local row id.
+pub(crate) fn lock_by_row(
+    table: &Table,
+    columns: &[&ColumnRow],
+    ids: Vec<i64>,
+) -> Result<Vec<Row>> {
+    lock(table, columns, "m._id = ANY($1)", ids.into())
+}
+
+/// Which of these CRM ids have a row, locked by somebody or not.
+pub(crate) fn present(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
+    let sql = format!("SELECT m.id FROM {} m WHERE m.id = ANY($1)", table.name);
+    as_owner(table, || {
+        spi::write_rows(&sql, &[ids.into()], |row| {
+            Ok(row.get::<String>(1)?.unwrap_or_default())
+        })
+    })
+}
+
+/// Which of these local row ids exist, locked by somebody or not.
+pub(crate) fn present_rows(table: &Table, ids: Vec<i64>) -> Result<Vec<i64>> {
+    let sql = format!("SELECT m._id FROM {} m WHERE m._id = ANY($1)", table.name);
+    as_owner(table, || {
+        spi::write_rows(&sql, &[ids.into()], |row| {
+            Ok(row.get::<i64>(1)?.unwrap_or_default())
+        })
+    })
+}
+
+/// Turns rows of values into one array per column.
+fn by_column(
+    width: usize,
+    rows: impl Iterator<Item = Vec<Option<String>>>,
+) -> Vec<Vec<Option<String>>> {
+    let mut out: Vec<Vec<Option<String>>> = (0..width).map(|_| Vec::new()).collect();
+    for values in rows {
+        for (column, value) in out.iter_mut().zip(values) {
+            column.push(value);
+        }
+    }
+    out
+}
+
+fn unnest_columns(first: usize, width: usize) -> (String, String) {
+    let mut arrays = String::new();
+    let mut names = String::new();
+    for i in 0..width {
+        let _ = write!(arrays, ", ${}::text[]", first + i);
+        let _ = write!(names, ", c{i}");
+    }
+    (arrays, names)
+}
+
+/// Sets `columns` of the given rows; rows that hold the values already stay untouched.
+pub(crate) fn update(table: &Table, columns: &[&ColumnRow], rows: Vec<RowUpdate>) -> Result<usize> {
+    if rows.is_empty() {
+        return Ok(0);
+    }
+    let (arrays, names) = unnest_columns(4, columns.len());
+    let mut sets = String::new();
+    let mut differs = String::from("v.at > 0 AND m._remote_modified_at IS NULL");
+    for (i, column) in columns.iter().enumerate() {
+        let value = input(column, i);
+        let _ = write!(sets, "{} = {value}, ", column.quoted);
+        let _ = write!(differs, " OR m.{} IS DISTINCT FROM {value}", column.quoted);
+    }
+    let sql = format!(
+        "UPDATE {} m SET {sets}_sync_source = v.src, _remote_modified_at = CASE WHEN v.at > 0 \
+         THEN greatest(m._remote_modified_at, to_timestamp(v.at / 1000.0)) ELSE m._remote_modified_at END \
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[]{arrays}) AS v(_id, src, at{names}) \
+         WHERE m._id = v._id AND ({differs})",
+        table.name
+    );
+    let mut ids = Vec::with_capacity(rows.len());
+    let mut sources = Vec::with_capacity(rows.len());
+    let mut stamps = Vec::with_capacity(rows.len());
+    let values = by_column(
+        columns.len(),
+        rows.into_iter().map(|row| {
+            ids.push(row.row_id);
+            sources.push(row.source);
+            stamps.push(row.modified_at);
+            row.values
+        }),
+    );
+    let mut args: Vec<Arg<'_>> = vec![ids.into(), sources.into(), stamps.into()];
+    args.extend(values.into_iter().map(Arg::from));
+    as_owner(table, || spi::write(&sql, &args))
+}
+
+/// Inserts rows; those whose CRM id has a row already are left out.
+/// Answers `(row id, CRM id)` of the new ones.
+pub(crate) fn insert(
+    table: &Table,
+    columns: &[&ColumnRow],
+    rows: Vec<RowInsert>,
+) -> Result<Vec<(i64, Option<String>)>> {
+    if rows.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (arrays, names) = unnest_columns(5, columns.len());
+    let mut into = String::new();
+    let mut list = String::new();
+    for (i, column) in columns.iter().enumerate() {
+        let _ = write!(into, ", {}", column.quoted);
+        let _ = write!(list, ", {} AS {}", input(column, i), column.quoted);
+    }
+    // The filter speaks of the mirror's columns, hence the inner names.
+    let filter = table.filter.as_ref().map_or(String::new(), |f| {
+        format!(" WHERE n._deleted_at IS NOT NULL OR n.id IS NULL OR ({f})")
+    });
+    let sql = format!(
+        "INSERT INTO {} AS m (id, _sync_source, _remote_modified_at, _deleted_at, _sync_state{into}) \
+         SELECT n.* FROM (SELECT v.id, v.src AS _sync_source, \
+         CASE WHEN v.at > 0 THEN to_timestamp(v.at / 1000.0) END AS _remote_modified_at, \
+         CASE WHEN v.gone THEN now() END AS _deleted_at, CASE WHEN v.gone THEN 'deleted' END AS _sync_state{list} \
+         FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[]{arrays}) AS v(id, src, at, gone{names})) n{filter} \
+         ON CONFLICT (id) DO NOTHING RETURNING m._id, m.id",
+        table.name
+    );
+    let mut ids = Vec::with_capacity(rows.len());
+    let mut sources = Vec::with_capacity(rows.len());
+    let mut stamps = Vec::with_capacity(rows.len());
+    let mut gone = Vec::with_capacity(rows.len());
+    let values = by_column(
+        columns.len(),
+        rows.into_iter().map(|row| {
+            ids.push(row.record_id);
+            sources.push(row.source);
+            stamps.push(row.modified_at);
+            gone.push(row.deleted);
+            row.values
+        }),
+    );
+    let mut args: Vec<Arg<'_>> = vec![ids.into(), sources.into(), stamps.into(), gone.into()];
+    args.extend(values.into_iter().map(Arg::from));
+    as_owner(table, || {
+        spi::write_rows(&sql, &args, |row| {
+            Ok((row.get(1)?.unwrap_or_default(), row.get(2)?))
+        })
+    })
+}
+
+/// Marks rows as gone from, or back in, the CRM.
+pub(crate) fn mark_deleted(
+    table: &Table,
+    row_ids: Vec<i64>,
+    deleted: bool,
+    source: &str,
+) -> Result<usize> {
+    let sql = format!(
+        "UPDATE {} m SET _deleted_at = CASE WHEN $2 THEN now() END, \
+         _sync_state = CASE WHEN $2 THEN 'deleted' END, _sync_source = $3 WHERE m._id = ANY($1)",
+        table.name
+    );
+    as_owner(table, || {
+        spi::write(&sql, &[row_ids.into(), deleted.into(), source.into()])
+    })
+}
+
+/// Records the result of writes on their rows: new CRM ids, error or all clear.
+/// `state` and `error` are per row; `id` only where the row has none yet.
+pub(crate) fn record_results(
+    table: &Table,
+    row_ids: Vec<i64>,
+    ids: Vec<Option<String>>,
+    states: Vec<Option<String>>,
+    errors: Vec<Option<String>>,
+) -> Result<usize> {
+    let sql = format!(
+        "UPDATE {} m SET id = coalesce(m.id, v.id), _sync_state = v.state, _sync_error = v.error \
+         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) AS v(_id, id, state, error) \
+         WHERE m._id = v._id AND (m.id IS NULL AND v.id IS NOT NULL OR m._sync_state IS DISTINCT FROM v.state \
+         OR m._sync_error IS DISTINCT FROM v.error)",
+        table.name
+    );
+    as_owner(table, || {
+        spi::write(
+            &sql,
+            &[row_ids.into(), ids.into(), states.into(), errors.into()],
+        )
+    })
+}
+
+/// Puts the row that already holds `record_id` in the place of `row_id`, which
+/// was waiting for that id: its entity and its writes move, the row goes.
+pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) -> Result<()> {
+    let sql = format!("SELECT m._id FROM {} m WHERE m.id = $1", table.name);
+    let kept = as_owner(table, || {
+        spi::write_rows(&sql, &[record_id.into()], |row| {
+            Ok(row.get::<i64>(1)?.unwrap_or_default())
+        })
+    })?;
+    let Some(kept) = kept.first().copied().filter(|k| *k != row_id) else {
+        return Ok(());
+    };
+    let args = |a: i64, b: i64| -> [Arg<'static>; 3] { [mirror.into(), a.into(), b.into()] };
+    spi::write(
+        "UPDATE crm.xref SET row_id = $3 WHERE mirror = $1 AND row_id = $2 \
+         AND NOT EXISTS (SELECT 1 FROM crm.xref x WHERE x.mirror = $1 AND x.row_id = $3)",
+        &args(row_id, kept),
+    )?;
+    spi::write(
+        "DELETE FROM crm.xref WHERE mirror = $1 AND row_id = $2 AND $3 > 0",
+        &args(row_id, kept),
+    )?;
+    spi::write(
+        "UPDATE crm.write SET row_id = $3, kind = CASE WHEN kind = 'create' THEN 'update' ELSE kind END \
+         WHERE mirror = $1 AND row_id = $2",
+        &args(row_id, kept),
+    )?;
+    spi::write(
+        "UPDATE crm.write SET record_id = $3 WHERE mirror = $1 AND row_id = $2 AND record_id IS NULL",
+        &[mirror.into(), kept.into(), record_id.into()],
+    )?;
+    let sql = format!(
+        "DELETE FROM {} m WHERE m._id = $1 AND m.id IS NULL",
+        table.name
+    );
+    as_owner(table, || spi::write(&sql, &[row_id.into()]))?;
+    Ok(())
+}

@@ -1,0 +1,377 @@
+//! Inbound bookkeeping: offsets, deferred and poison events, backfill, usage.
+
+use super::spi::{self, Result};
+
+/// A stream and its offset.
+#[derive(Clone, Debug)]
+pub(crate) struct StreamRow {
+    pub(crate) id: i32,
+    pub(crate) server: String,
+    pub(crate) kind: String,
+    pub(crate) object: String,
+    pub(crate) replay_id: Option<Vec<u8>>,
+    pub(crate) modified_at: Option<i64>,
+    pub(crate) record_id: Option<String>,
+}
+
+/// The stream's row, made if it is not there.
+pub(crate) fn stream(server: &str, kind: &str, object: &str) -> Result<Option<StreamRow>> {
+    let rows = spi::write_rows(
+        "INSERT INTO crm.stream (server, kind, object) VALUES ($1, $2, $3) \
+         ON CONFLICT (server, kind, object) DO UPDATE SET kind = excluded.kind \
+         RETURNING id, server, kind, object, replay_id, modified_at, record_id",
+        &[server.into(), kind.into(), object.into()],
+        |row| {
+            Ok(StreamRow {
+                id: row.get(1)?.unwrap_or_default(),
+                server: row.get(2)?.unwrap_or_default(),
+                kind: row.get(3)?.unwrap_or_default(),
+                object: row.get(4)?.unwrap_or_default(),
+                replay_id: row.get(5)?,
+                modified_at: row.get(6)?,
+                record_id: row.get(7)?,
+            })
+        },
+    )?;
+    Ok(rows.into_iter().next())
+}
+
+/// What a batch did to a stream.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Advance {
+    pub(crate) replay_id: Option<Vec<u8>>,
+    pub(crate) modified_at: Option<i64>,
+    pub(crate) record_id: Option<String>,
+    pub(crate) events: i64,
+    pub(crate) duplicates: i64,
+    pub(crate) rejected: i64,
+}
+
+/// Moves a stream's offset, in the transaction that applied what it covers.
+pub(crate) fn advance(id: i32, to: Advance) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.stream SET replay_id = coalesce($2, replay_id), modified_at = coalesce($3, modified_at), \
+         record_id = CASE WHEN $3 IS NULL THEN record_id ELSE $4 END, events = events + $5, duplicates = duplicates + $6, \
+         rejected = rejected + $7, last_event_at = CASE WHEN $5 > 0 THEN now() ELSE last_event_at END, \
+         last_ok_at = CASE WHEN $7 = 0 THEN now() ELSE last_ok_at END, state = CASE WHEN $7 = 0 THEN 'running' ELSE state END \
+         WHERE id = $1",
+        &[
+            id.into(),
+            to.replay_id.into(),
+            to.modified_at.into(),
+            to.record_id.into(),
+            to.events.into(),
+            to.duplicates.into(),
+            to.rejected.into(),
+        ],
+    )
+}
+
+/// Notes a stream's trouble.
+pub(crate) fn stream_error(id: i32, state: &str, error: &str) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.stream SET state = $2, last_error = $3, last_error_at = now() WHERE id = $1",
+        &[id.into(), state.into(), error.into()],
+    )
+}
+
+/// Forgets an offset that the CRM no longer accepts.
+pub(crate) fn forget_replay(id: i32) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.stream SET replay_id = NULL WHERE id = $1",
+        &[id.into()],
+    )
+}
+
+/// Notes a server's trouble, or that it is gone (`None`).
+pub(crate) fn server_error(server: &str, error: Option<(&str, &str)>) -> Result<usize> {
+    match error {
+        Some((message, advice)) => spi::write(
+            "UPDATE crm.server_state SET last_error = $2, advice = $3, last_error_at = now() \
+             WHERE server = $1 AND last_error IS DISTINCT FROM $2",
+            &[server.into(), message.into(), advice.into()],
+        ),
+        None => spi::write(
+            "UPDATE crm.server_state SET last_error = NULL, advice = NULL WHERE server = $1 AND last_error IS NOT NULL",
+            &[server.into()],
+        ),
+    }
+}
+
+/// An event that waits.
+#[derive(Clone, Debug)]
+pub(crate) struct DeferredRow {
+    pub(crate) id: i64,
+    pub(crate) mirror: i32,
+    pub(crate) record_id: String,
+    pub(crate) source: String,
+    /// [`crm_core::model::Change`] as JSON.
+    pub(crate) change: String,
+    pub(crate) reason: String,
+}
+
+/// Stores events that wait: `(mirror, record, source, change, reason)`.
+pub(crate) fn defer(events: Vec<(i32, String, String, String, &'static str)>) -> Result<usize> {
+    if events.is_empty() {
+        return Ok(0);
+    }
+    let mut cols = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for (mirror, record, source, change, reason) in events {
+        cols.0.push(mirror);
+        cols.1.push(record);
+        cols.2.push(source);
+        cols.3.push(change);
+        cols.4.push(reason);
+    }
+    spi::write(
+        "INSERT INTO crm.deferred (mirror, record_id, source, change, reason) \
+         SELECT v.mirror, v.record_id, v.source, v.change::jsonb, v.reason \
+         FROM unnest($1::int[], $2::text[], $3::text[], $4::text[], $5::text[]) AS v(mirror, record_id, source, change, reason)",
+        &[
+            cols.0.into(),
+            cols.1.into(),
+            cols.2.into(),
+            cols.3.into(),
+            cols.4.into(),
+        ],
+    )
+}
+
+/// The oldest waiting events of a kind.
+pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
+    spi::write_rows(
+        "SELECT id, mirror, record_id, source, change::text, reason FROM crm.deferred WHERE reason = $1 ORDER BY id LIMIT $2",
+        &[reason.into(), limit.into()],
+        |row| {
+            Ok(DeferredRow {
+                id: row.get(1)?.unwrap_or_default(),
+                mirror: row.get(2)?.unwrap_or_default(),
+                record_id: row.get(3)?.unwrap_or_default(),
+                source: row.get(4)?.unwrap_or_default(),
+                change: row.get(5)?.unwrap_or_default(),
+                reason: row.get(6)?.unwrap_or_default(),
+            })
+        },
+    )
+}
+
+/// Which of these records have an event waiting.
+pub(crate) fn waiting(mirror: i32, records: Vec<String>) -> Result<Vec<String>> {
+    spi::write_rows(
+        "SELECT DISTINCT record_id FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2)",
+        &[mirror.into(), records.into()],
+        |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
+    )
+}
+
+/// Removes events that wait no longer.
+pub(crate) fn undefer(ids: Vec<i64>) -> Result<usize> {
+    spi::write("DELETE FROM crm.deferred WHERE id = ANY($1)", &[ids.into()])
+}
+
+/// An event that could not be applied.
+#[derive(Clone, Debug)]
+pub(crate) struct Poison<'a> {
+    pub(crate) mirror: Option<i32>,
+    pub(crate) server: &'a str,
+    pub(crate) source: &'a str,
+    pub(crate) record_id: &'a str,
+    pub(crate) change: Option<String>,
+    pub(crate) sqlstate: &'a str,
+    pub(crate) error: &'a str,
+    pub(crate) advice: &'a str,
+}
+
+/// Parks it.
+pub(crate) fn park(poison: &Poison<'_>) -> Result<usize> {
+    spi::write(
+        "INSERT INTO crm.poison (mirror, server, source, record_id, change, sqlstate, error, advice) \
+         VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8)",
+        &[
+            poison.mirror.into(),
+            poison.server.into(),
+            poison.source.into(),
+            poison.record_id.into(),
+            poison.change.clone().into(),
+            poison.sqlstate.into(),
+            poison.error.into(),
+            poison.advice.into(),
+        ],
+    )
+}
+
+/// A webhook taken by `crm.webhook()`.
+#[derive(Clone, Debug)]
+pub(crate) struct QueuedWebhook {
+    pub(crate) id: i64,
+    pub(crate) server: String,
+    pub(crate) method: String,
+    pub(crate) uri: String,
+    pub(crate) headers: String,
+    pub(crate) body: Vec<u8>,
+    /// Milliseconds since 1970: signatures are judged by the time of arrival.
+    pub(crate) received_at: i64,
+}
+
+/// Takes queued webhooks out of the queue.
+pub(crate) fn take_webhooks(limit: i64) -> Result<Vec<QueuedWebhook>> {
+    spi::write_rows(
+        "DELETE FROM crm.webhook_queue WHERE id IN (SELECT id FROM crm.webhook_queue ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED) \
+         RETURNING id, server, method, uri, headers::text, body, (extract(epoch FROM received_at) * 1000)::bigint",
+        &[limit.into()],
+        |row| {
+            Ok(QueuedWebhook {
+                id: row.get(1)?.unwrap_or_default(),
+                server: row.get(2)?.unwrap_or_default(),
+                method: row.get(3)?.unwrap_or_default(),
+                uri: row.get(4)?.unwrap_or_default(),
+                headers: row.get(5)?.unwrap_or_default(),
+                body: row.get(6)?.unwrap_or_default(),
+                received_at: row.get(7)?.unwrap_or_default(),
+            })
+        },
+    )
+}
+
+/// A first copy that is not finished.
+#[derive(Clone, Debug)]
+pub(crate) struct BackfillRow {
+    pub(crate) mirror: i32,
+    pub(crate) cursor: Option<String>,
+    pub(crate) started: bool,
+}
+
+/// First copies that are not finished.
+pub(crate) fn backfills() -> Result<Vec<BackfillRow>> {
+    spi::write_rows(
+        "SELECT mirror, cursor, started_at IS NOT NULL FROM crm.backfill WHERE state IN ('waiting', 'running') ORDER BY mirror",
+        &[],
+        |row| {
+            Ok(BackfillRow {
+                mirror: row.get(1)?.unwrap_or_default(),
+                cursor: row.get(2)?,
+                started: row.get(3)?.unwrap_or_default(),
+            })
+        },
+    )
+}
+
+/// Starts one, with the number of records if the CRM told.
+pub(crate) fn backfill_started(mirror: i32, total: Option<i64>) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.backfill SET state = 'running', started_at = coalesce(started_at, now()), total = coalesce($2, total) WHERE mirror = $1",
+        &[mirror.into(), total.into()],
+    )
+}
+
+/// Moves it by a page, in the page's transaction.
+pub(crate) fn backfill_advance(mirror: i32, cursor: Option<String>, rows: i64) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.backfill SET cursor = $2, done = done + $3, error = NULL, \
+         state = CASE WHEN $2 IS NULL THEN 'done' ELSE 'running' END, \
+         finished_at = CASE WHEN $2 IS NULL THEN now() END WHERE mirror = $1",
+        &[mirror.into(), cursor.into(), rows.into()],
+    )
+}
+
+/// Notes its trouble; it goes on from its cursor.
+pub(crate) fn backfill_error(mirror: i32, error: &str) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.backfill SET error = $2 WHERE mirror = $1",
+        &[mirror.into(), error.into()],
+    )
+}
+
+/// Adds to the hour's API usage.
+pub(crate) fn add_usage(server: &str, purpose: &str, calls: i64, limited: i64) -> Result<usize> {
+    spi::write(
+        "INSERT INTO crm.api_usage (server, hour, purpose, calls, limited) VALUES ($1, date_trunc('hour', now()), $2, $3, $4) \
+         ON CONFLICT (server, hour, purpose) DO UPDATE SET calls = api_usage.calls + excluded.calls, \
+         limited = api_usage.limited + excluded.limited",
+        &[server.into(), purpose.into(), calls.into(), limited.into()],
+    )
+}
+
+/// Opens a question for a steward.
+pub(crate) fn open_review(
+    link: Option<&str>,
+    mirror: i32,
+    row_id: i64,
+    entity: Option<i64>,
+    field: Option<&str>,
+    reason: &str,
+    candidates: &str,
+) -> Result<usize> {
+    spi::write(
+        "INSERT INTO crm.review_item (link, mirror, row_id, entity, field, reason, candidates) \
+         VALUES ($1, $2, $3, $4, $5, $6, $7::jsonb) \
+         ON CONFLICT (link, mirror, row_id, field) DO UPDATE SET reason = excluded.reason, candidates = excluded.candidates",
+        &[
+            link.into(),
+            mirror.into(),
+            row_id.into(),
+            entity.into(),
+            field.into(),
+            reason.into(),
+            candidates.into(),
+        ],
+    )
+}
+
+/// Removes what nobody needs any more: identities past the redelivery
+/// horizon, settled field states, old check results.
+pub(crate) fn purge() -> Result<usize> {
+    let states = spi::write(
+        "DELETE FROM crm.field_state s WHERE s.at < now() - interval '72 hours' AND NOT EXISTS \
+         (SELECT 1 FROM crm.write w WHERE w.entity = s.entity) AND NOT EXISTS \
+         (SELECT 1 FROM crm.review_item r WHERE r.entity = s.entity)",
+        &[],
+    )?;
+    let seen = spi::write(
+        "DELETE FROM crm.event_seen WHERE seen_on < current_date - 4",
+        &[],
+    )?;
+    Ok(states + seen)
+}
+
+/// Starts a first copy over: the CRM could not say what changed.
+pub(crate) fn backfill_restart(mirror: i32) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.backfill SET state = 'waiting', cursor = NULL, done = 0, started_at = NULL, finished_at = NULL WHERE mirror = $1",
+        &[mirror.into()],
+    )
+}
+
+/// Notes how many records there are to copy.
+pub(crate) fn backfill_total(mirror: i32, total: Option<i64>) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.backfill SET total = coalesce($2, total) WHERE mirror = $1",
+        &[mirror.into(), total.into()],
+    )
+}
+
+/// Removes what waited for these records to be read.
+pub(crate) fn undefer_records(mirror: i32, records: Vec<String>) -> Result<usize> {
+    spi::write(
+        "DELETE FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND reason = 'read'",
+        &[mirror.into(), records.into()],
+    )
+}
+
+impl QueuedWebhook {
+    /// Server, delivery and time of arrival.
+    pub(crate) fn open(self) -> (String, crm_core::http::Delivery, i64) {
+        let headers: std::collections::BTreeMap<String, String> =
+            serde_json::from_str(&self.headers).unwrap_or_default();
+        let delivery = crm_core::http::Delivery {
+            method: self.method.to_uppercase(),
+            uri: self.uri,
+            headers: headers
+                .into_iter()
+                .map(|(k, v)| (k.to_lowercase(), v))
+                .collect(),
+            body: self.body,
+        };
+        (self.server, delivery, self.received_at)
+    }
+}

@@ -1,0 +1,292 @@
+//! Outgoing writes: queue, claim, record.
+
+use super::spi::{self, Result};
+
+/// A write to queue. Values are a JSON object of field names to text or null.
+#[derive(Clone, Debug)]
+pub(crate) struct NewWrite {
+    pub(crate) mirror: i32,
+    pub(crate) row_id: i64,
+    pub(crate) entity: Option<i64>,
+    pub(crate) kind: &'static str,
+    pub(crate) record_id: Option<String>,
+    pub(crate) vals: String,
+    pub(crate) old_vals: String,
+    pub(crate) origin: String,
+    /// `queued`, `held` or `would_send`.
+    pub(crate) state: &'static str,
+    /// The user transaction that caused it, if one did.
+    pub(crate) tx: Option<i64>,
+}
+
+/// A write taken for sending, or pending.
+#[derive(Clone, Debug)]
+pub(crate) struct WriteRow {
+    pub(crate) id: i64,
+    pub(crate) row_id: i64,
+    pub(crate) entity: Option<i64>,
+    pub(crate) kind: String,
+    pub(crate) record_id: Option<String>,
+    pub(crate) vals: String,
+    pub(crate) old_vals: String,
+    pub(crate) state: String,
+    pub(crate) attempts: i32,
+    /// Milliseconds since 1970; 0 if never claimed.
+    pub(crate) claimed_at: i64,
+    pub(crate) mirror: i32,
+}
+
+const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.old_vals::text, w.state, \
+     w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror";
+
+fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
+    Ok(WriteRow {
+        id: row.get(1)?.unwrap_or_default(),
+        row_id: row.get(2)?.unwrap_or_default(),
+        entity: row.get(3)?,
+        kind: row.get(4)?.unwrap_or_default(),
+        record_id: row.get(5)?,
+        vals: row.get(6)?.unwrap_or_default(),
+        old_vals: row.get(7)?.unwrap_or_default(),
+        state: row.get(8)?.unwrap_or_default(),
+        attempts: row.get(9)?.unwrap_or_default(),
+        claimed_at: row.get(10)?.unwrap_or_default(),
+        mirror: row.get(11)?.unwrap_or_default(),
+    })
+}
+
+const GIVEN: &str = "SELECT v.mirror, v.row_id, v.entity, v.kind, v.record_id, v.vals::jsonb AS vals, \
+     v.olds::jsonb AS olds, v.origin, v.state, CASE WHEN v.tx IS NULL THEN '{}'::bigint[] ELSE ARRAY[v.tx] END AS txs \
+     FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], \
+     $9::text[], $10::bigint[]) AS v(mirror, row_id, entity, kind, record_id, vals, olds, origin, state, tx)";
+
+/// Queues writes, at most one per record in a call. An update joins a write of
+/// the record that has not been sent, or that died (editing a record is how a
+/// user repairs it); a delete replaces unsent ones, and an unsent create with it.
+pub(crate) fn enqueue(writes: Vec<NewWrite>) -> Result<()> {
+    if writes.is_empty() {
+        return Ok(());
+    }
+    let n = writes.len();
+    let (mut mirror, mut row_id, mut entity) = (
+        Vec::with_capacity(n),
+        Vec::with_capacity(n),
+        Vec::with_capacity(n),
+    );
+    let (mut kind, mut record_id, mut vals) = (
+        Vec::with_capacity(n),
+        Vec::with_capacity(n),
+        Vec::with_capacity(n),
+    );
+    let (mut olds, mut origin, mut state, mut tx) = (
+        Vec::with_capacity(n),
+        Vec::with_capacity(n),
+        Vec::with_capacity(n),
+        Vec::with_capacity(n),
+    );
+    for w in writes {
+        mirror.push(w.mirror);
+        row_id.push(w.row_id);
+        entity.push(w.entity);
+        kind.push(w.kind);
+        record_id.push(w.record_id);
+        vals.push(w.vals);
+        olds.push(w.old_vals);
+        origin.push(w.origin);
+        state.push(w.state);
+        tx.push(w.tx);
+    }
+    let sql = format!(
+        "WITH v AS MATERIALIZED ({GIVEN}), \
+         dropped AS (DELETE FROM crm.write w USING v WHERE v.kind = 'delete' AND w.mirror = v.mirror AND w.row_id = v.row_id \
+           AND w.state IN ('queued', 'held', 'would_send', 'dead') RETURNING w.mirror, w.row_id, w.kind), \
+         joined AS (UPDATE crm.write w SET vals = w.vals || v.vals, old_vals = v.olds || w.old_vals, txs = w.txs || v.txs, \
+           state = CASE WHEN w.state = 'dead' THEN v.state ELSE w.state END, \
+           attempts = CASE WHEN w.state = 'dead' THEN 0 ELSE w.attempts END, \
+           not_before = NULL, error = NULL, error_code = NULL, error_class = NULL, advice = NULL \
+           FROM v WHERE v.kind = 'update' AND w.mirror = v.mirror AND w.row_id = v.row_id \
+           AND w.kind <> 'delete' AND w.id = (SELECT max(o.id) FROM crm.write o WHERE o.mirror = v.mirror \
+             AND o.row_id = v.row_id AND o.state = ANY (ARRAY['dead', v.state])) \
+           RETURNING w.mirror, w.row_id) \
+         INSERT INTO crm.write (mirror, row_id, entity, kind, record_id, vals, old_vals, origin, state, txs) \
+         SELECT v.mirror, v.row_id, v.entity, v.kind, v.record_id, v.vals, v.olds, v.origin, v.state, v.txs FROM v \
+         WHERE NOT EXISTS (SELECT 1 FROM joined j WHERE j.mirror = v.mirror AND j.row_id = v.row_id) \
+         AND NOT (v.kind = 'delete' AND v.record_id IS NULL AND EXISTS \
+           (SELECT 1 FROM dropped d WHERE d.mirror = v.mirror AND d.row_id = v.row_id AND d.kind = 'create'))"
+    );
+    spi::write(
+        &sql,
+        &[
+            mirror.into(),
+            row_id.into(),
+            entity.into(),
+            kind.into(),
+            record_id.into(),
+            vals.into(),
+            olds.into(),
+            origin.into(),
+            state.into(),
+            tx.into(),
+        ],
+    )?;
+    Ok(())
+}
+
+/// Takes up to `limit` writes of a mirror for sending, oldest first, one per
+/// record, none whose record has an earlier unfinished one.
+pub(crate) fn claim(mirror: i32, limit: i64) -> Result<Vec<WriteRow>> {
+    let sql = format!(
+        "UPDATE crm.write w SET state = 'in_flight', claimed_at = clock_timestamp(), attempts = w.attempts + 1 \
+         WHERE w.id IN (SELECT q.id FROM crm.write q WHERE q.mirror = $1 AND q.state = 'queued' \
+           AND (q.not_before IS NULL OR q.not_before <= now()) \
+           AND NOT EXISTS (SELECT 1 FROM crm.write e WHERE e.mirror = q.mirror AND e.row_id = q.row_id AND e.id < q.id \
+             AND e.state IN ('in_flight', 'unknown', 'queued', 'held')) ORDER BY q.id LIMIT $2) \
+         RETURNING {COLUMNS}"
+    );
+    let mut rows = spi::write_rows(&sql, &[mirror.into(), limit.into()], row)?;
+    rows.sort_by_key(|w| w.id);
+    Ok(rows)
+}
+
+/// Mirrors that have a write ready or becoming ready: `(mirror, ms until the first is ready)`.
+pub(crate) fn ready() -> Result<Vec<(i32, i64)>> {
+    spi::write_rows(
+        "SELECT m.id, (SELECT coalesce(greatest(0, (extract(epoch FROM min(coalesce(w.not_before, now())) - now()) * 1000)), 0)::bigint \
+           FROM (SELECT q.not_before FROM crm.write q WHERE q.mirror = m.id AND q.state = 'queued' ORDER BY q.id LIMIT 200) w) \
+         FROM crm.mirror m WHERE EXISTS (SELECT 1 FROM crm.write q WHERE q.mirror = m.id AND q.state = 'queued')",
+        &[],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// Unfinished writes of these rows.
+pub(crate) fn pending(mirrors: Vec<i32>, row_ids: Vec<i64>) -> Result<Vec<WriteRow>> {
+    let sql = format!(
+        "SELECT {COLUMNS} FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id ORDER BY w.id"
+    );
+    spi::write_rows(&sql, &[mirrors.into(), row_ids.into()], row)
+}
+
+/// After a restart nobody knows what became of writes that were in flight.
+pub(crate) fn in_flight_to_unknown() -> Result<usize> {
+    spi::write(
+        "UPDATE crm.write SET state = 'unknown' WHERE state = 'in_flight'",
+        &[],
+    )
+}
+
+/// Removes finished writes.
+pub(crate) fn finish(ids: Vec<i64>) -> Result<usize> {
+    spi::write("DELETE FROM crm.write WHERE id = ANY($1)", &[ids.into()])
+}
+
+/// Tells queued writes of a record its CRM id.
+pub(crate) fn set_record_ids(mirror: i32, row_ids: Vec<i64>, ids: Vec<String>) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.write w SET record_id = v.id, kind = CASE WHEN w.kind = 'create' THEN 'update' ELSE w.kind END \
+         FROM unnest($2::bigint[], $3::text[]) AS v(row_id, id) \
+         WHERE w.mirror = $1 AND w.row_id = v.row_id AND w.record_id IS NULL",
+        &[mirror.into(), row_ids.into(), ids.into()],
+    )
+}
+
+/// What becomes of a write that did not succeed.
+#[derive(Clone, Debug)]
+pub(crate) struct Setback {
+    pub(crate) id: i64,
+    /// `queued`, `unknown`, `dead` or `held`.
+    pub(crate) state: &'static str,
+    pub(crate) wait_ms: i64,
+    pub(crate) status: i32,
+    pub(crate) class: String,
+    pub(crate) code: String,
+    pub(crate) message: String,
+    pub(crate) advice: String,
+}
+
+/// Records setbacks.
+pub(crate) fn set_back(setbacks: &[Setback]) -> Result<usize> {
+    if setbacks.is_empty() {
+        return Ok(0);
+    }
+    let column = |f: fn(&Setback) -> String| setbacks.iter().map(f).collect::<Vec<_>>();
+    let ids: Vec<i64> = setbacks.iter().map(|s| s.id).collect();
+    let waits: Vec<i64> = setbacks.iter().map(|s| s.wait_ms).collect();
+    let statuses: Vec<i32> = setbacks.iter().map(|s| s.status).collect();
+    spi::write(
+        "UPDATE crm.write w SET state = v.state, not_before = now() + v.wait * interval '1 millisecond', status = v.status, \
+         error_class = v.class, error_code = v.code, error = v.message, advice = v.advice \
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::int[], $5::text[], $6::text[], $7::text[], $8::text[]) \
+         AS v(id, state, wait, status, class, code, message, advice) WHERE w.id = v.id",
+        &[
+            ids.into(),
+            column(|s| s.state.to_owned()).into(),
+            waits.into(),
+            statuses.into(),
+            column(|s| s.class.clone()).into(),
+            column(|s| s.code.clone()).into(),
+            column(|s| s.message.clone()).into(),
+            column(|s| s.advice.clone()).into(),
+        ],
+    )
+}
+
+/// Takes fields out of unsent writes: `(mirror, row, field)`; a write left empty goes.
+pub(crate) fn cancel(cells: Vec<(i32, i64, String)>) -> Result<()> {
+    if cells.is_empty() {
+        return Ok(());
+    }
+    let mut mirrors = Vec::with_capacity(cells.len());
+    let mut rows = Vec::with_capacity(cells.len());
+    let mut fields = Vec::with_capacity(cells.len());
+    for (mirror, row, field) in cells {
+        mirrors.push(mirror);
+        rows.push(row);
+        fields.push(field);
+    }
+    spi::write(
+        "UPDATE crm.write w SET vals = w.vals - v.fields, old_vals = w.old_vals - v.fields \
+         FROM (SELECT mirror, row_id, array_agg(field) AS fields FROM unnest($1::int[], $2::bigint[], $3::text[]) \
+           AS c(mirror, row_id, field) GROUP BY 1, 2) v \
+         WHERE w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'update' AND w.state IN ('queued', 'would_send', 'dead')",
+        &[mirrors.clone().into(), rows.clone().into(), fields.into()],
+    )?;
+    spi::write(
+        "DELETE FROM crm.write w USING unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         WHERE w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'update' AND w.vals = '{}' \
+         AND w.state IN ('queued', 'would_send', 'dead')",
+        &[mirrors.into(), rows.into()],
+    )?;
+    Ok(())
+}
+
+/// Whether any write is in doubt.
+pub(crate) fn any_unknown() -> Result<bool> {
+    let text =
+        spi::read_text("SELECT EXISTS (SELECT 1 FROM crm.write WHERE state = 'unknown')::text")?;
+    Ok(text.as_deref() == Some("true"))
+}
+
+/// Takes writes in doubt for examination: not looked at again for ten seconds.
+pub(crate) fn take_unknown(limit: i64) -> Result<Vec<WriteRow>> {
+    let sql = format!(
+        "UPDATE crm.write w SET not_before = now() + interval '10 seconds', attempts = w.attempts + 1 WHERE w.id IN \
+         (SELECT id FROM crm.write WHERE state = 'unknown' AND (not_before IS NULL OR not_before <= now()) ORDER BY id LIMIT $1) \
+         RETURNING {COLUMNS}"
+    );
+    spi::write_rows(&sql, &[limit.into()], row)
+}
+
+/// Sends writes again.
+pub(crate) fn requeue(ids: Vec<i64>) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.write SET state = 'queued', not_before = NULL WHERE id = ANY($1)",
+        &[ids.into()],
+    )
+}

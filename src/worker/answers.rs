@@ -1,0 +1,287 @@
+//! What the session does with answers: pages, results, ends of streams.
+
+use crm_core::connectors::Keyset;
+use crm_core::model::{Millis, Page, RemoteError};
+
+use crate::pg::store::streams::{self, Advance};
+use crate::pg::store::writes;
+use crate::pg::tx;
+use crate::worker::deliver;
+use crate::worker::engine::{Job, Step};
+use crate::worker::inbound;
+use crate::worker::session::Session;
+
+impl Session {
+    pub(super) fn stream_up(&mut self, stream: u64) {
+        let mirror = self.engine.streams.get(&stream).and_then(|s| {
+            self.engine
+                .world
+                .mirror_of(&s.server, &s.object)
+                .map(|m| m.id)
+        });
+        if let Some(id) = mirror {
+            let watch = self.engine.watch(id);
+            watch.streaming = true;
+            watch.failures = 0;
+        }
+    }
+
+    pub(super) fn stream_ended(
+        &mut self,
+        stream: u64,
+        error: &RemoteError,
+        expired: bool,
+        now: Millis,
+    ) -> Step<()> {
+        let Some(ended) = self.engine.streams.remove(&stream) else {
+            return Ok(());
+        };
+        let mirror = self
+            .engine
+            .world
+            .mirror_of(&ended.server, &ended.object)
+            .map(|m| m.id);
+        tx::in_transaction(|| {
+            streams::stream_error(ended.row, "failed", &error.to_string())?;
+            if expired {
+                // What was missed is found by a poll from before the gap and by
+                // reading everything again.
+                streams::forget_replay(ended.row)?;
+                if let Some(id) = mirror {
+                    streams::backfill_restart(id)?;
+                }
+            }
+            Ok(())
+        })?;
+        if let Some(id) = mirror {
+            let watch = self.engine.watch(id);
+            watch.streaming = false;
+            watch.failures += 1;
+            watch.poll_at = now;
+            watch.stream_at = now + (1_000_i64 << watch.failures.min(8));
+        }
+        Ok(())
+    }
+
+    pub(super) fn counted(
+        &mut self,
+        mirror: i32,
+        result: Result<&crm_core::http::HttpResponse, &RemoteError>,
+    ) -> Step<()> {
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let Some(server) = self.engine.server(&m.server) else {
+            return Ok(());
+        };
+        let total = result.ok().and_then(|r| server.connector.count(r).ok());
+        let total = total.and_then(|t| i64::try_from(t).ok());
+        tx::in_transaction(|| Ok(streams::backfill_total(mirror, total)?))?;
+        Ok(())
+    }
+
+    pub(super) fn fetched(
+        &mut self,
+        job: Job,
+        result: Result<Page, RemoteError>,
+        now: Millis,
+    ) -> Step<()> {
+        let page = match result {
+            Ok(page) => page,
+            Err(error) => return self.fetch_failed(job, &error, now),
+        };
+        match job {
+            Job::Backfill { mirror } => self.backfilled(mirror, page, now),
+            Job::Poll { mirror } => self.polled(mirror, page, now),
+            Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
+            Job::Settle { mirror, writes } => {
+                let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+                    return Ok(());
+                };
+                let found = page
+                    .records
+                    .into_iter()
+                    .map(|r| (r.id.clone(), r))
+                    .collect();
+                let world = &self.engine.world;
+                tx::in_transaction(|| Ok(deliver::settle(world, m, writes, &found, now)?))?;
+                self.engine.may_send = true;
+                Ok(())
+            }
+            Job::FindCreated { mirror, write } => {
+                let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+                    return Ok(());
+                };
+                tx::in_transaction(|| match page.records.as_slice() {
+                    [one] => {
+                        deliver::adopt(m, vec![(write.row_id, one.id.clone())])?;
+                        writes::finish(vec![write.id])?;
+                        Ok(())
+                    }
+                    // A search index lags: only the third look without a hit counts.
+                    [] if write.attempts < 5 => Ok(()),
+                    _ => Ok(deliver::hold_create(m, &write)?),
+                })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {
+        let mirror = match &job {
+            Job::Backfill { mirror }
+            | Job::Poll { mirror }
+            | Job::Read { mirror, .. }
+            | Job::Settle { mirror, .. }
+            | Job::FindCreated { mirror, .. } => *mirror,
+            _ => return Ok(()),
+        };
+        let wait = error.retry_after_ms.unwrap_or(0).max(1_000);
+        let backfill_failed = matches!(job, Job::Backfill { .. });
+        let watch = self.engine.watch(mirror);
+        match job {
+            Job::Backfill { .. } => {
+                watch.backfilling = false;
+                watch.backfill_at = now + wait;
+            }
+            Job::Poll { .. } => {
+                watch.polling = false;
+                watch.poll_at = watch.poll_at.max(now + wait);
+            }
+            Job::Read { ids, .. } => {
+                watch.reading = false;
+                watch.reads.extend(ids);
+            }
+            _ => {}
+        }
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let backfill = backfill_failed;
+        tx::in_transaction(|| {
+            if backfill {
+                streams::backfill_error(mirror, &error.to_string())?;
+            }
+            streams::server_error(&m.server, Some((&error.to_string(), error.advice)))?;
+            Ok(())
+        })
+    }
+
+    pub(super) fn backfilled(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {
+        let next = page.next.clone();
+        let rows = i64::try_from(page.records.len()).unwrap_or_default();
+        // The next page is fetched while this one is applied.
+        if next.is_some() {
+            self.engine.backfill_page(mirror, next.as_deref());
+        }
+        let applied = inbound::page(&mut self.engine, mirror, "backfill", page, now, |_| {
+            streams::backfill_advance(mirror, next.clone(), rows)?;
+            Ok(())
+        });
+        if let Err(error) = applied {
+            let watch = self.engine.watch(mirror);
+            watch.backfilling = false;
+            watch.backfill_at = now + 5_000;
+            tx::in_transaction(|| Ok(streams::backfill_error(mirror, &error.to_string())?))?;
+            return Err(error);
+        }
+        if next.is_none() {
+            self.engine.watch(mirror).backfilling = false;
+        }
+        Ok(())
+    }
+
+    pub(super) fn polled(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let (server, object) = (m.server.clone(), m.object.clone());
+        let last = page
+            .records
+            .iter()
+            .filter_map(|r| Some((r.modified_at?, r.id.clone())))
+            .max();
+        let more = page.next.is_some();
+        let events = i64::try_from(page.records.len()).unwrap_or_default();
+        let to = last.clone().map(|(at, id)| Advance {
+            modified_at: Some(at),
+            record_id: Some(id),
+            events,
+            ..Advance::default()
+        });
+        inbound::page(&mut self.engine, mirror, "poll", page, now, |_| {
+            if let (Some(row), Some(to)) = (streams::stream(&server, "poll", &object)?, &to) {
+                streams::advance(row.id, to.clone())?;
+            }
+            streams::server_error(&server, None)?;
+            Ok(())
+        })?;
+        self.engine.watch(mirror).polling = false;
+        if let (true, Some((modified_at, id))) = (more, last) {
+            self.engine.poll_from(mirror, &Keyset { modified_at, id });
+        }
+        Ok(())
+    }
+
+    pub(super) fn was_read(
+        &mut self,
+        mirror: i32,
+        ids: Vec<String>,
+        page: Page,
+        now: Millis,
+    ) -> Step<()> {
+        let (missing, merged) = (page.missing.clone(), page.merged.clone());
+        inbound::page(&mut self.engine, mirror, "read", page, now, |applied| {
+            let done: Vec<String> = ids
+                .iter()
+                .filter(|i| !applied.locked.contains(i))
+                .cloned()
+                .collect();
+            streams::undefer_records(mirror, done)?;
+            Ok(())
+        })?;
+        let world = &self.engine.world;
+        if let Some(m) = world.mirrors.get(&mirror) {
+            tx::in_transaction(|| Ok(inbound::gone(world, m, missing, merged)?))?;
+        }
+        let watch = self.engine.watch(mirror);
+        watch.reading = false;
+        self.engine.may_undefer = true;
+        self.engine.read(mirror);
+        Ok(())
+    }
+
+    pub(super) fn pushed(
+        &mut self,
+        batch: deliver::Batch,
+        results: Vec<crm_core::model::WriteResult>,
+        now: Millis,
+    ) -> Step<()> {
+        let id = batch.mirror;
+        let watch = self.engine.watch(id);
+        watch.pushes = watch.pushes.saturating_sub(1);
+        let Some(mirror) = self.engine.world.mirrors.get(&id) else {
+            return Ok(());
+        };
+        let world = &self.engine.world;
+        let server = mirror.server.clone();
+        let after =
+            tx::in_transaction(|| Ok(deliver::record(world, mirror, batch, results, now)?))?;
+        self.engine.halves.extend(after.resend);
+        self.engine.watch(id).reads.extend(after.read);
+        self.engine.may_send = true;
+        if let Some((message, advice)) = after.stop {
+            self.engine.watch(id).push_at = now + 30_000;
+            tx::in_transaction(|| {
+                streams::server_error(&server, Some((&message, advice)))?;
+                Ok(())
+            })?;
+        } else if after.done > 0 {
+            tx::in_transaction(|| {
+                streams::server_error(&server, None)?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,351 @@
+//! Records on their way through a decision: loaded and locked in batches,
+//! decided by the core one event at a time, written back in batches.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use crm_core::decide::{self, Decision, Observed, Outcome};
+use crm_core::model::{Millis, Value};
+use crm_core::state::{Entity, FieldState, SideRecord, SideState};
+
+use crate::pg::store::ledger;
+use crate::pg::store::rows::{self, Row};
+use crate::pg::store::spi::Result;
+use crate::pg::store::writes::{self, WriteRow};
+use crate::worker::world::{GroupInfo, Mirror, World};
+
+/// Events of the ledger and of the streams older than this cannot come again:
+/// a field that was quiet that long is settled.
+pub(crate) const HORIZON_MS: Millis = 72 * 3_600_000;
+
+/// One thing and all that was loaded of it.
+#[derive(Debug)]
+pub(crate) struct Case {
+    pub(crate) group: usize,
+    pub(crate) entity_id: Option<i64>,
+    /// Per side: the locked row.
+    pub(crate) rows: Vec<Option<Row>>,
+    pub(crate) entity: Entity,
+    pub(super) cells: BTreeMap<(usize, usize), Value>,
+    pub(super) writes: BTreeMap<(usize, usize), (Value, Value)>,
+    /// Sides whose record must be read again.
+    pub(crate) reread: BTreeSet<usize>,
+    pub(super) cancels: BTreeSet<(usize, usize)>,
+    pub(super) states: BTreeSet<usize>,
+    /// Newest stamp seen from each side's own CRM in this batch.
+    pub(super) stamps: Vec<Millis>,
+    /// Who the changes written to the rows come from.
+    pub(super) source: String,
+    pub(super) tx: Option<i64>,
+    pub(super) held: bool,
+}
+
+impl Case {
+    /// Lets the core decide one observation and keeps what follows from it.
+    pub(crate) fn observe(
+        &mut self,
+        world: &World,
+        observed: &Observed,
+        now: Millis,
+    ) -> Vec<Decision> {
+        let info = &world.groups[self.group];
+        let outcome = decide::decide(
+            &info.group,
+            &info.policy,
+            &self.entity,
+            observed,
+            now,
+            HORIZON_MS,
+        );
+        self.source.clone_from(&observed.origin);
+        self.absorb(outcome)
+    }
+
+    fn absorb(&mut self, outcome: Outcome) -> Vec<Decision> {
+        for (side, field) in outcome.cancel {
+            self.writes.remove(&(side, field));
+            self.cancels.insert((side, field));
+        }
+        self.reread.extend(outcome.reread);
+        for (side, field, value) in outcome.writes {
+            let old = self.value(side, field);
+            let old = self.writes.remove(&(side, field)).map_or(old, |(_, o)| o);
+            self.cancels.remove(&(side, field));
+            self.writes.insert((side, field), (value, old));
+        }
+        for (side, field, value) in outcome.rows {
+            if let Some(cell) = self
+                .entity
+                .records
+                .get_mut(side)
+                .and_then(|r| r.values.get_mut(field))
+            {
+                cell.clone_from(&value);
+            }
+            self.cells.insert((side, field), value);
+        }
+        for (field, state) in outcome.states {
+            match state {
+                Some(state) => self.entity.fields.insert(field, state),
+                None => self.entity.fields.remove(&field),
+            };
+            self.states.insert(field);
+        }
+        outcome.decisions
+    }
+
+    fn value(&self, side: usize, field: usize) -> Value {
+        let record = self.entity.records.get(side)?;
+        record.values.get(field).cloned().flatten()
+    }
+
+    /// Notes that the side's CRM showed the record as of this stamp.
+    pub(crate) fn stamp(&mut self, side: usize, at: Millis) {
+        if let Some(stamp) = self.stamps.get_mut(side) {
+            *stamp = (*stamp).max(at);
+        }
+    }
+
+    /// Names the user transaction that caused the writes, and whether they are held.
+    pub(crate) fn caused_by(&mut self, tx: i64, held: bool) {
+        self.tx = Some(tx);
+        self.held |= held;
+    }
+
+    /// Whether anything must be written under an entity id.
+    pub(super) fn needs_entity(&self) -> bool {
+        self.entity_id.is_none() && !self.states.is_empty()
+    }
+}
+
+/// Builds cases from locked rows of one mirror. Rows of other sides are locked
+/// too; a case whose partner is locked by somebody else is left out and its
+/// row id returned.
+pub(crate) fn load(
+    world: &World,
+    mirror: &Mirror,
+    columns: &[usize],
+    locked: Vec<Row>,
+) -> Result<(Vec<Case>, Vec<i64>)> {
+    let info = &world.groups[mirror.group];
+    let ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
+    let xrefs = ledger::entities_of(mirror.id, ids)?;
+    let entity_of: HashMap<i64, i64> = xrefs
+        .iter()
+        .filter(|x| x.mirror == mirror.id)
+        .map(|x| (x.row_id, x.entity))
+        .collect();
+    let fields: Vec<usize> = columns
+        .iter()
+        .filter_map(|c| info.field_of[mirror.side].get(c).copied())
+        .collect();
+    let partners = lock_partners(world, info, mirror, &fields, &xrefs)?;
+    let states = load_states(info, &xrefs)?;
+    let expected: HashMap<i64, usize> = xrefs.iter().fold(HashMap::new(), |mut n, x| {
+        *n.entry(x.entity).or_default() += 1;
+        n
+    });
+    let mut cases = Vec::with_capacity(locked.len());
+    let mut blocked = Vec::new();
+    for row in locked {
+        let entity_id = entity_of.get(&row.row_id).copied();
+        let mut sides: Vec<Option<Row>> = vec![None; info.group.sides.len()];
+        let mut values = vec![vec![None; info.group.fields.len()]; info.group.sides.len()];
+        fill(&mut values[mirror.side], info, mirror.side, columns, &row);
+        let mut found = 1;
+        for (side, columns, partner) in entity_id
+            .and_then(|e| partners.get(&e))
+            .into_iter()
+            .flatten()
+        {
+            fill(&mut values[*side], info, *side, columns, partner);
+            sides[*side] = Some(partner.clone());
+            found += 1;
+        }
+        if entity_id.is_some_and(|e| expected.get(&e).is_some_and(|n| *n > found)) {
+            blocked.push(row.row_id);
+            continue;
+        }
+        sides[mirror.side] = Some(row);
+        cases.push(new_case(mirror.group, entity_id, sides, values, &states));
+    }
+    Ok((cases, blocked))
+}
+
+fn new_case(
+    group: usize,
+    entity_id: Option<i64>,
+    sides: Vec<Option<Row>>,
+    values: Vec<Vec<Value>>,
+    states: &HashMap<i64, BTreeMap<usize, FieldState>>,
+) -> Case {
+    let records = sides
+        .iter()
+        .zip(values)
+        .map(|(row, values)| SideRecord {
+            exists: row.is_some(),
+            record_id: row.as_ref().and_then(|r| r.record_id.clone()),
+            deleted: row.as_ref().is_some_and(|r| r.deleted),
+            values,
+        })
+        .collect();
+    let stamps = vec![0; sides.len()];
+    Case {
+        group,
+        entity_id,
+        rows: sides,
+        entity: Entity {
+            records,
+            fields: entity_id
+                .and_then(|e| states.get(&e).cloned())
+                .unwrap_or_default(),
+        },
+        cells: BTreeMap::new(),
+        writes: BTreeMap::new(),
+        reread: BTreeSet::new(),
+        cancels: BTreeSet::new(),
+        states: BTreeSet::new(),
+        stamps,
+        source: String::new(),
+        tx: None,
+        held: false,
+    }
+}
+
+fn fill(values: &mut [Value], info: &GroupInfo, side: usize, columns: &[usize], row: &Row) {
+    for (column, value) in columns.iter().zip(&row.values) {
+        if let Some(field) = info.field_of[side].get(column) {
+            values[*field].clone_from(value);
+        }
+    }
+}
+
+type Partners = HashMap<i64, Vec<(usize, Vec<usize>, Row)>>;
+
+/// Locks the other rows of the entities, with the columns that hold `fields`.
+fn lock_partners(
+    world: &World,
+    info: &GroupInfo,
+    own: &Mirror,
+    fields: &[usize],
+    xrefs: &[ledger::XrefRow],
+) -> Result<Partners> {
+    let mut partners: Partners = HashMap::new();
+    for (side, member) in info.group.sides.iter().enumerate() {
+        let Some(mirror) = world.mirrors.get(&member.mirror).filter(|m| m.id != own.id) else {
+            continue;
+        };
+        let entity_of: HashMap<i64, i64> = xrefs
+            .iter()
+            .filter(|x| x.mirror == mirror.id)
+            .map(|x| (x.row_id, x.entity))
+            .collect();
+        if entity_of.is_empty() {
+            continue;
+        }
+        let columns: Vec<usize> = fields
+            .iter()
+            .filter_map(|f| info.column_of[*f][side])
+            .collect();
+        let rows = lock(mirror, &columns, entity_of.keys().copied().collect())?;
+        for row in rows {
+            if let Some(entity) = entity_of.get(&row.row_id) {
+                partners
+                    .entry(*entity)
+                    .or_default()
+                    .push((side, columns.clone(), row));
+            }
+        }
+    }
+    Ok(partners)
+}
+
+/// Locks rows of a mirror by row id and reads the given columns.
+pub(crate) fn lock(mirror: &Mirror, columns: &[usize], ids: Vec<i64>) -> Result<Vec<Row>> {
+    let columns: Vec<_> = columns.iter().map(|c| &mirror.columns[*c]).collect();
+    rows::lock_by_row(&mirror.table, &columns, ids)
+}
+
+/// Loads the states of unsettled fields, with what became of our writes meanwhile.
+fn load_states(
+    info: &GroupInfo,
+    xrefs: &[ledger::XrefRow],
+) -> Result<HashMap<i64, BTreeMap<usize, FieldState>>> {
+    let mut states: HashMap<i64, BTreeMap<usize, FieldState>> = HashMap::new();
+    if xrefs.is_empty() {
+        return Ok(states);
+    }
+    let entities: BTreeSet<i64> = xrefs.iter().map(|x| x.entity).collect();
+    for (entity, field, json) in ledger::field_states(entities.into_iter().collect())? {
+        let index = info.group.fields.iter().position(|f| f.name == field);
+        if let (Some(index), Ok(state)) = (index, serde_json::from_str(&json)) {
+            states.entry(entity).or_default().insert(index, state);
+        }
+    }
+    if !states.is_empty() {
+        let pending = writes::pending(
+            xrefs.iter().map(|x| x.mirror).collect(),
+            xrefs.iter().map(|x| x.row_id).collect(),
+        )?;
+        for write in pending.iter().filter(|w| w.claimed_at > 0) {
+            overlay_claim(info, write, &mut states);
+        }
+    }
+    Ok(states)
+}
+
+/// A claim is stored with the write only; the state learns of it here.
+fn overlay_claim(
+    info: &GroupInfo,
+    write: &WriteRow,
+    states: &mut HashMap<i64, BTreeMap<usize, FieldState>>,
+) {
+    let Some(fields) = write.entity.and_then(|e| states.get_mut(&e)) else {
+        return;
+    };
+    let Some(side) = info
+        .group
+        .sides
+        .iter()
+        .position(|s| s.mirror == write.mirror)
+    else {
+        return;
+    };
+    for (name, value) in json_values(&write.vals) {
+        let index = info
+            .group
+            .fields
+            .iter()
+            .position(|f| f.sides[side].as_ref().is_some_and(|s| s.field == name));
+        if let Some(state) = index.and_then(|i| fields.get_mut(&i)) {
+            crm_core::state::claimed(state, side, &value, write.claimed_at);
+        }
+    }
+}
+
+/// Field names and values of a write.
+pub(crate) fn json_values(json: &str) -> Vec<(String, Value)> {
+    let parsed: std::result::Result<serde_json::Map<String, serde_json::Value>, _> =
+        serde_json::from_str(json);
+    parsed
+        .unwrap_or_default()
+        .into_iter()
+        .map(|(name, value)| (name, value.as_str().map(str::to_owned)))
+        .collect()
+}
+
+/// A settled field as a state, so that an observation can be put into it.
+pub(crate) fn settled_state(entity: &Entity, field: usize) -> FieldState {
+    FieldState {
+        sides: entity
+            .records
+            .iter()
+            .map(|record| SideState {
+                base: record
+                    .exists
+                    .then(|| record.values.get(field).cloned().flatten()),
+                ..SideState::default()
+            })
+            .collect(),
+        ..FieldState::default()
+    }
+}

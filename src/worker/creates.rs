@@ -1,0 +1,399 @@
+//! Records that begin or end: matching, creating and removing on other sides.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crm_core::mapping;
+use crm_core::model::{Change, ChangeKind, Millis, Record};
+
+use crate::pg::store::config::LinkRow;
+use crate::pg::store::ledger;
+use crate::pg::store::matches;
+use crate::pg::store::rows::{self, Row, RowInsert};
+use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
+use crate::pg::store::writes::{self, NewWrite};
+use crate::worker::cases;
+use crate::worker::flush;
+use crate::worker::world::{Mirror, World};
+
+/// The value of our unique field for a row: names installation, mirror and row.
+pub(crate) fn unique_value(installation: &str, mirror: i32, row_id: i64) -> String {
+    format!("{installation}-{mirror}-{row_id}")
+}
+
+/// The row that a unique value names, if it is ours and of this mirror.
+pub(crate) fn row_of_unique(installation: &str, mirror: i32, value: &str) -> Option<i64> {
+    let rest = value.strip_prefix(installation)?.strip_prefix('-')?;
+    let (of, row) = rest.split_once('-')?;
+    (of.parse() == Ok(mirror)).then(|| row.parse().ok())?
+}
+
+/// Records that a create of ours made but whose answer has not come: their row
+/// gets its id here. The others are returned.
+pub(crate) fn adopt_ours(
+    world: &World,
+    mirror: &Mirror,
+    records: Vec<Record>,
+) -> Result<Vec<Record>> {
+    if mirror.unique_field.is_none() {
+        return Ok(records);
+    }
+    let mut ours: HashMap<String, i64> = HashMap::new();
+    for record in &records {
+        let row = record
+            .values
+            .get(mirror.columns.len())
+            .and_then(Option::as_deref)
+            .and_then(|v| row_of_unique(&world.installation, mirror.id, v));
+        if let Some(row) = row {
+            ours.insert(record.id.clone(), row);
+        }
+    }
+    if ours.is_empty() {
+        return Ok(records);
+    }
+    let waiting: HashSet<i64> =
+        matches::without_id(&mirror.table, ours.values().copied().collect())?
+            .into_iter()
+            .collect();
+    ours.retain(|_, row| waiting.contains(row));
+    let (ids, row_ids): (Vec<String>, Vec<i64>) = ours.iter().map(|(i, r)| (i.clone(), *r)).unzip();
+    give_ids(mirror, row_ids, ids)?;
+    Ok(records
+        .into_iter()
+        .filter(|r| !ours.contains_key(&r.id))
+        .collect())
+}
+
+/// Whether a create event announces what a create of ours made; its row then
+/// gets the id, if the answer has not brought it yet.
+pub(crate) fn is_ours(world: &World, mirror: &Mirror, change: &Change) -> Result<bool> {
+    let value = mirror
+        .unique_field
+        .as_ref()
+        .and_then(|field| change.fields.iter().find(|(name, _)| name == field))
+        .and_then(|(_, value)| value.as_deref());
+    let row = value.and_then(|v| row_of_unique(&world.installation, mirror.id, v));
+    let Some(row) = row.filter(|_| change.kind == ChangeKind::Create) else {
+        return Ok(false);
+    };
+    let waiting = !matches::without_id(&mirror.table, vec![row])?.is_empty();
+    if waiting {
+        give_ids(mirror, vec![row], vec![change.record_id.clone()])?;
+    }
+    Ok(waiting)
+}
+
+/// Gives rows their CRM ids, and tells their waiting writes.
+pub(crate) fn give_ids(mirror: &Mirror, row_ids: Vec<i64>, ids: Vec<String>) -> Result<()> {
+    if row_ids.is_empty() {
+        return Ok(());
+    }
+    let n = row_ids.len();
+    rows::record_results(
+        &mirror.table,
+        row_ids.clone(),
+        ids.iter().cloned().map(Some).collect(),
+        vec![None; n],
+        vec![None; n],
+    )?;
+    writes::set_record_ids(mirror.id, row_ids, ids)?;
+    Ok(())
+}
+
+/// The other end of a link, seen from a mirror.
+fn other_end<'w>(world: &'w World, link: &LinkRow, mirror: &Mirror) -> Option<(&'w Mirror, bool)> {
+    let (other, may_create) = if link.left_mirror == mirror.id {
+        (link.right_mirror, link.create_right)
+    } else if link.right_mirror == mirror.id {
+        (link.left_mirror, link.create_left)
+    } else {
+        return None;
+    };
+    Some((world.mirrors.get(&other)?, may_create))
+}
+
+/// New rows that came from the CRM: tie them to what the other side has, or
+/// make it there.
+pub(crate) fn after_remote_create(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    now: Millis,
+) -> Result<()> {
+    spread(
+        world,
+        mirror,
+        row_ids,
+        &mirror.server.clone(),
+        None,
+        false,
+        now,
+    )
+}
+
+/// Matches new rows over every live link and creates what has no counterpart.
+pub(crate) fn spread(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    origin: &str,
+    tx: Option<i64>,
+    held: bool,
+    _now: Millis,
+) -> Result<()> {
+    if row_ids.is_empty() {
+        return Ok(());
+    }
+    for link in &world.groups[mirror.group].links {
+        let Some((other, may_create)) = other_end(world, link, mirror) else {
+            continue;
+        };
+        if link.mode != "live" || link.paused {
+            continue;
+        }
+        let linked: HashSet<i64> = ledger::entities_of(mirror.id, row_ids.clone())?
+            .into_iter()
+            .filter(|x| x.mirror == mirror.id)
+            .map(|x| x.row_id)
+            .collect();
+        let open: Vec<i64> = row_ids
+            .iter()
+            .copied()
+            .filter(|r| !linked.contains(r))
+            .collect();
+        let found = find(world, link, mirror, other, &open)?;
+        let mut pairs = (Vec::new(), Vec::new(), Vec::new());
+        let mut orphans = Vec::new();
+        for row in open {
+            match found.get(&row).map(Vec::as_slice) {
+                None | Some([]) => orphans.push(row),
+                Some([one]) => {
+                    let key = i64::try_from(pairs.0.len() / 2).unwrap_or_default();
+                    pairs.0.extend([key, key]);
+                    pairs.1.extend([mirror.id, other.id]);
+                    pairs.2.extend([row, *one]);
+                }
+                Some(several) => {
+                    let candidates = serde_json::json!(several).to_string();
+                    streams::open_review(
+                        Some(&link.name),
+                        mirror.id,
+                        row,
+                        None,
+                        None,
+                        "several records match",
+                        &candidates,
+                    )?;
+                }
+            }
+        }
+        if !pairs.0.is_empty() {
+            ledger::link_rows(pairs.0, pairs.1, pairs.2)?;
+        }
+        if may_create {
+            create_counterparts(world, mirror, other, orphans, origin, tx, held)?;
+        }
+    }
+    Ok(())
+}
+
+/// Candidates on the other side by the link's match keys, in their order; the
+/// first key that finds something decides.
+fn find(
+    world: &World,
+    link: &LinkRow,
+    mirror: &Mirror,
+    other: &Mirror,
+    rows: &[i64],
+) -> Result<HashMap<i64, Vec<i64>>> {
+    let mut found: HashMap<i64, Vec<i64>> = HashMap::new();
+    let mut keys: Vec<_> = link
+        .maps
+        .iter()
+        .filter(|m| m.match_order.is_some())
+        .collect();
+    keys.sort_by_key(|m| m.match_order);
+    let _ = world;
+    for key in keys {
+        let left = link.left_mirror == mirror.id;
+        let (own_field, other_field) = if left {
+            (&key.left_field, &key.right_field)
+        } else {
+            (&key.right_field, &key.left_field)
+        };
+        let (Some(a), Some(b)) = (
+            mirror.by_field.get(own_field),
+            other.by_field.get(other_field),
+        ) else {
+            continue;
+        };
+        let open: Vec<i64> = rows
+            .iter()
+            .copied()
+            .filter(|r| !found.contains_key(r))
+            .collect();
+        let hits = matches::candidates(
+            (mirror, &mirror.columns[*a].quoted),
+            (other, &other.columns[*b].quoted),
+            key.to_left.contains("domain") || key.to_right.contains("domain"),
+            open,
+        )?;
+        for (row, candidate) in hits {
+            found.entry(row).or_default().push(candidate);
+        }
+    }
+    Ok(found)
+}
+
+/// Makes the rows' counterparts: a row without id in the other mirror, a
+/// create in the queue, one entity for both.
+fn create_counterparts(
+    world: &World,
+    mirror: &Mirror,
+    other: &Mirror,
+    orphans: Vec<i64>,
+    origin: &str,
+    tx: Option<i64>,
+    held: bool,
+) -> Result<()> {
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let info = &world.groups[mirror.group];
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let sources = cases::lock(mirror, &all, orphans)?;
+    let columns: Vec<_> = other.columns.iter().collect();
+    let mut queue = Vec::new();
+    let mut ties = (Vec::new(), Vec::new(), Vec::new());
+    for source in sources.into_iter().filter(|r| !r.deleted) {
+        let mut values = vec![None; info.group.fields.len()];
+        for (column, value) in all.iter().zip(&source.values) {
+            if let Some(field) = info.field_of[mirror.side].get(column) {
+                values[*field].clone_from(value);
+            }
+        }
+        let mapping::Projection { mapped, refused } =
+            mapping::project(&info.group, mirror.side, other.side, &values);
+        if !refused.is_empty() {
+            let reasons: BTreeMap<_, _> = refused
+                .iter()
+                .map(|(f, why)| (info.group.fields[*f].name.clone(), why.to_string()))
+                .collect();
+            let reasons = serde_json::json!(reasons).to_string();
+            streams::open_review(
+                None,
+                mirror.id,
+                source.row_id,
+                None,
+                None,
+                "cannot be created there",
+                &reasons,
+            )?;
+            continue;
+        }
+        let mut row = vec![None; columns.len()];
+        let mut vals = serde_json::Map::new();
+        for (field, value) in mapped {
+            if let Some(column) = info.column_of[field][other.side] {
+                vals.insert(
+                    other.columns[column].field.clone(),
+                    serde_json::json!(value),
+                );
+                row[column] = value;
+            }
+        }
+        let made = rows::insert(
+            &other.table,
+            &columns,
+            vec![RowInsert {
+                record_id: None,
+                source: origin.to_owned(),
+                modified_at: 0,
+                deleted: false,
+                values: row,
+            }],
+        )?;
+        let Some((row_id, _)) = made.first().cloned() else {
+            continue;
+        };
+        let key = source.row_id;
+        ties.0.extend([key, key]);
+        ties.1.extend([mirror.id, other.id]);
+        ties.2.extend([source.row_id, row_id]);
+        queue.push(NewWrite {
+            mirror: other.id,
+            row_id,
+            entity: None,
+            kind: "create",
+            record_id: None,
+            vals: serde_json::Value::Object(vals).to_string(),
+            old_vals: "{}".to_owned(),
+            origin: origin.to_owned(),
+            state: flush::state_of(world, other.id, info.group.sides[other.side].shadow, held),
+            tx,
+        });
+    }
+    if !ties.0.is_empty() {
+        ledger::link_rows(ties.0, ties.1, ties.2)?;
+    }
+    writes::enqueue(queue)
+}
+
+/// Rows that their CRM deleted: the other sides are untied, or deleted too if
+/// the link says so.
+pub(crate) fn after_remote_delete(world: &World, mirror: &Mirror, row_ids: &[i64]) -> Result<()> {
+    spread_delete(world, mirror, row_ids, &mirror.server.clone(), None, false)
+}
+
+/// What a deletion of rows of `mirror` means for the other sides.
+pub(crate) fn spread_delete(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: &[i64],
+    origin: &str,
+    tx: Option<i64>,
+    held: bool,
+) -> Result<()> {
+    if row_ids.is_empty() {
+        return Ok(());
+    }
+    let info = &world.groups[mirror.group];
+    let xrefs = ledger::entities_of(mirror.id, row_ids.to_vec())?;
+    for link in info
+        .links
+        .iter()
+        .filter(|l| l.on_delete == "propagate" && l.mode == "live")
+    {
+        let Some((other, _)) = other_end(world, link, mirror) else {
+            continue;
+        };
+        let theirs: Vec<i64> = xrefs
+            .iter()
+            .filter(|x| x.mirror == other.id)
+            .map(|x| x.row_id)
+            .collect();
+        let partners: Vec<Row> = cases::lock(other, &[], theirs)?;
+        let queue = partners
+            .iter()
+            .filter(|r| !r.deleted)
+            .map(|r| NewWrite {
+                mirror: other.id,
+                row_id: r.row_id,
+                entity: None,
+                kind: "delete",
+                record_id: r.record_id.clone(),
+                vals: "{}".to_owned(),
+                old_vals: "{}".to_owned(),
+                origin: origin.to_owned(),
+                state: flush::state_of(world, other.id, false, held),
+                tx,
+            })
+            .collect();
+        writes::enqueue(queue)?;
+        let gone = partners.iter().map(|r| r.row_id).collect();
+        rows::mark_deleted(&other.table, gone, true, origin)?;
+    }
+    ledger::unlink_rows(mirror.id, row_ids.to_vec())?;
+    Ok(())
+}

@@ -1,0 +1,493 @@
+//! Outgoing writes: claim in a short transaction, send with none open, record
+//! the results in another.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crm_core::model::{ErrorClass, FieldType, Millis, RemoteError, Write, WriteKind, WriteResult};
+use crm_core::retry::Backoff;
+use crm_core::state::{self, Answer, FieldState};
+
+use crate::pg::store::ledger::{self, EventRow};
+use crate::pg::store::rows;
+use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
+use crate::pg::store::writes::{self, Setback, WriteRow};
+use crate::worker::cases;
+use crate::worker::creates;
+use crate::worker::flush;
+use crate::worker::world::{Mirror, World};
+
+/// A call on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Batch {
+    pub(crate) mirror: i32,
+    pub(crate) kind: WriteKind,
+    pub(crate) rows: Vec<WriteRow>,
+}
+
+const BACKOFF: Backoff = Backoff {
+    first_ms: 500,
+    max_ms: 300_000,
+    attempts: u32::MAX,
+};
+
+fn kind_of(row: &WriteRow) -> WriteKind {
+    match row.kind.as_str() {
+        "delete" => WriteKind::Delete,
+        "create" => WriteKind::Create,
+        _ => WriteKind::Update,
+    }
+}
+
+/// Takes writes of a mirror for sending, as batches of one kind each.
+pub(crate) fn claim(
+    mirror: &Mirror,
+    connector_batch: impl Fn(WriteKind) -> usize,
+    limit: i64,
+) -> Result<Vec<Batch>> {
+    let mut by_kind: BTreeMap<u8, (WriteKind, Vec<WriteRow>)> = BTreeMap::new();
+    let mut orphans = Vec::new();
+    for row in writes::claim(mirror.id, limit)? {
+        let kind = kind_of(&row);
+        if row.record_id.is_none() && kind != WriteKind::Create {
+            orphans.push(setback(row.id, "dead", 0, &no_record()));
+            continue;
+        }
+        let order = match kind {
+            WriteKind::Create => 0,
+            WriteKind::Update => 1,
+            WriteKind::Delete => 2,
+        };
+        by_kind
+            .entry(order)
+            .or_insert_with(|| (kind, Vec::new()))
+            .1
+            .push(row);
+    }
+    writes::set_back(&orphans)?;
+    let mut batches = Vec::new();
+    for (kind, rows) in by_kind.into_values() {
+        for chunk in rows.chunks(connector_batch(kind).max(1)) {
+            batches.push(Batch {
+                mirror: mirror.id,
+                kind,
+                rows: chunk.to_vec(),
+            });
+        }
+    }
+    Ok(batches)
+}
+
+fn no_record() -> RemoteError {
+    RemoteError {
+        class: ErrorClass::FixData,
+        status: 0,
+        code: "no_record".to_owned(),
+        message: "the row has no record in the CRM and no create is waiting".to_owned(),
+        fields: Vec::new(),
+        advice: "Delete the row and insert it again, or discard the write.",
+        retry_after_ms: None,
+        maybe_applied: false,
+    }
+}
+
+/// The writes of a batch as the connector wants them.
+pub(crate) fn to_writes(world: &World, mirror: &Mirror, batch: &Batch) -> Vec<Write> {
+    batch
+        .rows
+        .iter()
+        .map(|row| {
+            let mut values: Vec<_> = cases::json_values(&row.vals)
+                .into_iter()
+                .map(|(field, value)| {
+                    let field_type = mirror
+                        .by_field
+                        .get(&field)
+                        .map_or(FieldType::Text, |c| mirror.types[*c]);
+                    (field, field_type, value)
+                })
+                .collect();
+            if let (Some(source), true) = (&mirror.source_field, batch.kind != WriteKind::Delete) {
+                values.push((
+                    source.clone(),
+                    FieldType::Text,
+                    Some("pg_crm_sync".to_owned()),
+                ));
+            }
+            Write {
+                key: format!("w{}", row.id),
+                record_id: row.record_id.clone(),
+                unique_value: (batch.kind == WriteKind::Create && mirror.unique_field.is_some())
+                    .then(|| creates::unique_value(&world.installation, mirror.id, row.row_id)),
+                values,
+            }
+        })
+        .collect()
+}
+
+/// What to do after the results of a batch are recorded.
+#[derive(Debug, Default)]
+pub(crate) struct After {
+    /// Halves of a batch that was refused whole.
+    pub(crate) resend: Vec<Batch>,
+    /// Records to read, because they are gone, merged or in doubt.
+    pub(crate) read: Vec<String>,
+    /// The server cannot be used: `(message, advice)`.
+    pub(crate) stop: Option<(String, &'static str)>,
+    /// Writes that succeeded.
+    pub(crate) done: usize,
+}
+
+/// Records results, one per row of the batch, in the caller's transaction.
+pub(crate) fn record(
+    world: &World,
+    mirror: &Mirror,
+    batch: Batch,
+    results: Vec<WriteResult>,
+    now: Millis,
+) -> Result<After> {
+    let mut sorted = Sorted::default();
+    let mut after = After::default();
+    let many = batch.rows.len() > 1;
+    for (row, result) in batch.rows.into_iter().zip(results) {
+        match result {
+            WriteResult::Done { id, echoed, .. } => sorted.done.push((row, id, echoed)),
+            WriteResult::Exists { id, message } => sorted.exists.push((row, id, message)),
+            WriteResult::Unknown(error) => sorted.unknown(row, &error),
+            WriteResult::Failed(error) if error.class == ErrorClass::Split && many => {
+                sorted.split.push(row);
+            }
+            WriteResult::Failed(error) => sorted.failed(row, error, &mut after, now),
+        }
+    }
+    after.done = sorted.done.len();
+    if !sorted.split.is_empty() {
+        let second = sorted.split.split_off(sorted.split.len().div_ceil(2));
+        for rows in [std::mem::take(&mut sorted.split), second] {
+            if !rows.is_empty() {
+                after.resend.push(Batch {
+                    mirror: batch.mirror,
+                    kind: batch.kind,
+                    rows,
+                });
+            }
+        }
+    }
+    sorted.write(world, mirror, batch.kind, now)?;
+    Ok(after)
+}
+
+/// A write that succeeded: the record's id and the values the answer shows.
+type Landed = (WriteRow, String, Vec<(String, Option<String>)>);
+
+#[derive(Default)]
+struct Sorted {
+    done: Vec<Landed>,
+    exists: Vec<(WriteRow, String, String)>,
+    split: Vec<WriteRow>,
+    setbacks: Vec<Setback>,
+    /// Rows to show as faulty: row id and message.
+    faulty: Vec<(i64, String)>,
+    refused: Vec<WriteRow>,
+}
+
+fn setback(id: i64, state: &'static str, wait_ms: i64, error: &RemoteError) -> Setback {
+    let class = serde_json::to_value(error.class).unwrap_or_default();
+    Setback {
+        id,
+        state,
+        wait_ms,
+        status: i32::from(error.status),
+        class: class.as_str().unwrap_or_default().to_owned(),
+        code: error.code.clone(),
+        message: error.message.clone(),
+        advice: error.advice.to_owned(),
+    }
+}
+
+impl Sorted {
+    fn unknown(&mut self, row: WriteRow, error: &RemoteError) {
+        self.setbacks.push(setback(row.id, "unknown", 500, error));
+    }
+
+    fn failed(&mut self, row: WriteRow, error: RemoteError, after: &mut After, now: Millis) {
+        let seed = u64::try_from(row.id).unwrap_or_default() ^ now.unsigned_abs();
+        let failures = u32::try_from(row.attempts).unwrap_or(1);
+        let wait = BACKOFF
+            .delay(failures, seed, error.retry_after_ms)
+            .unwrap_or(BACKOFF.max_ms);
+        match error.class {
+            _ if error.maybe_applied => self.unknown(row, &error),
+            ErrorClass::Retry | ErrorClass::Wait | ErrorClass::Reauth => {
+                self.setbacks.push(setback(row.id, "queued", wait, &error));
+            }
+            ErrorClass::Stop => {
+                after.stop = Some((error.message.clone(), error.advice));
+                self.setbacks
+                    .push(setback(row.id, "queued", wait.max(30_000), &error));
+            }
+            ErrorClass::Gone => {
+                after.read.extend(row.record_id.clone());
+                self.dead(row, &error);
+            }
+            ErrorClass::Split
+            | ErrorClass::FixData
+            | ErrorClass::FixPermission
+            | ErrorClass::FixMapping => self.dead(row, &error),
+        }
+    }
+
+    fn dead(&mut self, row: WriteRow, error: &RemoteError) {
+        self.faulty.push((row.row_id, error.message.clone()));
+        self.setbacks.push(setback(row.id, "dead", 0, error));
+        self.refused.push(row);
+    }
+
+    fn write(self, world: &World, mirror: &Mirror, kind: WriteKind, now: Millis) -> Result<()> {
+        writes::set_back(&self.setbacks)?;
+        if kind == WriteKind::Create {
+            let made = self
+                .done
+                .iter()
+                .map(|(r, id, _)| (r.row_id, id.clone()))
+                .collect();
+            adopt(mirror, made)?;
+        }
+        let landed: Vec<i64> = self.done.iter().map(|(r, _, _)| r.id).collect();
+        writes::finish(landed)?;
+        for (row, id, _) in &self.exists {
+            adopt(mirror, vec![(row.row_id, id.clone())])?;
+            writes::set_back(&[Setback {
+                id: row.id,
+                state: "queued",
+                wait_ms: 0,
+                status: 409,
+                class: "retry".to_owned(),
+                code: "exists".to_owned(),
+                message: format!("the CRM already has this record as {id}; updating it"),
+                advice: String::new(),
+            }])?;
+        }
+        show_results(mirror, &self.done, self.faulty)?;
+        remember(world, mirror, &self.done, &self.refused, now)?;
+        let events = self
+            .done
+            .into_iter()
+            .map(|(row, id, _)| result_event(mirror, &row, id, now))
+            .collect();
+        flush::append(world, events)
+    }
+}
+
+fn result_event(mirror: &Mirror, row: &WriteRow, id: String, now: Millis) -> EventRow {
+    let (fields, new_values) = cases::json_values(&row.vals).into_iter().unzip();
+    EventRow {
+        mirror: mirror.id,
+        row_id: Some(row.row_id),
+        record_id: Some(id),
+        entity: row.entity,
+        kind: match kind_of(row) {
+            WriteKind::Create => "create",
+            WriteKind::Update => "update",
+            WriteKind::Delete => "delete",
+        },
+        origin: mirror.server.clone(),
+        source: "result".to_owned(),
+        occurred_at: now,
+        fields,
+        new_values,
+        ..EventRow::default()
+    }
+}
+
+/// Clears or shows errors on the rows.
+fn show_results(mirror: &Mirror, done: &[Landed], faulty: Vec<(i64, String)>) -> Result<()> {
+    let bad: HashSet<i64> = faulty.iter().map(|(r, _)| *r).collect();
+    let mut row_ids = Vec::new();
+    let mut states = Vec::new();
+    let mut errors = Vec::new();
+    for (row, _, _) in done {
+        let deleted = kind_of(row) == WriteKind::Delete;
+        if !deleted && !bad.contains(&row.row_id) && row.attempts > 1 {
+            row_ids.push(row.row_id);
+            states.push(None);
+            errors.push(None);
+        }
+    }
+    for (row, message) in faulty {
+        row_ids.push(row);
+        states.push(Some("error".to_owned()));
+        errors.push(Some(message));
+    }
+    if !row_ids.is_empty() {
+        let none = vec![None; row_ids.len()];
+        rows::record_results(&mirror.table, row_ids, none, states, errors)?;
+    }
+    Ok(())
+}
+
+/// Ties rows that were created, or turned out to exist, to their records. Where
+/// a page or event brought the record as a row of its own already, that row
+/// takes the place of ours.
+pub(crate) fn adopt(mirror: &Mirror, made: Vec<(i64, String)>) -> Result<()> {
+    if made.is_empty() {
+        return Ok(());
+    }
+    let ids: Vec<String> = made.iter().map(|(_, id)| id.clone()).collect();
+    let present: HashSet<String> = rows::present(&mirror.table, ids)?.into_iter().collect();
+    let (double, fresh): (Vec<_>, Vec<_>) =
+        made.into_iter().partition(|(_, id)| present.contains(id));
+    let (row_ids, ids) = fresh.into_iter().unzip();
+    creates::give_ids(mirror, row_ids, ids)?;
+    for (row_id, id) in double {
+        rows::replace(&mirror.table, mirror.id, row_id, &id)?;
+    }
+    Ok(())
+}
+
+/// Tells the states of fields what became of the writes.
+fn remember(
+    world: &World,
+    mirror: &Mirror,
+    done: &[Landed],
+    refused: &[WriteRow],
+    now: Millis,
+) -> Result<()> {
+    let group = &world.groups[mirror.group].group;
+    let entities: Vec<i64> = done
+        .iter()
+        .map(|(r, _, _)| r)
+        .chain(refused)
+        .filter_map(|r| r.entity)
+        .collect();
+    if entities.is_empty() {
+        return Ok(());
+    }
+    let mut states: HashMap<(i64, String), FieldState> = HashMap::new();
+    for (entity, field, json) in ledger::field_states(entities)? {
+        if let Ok(state) = serde_json::from_str(&json) {
+            states.insert((entity, field), state);
+        }
+    }
+    let no_echo = Vec::new();
+    let all = done
+        .iter()
+        .map(|(r, _, echoed)| (r, echoed, true))
+        .chain(refused.iter().map(|r| (r, &no_echo, false)));
+    let mut touched = HashSet::new();
+    for (row, echoed, good) in all {
+        let Some(entity) = row.entity else { continue };
+        for (name, value) in cases::json_values(&row.vals) {
+            let field = group.fields.iter().find(|f| {
+                f.sides[mirror.side]
+                    .as_ref()
+                    .is_some_and(|s| s.field == name)
+            });
+            let Some(field) = field else { continue };
+            let key = (entity, field.name.clone());
+            let Some(state) = states.get_mut(&key) else {
+                continue;
+            };
+            state::claimed(state, mirror.side, &value, row.claimed_at);
+            let answer = if good {
+                Answer::Done {
+                    echoed: echoed
+                        .iter()
+                        .find(|(n, _)| *n == name)
+                        .map(|(_, v)| v.clone()),
+                }
+            } else {
+                Answer::Failed
+            };
+            state::answered(state, mirror.side, &value, answer, now);
+            touched.insert(key);
+        }
+    }
+    let stored = touched
+        .into_iter()
+        .filter_map(|key| {
+            let json = serde_json::to_string(states.get(&key)?).ok()?;
+            Some((key.0, key.1, Some(json)))
+        })
+        .collect();
+    ledger::store_field_states(stored)
+}
+
+/// Settles unknown writes with what the CRM shows now. `found` holds the
+/// records read, by id, values in the order of the mirror's columns.
+pub(crate) fn settle(
+    world: &World,
+    mirror: &Mirror,
+    pending: Vec<WriteRow>,
+    found: &HashMap<String, crm_core::model::Record>,
+    now: Millis,
+) -> Result<()> {
+    let mut landed = Vec::new();
+    let mut again = Vec::new();
+    for row in pending {
+        let record = row.record_id.as_ref().and_then(|id| found.get(id));
+        let deleted = record.is_none_or(|r| r.deleted);
+        let there = match kind_of(&row) {
+            WriteKind::Delete => deleted,
+            WriteKind::Create => false,
+            WriteKind::Update => record.is_some_and(|r| {
+                cases::json_values(&row.vals).iter().all(|(name, value)| {
+                    mirror.by_field.get(name).is_none_or(|c| {
+                        crm_core::value::same(mirror.types[*c], &r.values[*c], value)
+                    })
+                })
+            }),
+        };
+        if there {
+            let id = row.record_id.clone().unwrap_or_default();
+            landed.push((row, id, Vec::new()));
+        } else {
+            again.push(row);
+        }
+    }
+    writes::finish(landed.iter().map(|(r, _, _)| r.id).collect())?;
+    remember(world, mirror, &landed, &[], now)?;
+    let setbacks: Vec<Setback> = again
+        .iter()
+        .map(|r| Setback {
+            id: r.id,
+            state: "queued",
+            wait_ms: 0,
+            status: 0,
+            class: "retry".to_owned(),
+            code: "not_landed".to_owned(),
+            message: "the answer was lost and the CRM does not show the write".to_owned(),
+            advice: String::new(),
+        })
+        .collect();
+    writes::set_back(&setbacks)?;
+    let events = landed
+        .into_iter()
+        .map(|(row, id, _)| result_event(mirror, &row, id, now))
+        .collect();
+    flush::append(world, events)
+}
+
+/// Opens a review for a create whose fate nobody can find out.
+pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
+    streams::open_review(
+        None,
+        mirror.id,
+        row.row_id,
+        row.entity,
+        None,
+        "a create may or may not have happened in the CRM",
+        &row.vals,
+    )?;
+    writes::set_back(&[Setback {
+        id: row.id,
+        state: "held",
+        wait_ms: 0,
+        status: 0,
+        class: "fix_data".to_owned(),
+        code: "unknown_create".to_owned(),
+        message: "the answer to the create was lost and no record was found".to_owned(),
+        advice: "Look for the record in the CRM; then approve or discard the write.".to_owned(),
+    }])?;
+    Ok(())
+}

@@ -1,0 +1,256 @@
+//! The session's state: what it knows, what is on its way, what is due.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+
+use crm_core::connectors::{Connector, ServerConfig};
+use crm_core::http::HttpRequest;
+use crm_core::model::Millis;
+use crm_core::secret::Secret;
+use crm_io::{Command, Event, IoThread, Replay};
+use std::cell::RefCell;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+
+use crate::pg::store::writes::WriteRow;
+use crate::pg::tx::SqlError;
+use crate::worker::deliver::Batch;
+use crate::worker::world::World;
+
+/// A server as the engine uses it.
+pub(crate) struct Server {
+    pub(crate) id: u32,
+    pub(crate) name: String,
+    pub(crate) connector: &'static dyn Connector,
+    pub(crate) config: ServerConfig,
+    pub(crate) webhook_secret: Option<Secret>,
+    /// What HubSpot calls, when a proxy stands in front of the listener.
+    pub(crate) webhook_url: Option<String>,
+    /// Known to the I/O thread; false while its options or credential are unusable.
+    pub(crate) usable: bool,
+}
+
+/// What an answer is for.
+pub(crate) enum Job {
+    /// Number of records before a first copy.
+    Count { mirror: i32 },
+    /// A page of a first copy, asked for with this cursor.
+    Backfill { mirror: i32 },
+    /// A page of changes.
+    Poll { mirror: i32 },
+    /// Records that events named.
+    Read { mirror: i32, ids: Vec<String> },
+    /// Records whose writes are in doubt.
+    Settle { mirror: i32, writes: Vec<WriteRow> },
+    /// Possible results of creates that are in doubt.
+    FindCreated { mirror: i32, write: Box<WriteRow> },
+    /// A batch of writes.
+    Push(Batch),
+    /// Part of a catalog refresh.
+    Catalog { server: u32, part: usize },
+    /// Part of a server check.
+    Check { ticket: i64, part: usize },
+}
+
+/// A change stream that is open.
+pub(crate) struct Stream {
+    pub(crate) row: i32,
+    pub(crate) server: String,
+    pub(crate) object: String,
+}
+
+/// Timers and switches of one mirror.
+#[derive(Default)]
+pub(crate) struct Watch {
+    pub(crate) poll_at: Millis,
+    pub(crate) polling: bool,
+    pub(crate) backfilling: bool,
+    pub(crate) backfill_at: Millis,
+    /// A change stream brings this mirror's changes; polling is a net below it.
+    pub(crate) streaming: bool,
+    /// Not opened again before.
+    pub(crate) stream_at: Millis,
+    pub(crate) pushes: usize,
+    pub(crate) push_at: Millis,
+    pub(crate) reads: BTreeSet<String>,
+    pub(crate) reading: bool,
+    pub(crate) failures: u32,
+}
+
+/// The I/O thread, shared with whatever must stop it before the process may end.
+#[derive(Clone)]
+pub(crate) struct IoHandle(pub(crate) Rc<RefCell<Option<IoThread>>>);
+
+impl IoHandle {
+    /// Stops and joins the thread; bounded in time, also while HTTP hangs.
+    pub(crate) fn stop(&self) {
+        // Not while a call into it is under way further up this stack.
+        if let Ok(mut thread) = self.0.try_borrow_mut() {
+            thread.take();
+        }
+    }
+
+    /// Readable when events wait.
+    pub(crate) fn wake_fd(&self) -> Option<RawFd> {
+        self.0.borrow().as_ref().map(IoThread::wake_fd)
+    }
+
+    /// The next event, if one waits.
+    pub(crate) fn try_recv(&self) -> Option<Event> {
+        self.0.borrow().as_ref().and_then(IoThread::try_recv)
+    }
+
+    /// Whether the thread lives.
+    pub(crate) fn alive(&self) -> bool {
+        self.0.borrow().as_ref().is_some_and(IoThread::alive)
+    }
+
+    /// Hands a command over; false when the thread has its fill.
+    pub(crate) fn submit(&self, command: Command) -> bool {
+        self.0
+            .borrow()
+            .as_ref()
+            .is_some_and(|thread| thread.submit(command).is_ok())
+    }
+}
+
+/// Everything of one session.
+pub(crate) struct Engine {
+    pub(crate) io: IoHandle,
+    pub(crate) world: World,
+    pub(crate) servers: Vec<Server>,
+    pub(crate) jobs: HashMap<u64, Job>,
+    pub(crate) streams: HashMap<u64, Stream>,
+    pub(crate) watches: BTreeMap<i32, Watch>,
+    /// Batches that were refused whole and go again in halves.
+    pub(crate) halves: VecDeque<Batch>,
+    pub(crate) next_job: u64,
+    /// Something may be ready to send.
+    pub(crate) may_send: bool,
+    /// Something may wait in `crm.deferred`.
+    pub(crate) may_undefer: bool,
+    pub(crate) undefer_at: Millis,
+    pub(crate) housekeeping_at: Millis,
+    pub(crate) unknown_at: Millis,
+    /// Whether this cluster may write to CRMs.
+    pub(crate) active: bool,
+}
+
+impl Engine {
+    /// An engine that knows nothing yet.
+    pub(crate) fn new(io: IoHandle) -> Self {
+        Self {
+            io,
+            world: World::default(),
+            servers: Vec::new(),
+            jobs: HashMap::new(),
+            streams: HashMap::new(),
+            watches: BTreeMap::new(),
+            halves: VecDeque::new(),
+            next_job: 0,
+            may_send: true,
+            may_undefer: true,
+            undefer_at: 0,
+            housekeeping_at: 0,
+            unknown_at: 0,
+            active: false,
+        }
+    }
+
+    /// A number for a job.
+    pub(crate) fn job(&mut self, job: Job) -> u64 {
+        self.next_job += 1;
+        self.jobs.insert(self.next_job, job);
+        self.next_job
+    }
+
+    /// The server of this name, if it is usable and not paused.
+    pub(crate) fn server(&self, name: &str) -> Option<&Server> {
+        self.servers
+            .iter()
+            .find(|s| s.name == name && s.usable)
+            .filter(|s| !self.world.paused_servers.contains(&s.name))
+    }
+
+    /// The server of this id.
+    pub(crate) fn server_by_id(&self, id: u32) -> Option<&Server> {
+        self.servers.iter().find(|s| s.id == id)
+    }
+
+    /// Hands a command over; false when the I/O thread has its fill: stop, and
+    /// come back when it reports something.
+    pub(crate) fn submit(&mut self, command: Command) -> bool {
+        self.io.submit(command)
+    }
+
+    /// Sends a request whose answer is a page of a mirror.
+    pub(crate) fn fetch(&mut self, mirror: i32, request: HttpRequest, job: Job) -> bool {
+        let Some(m) = self.world.mirrors.get(&mirror) else {
+            return false;
+        };
+        let (object, fields) = (m.object.clone(), m.fields.clone());
+        let Some(server) = self.server(&m.server).map(|s| s.id) else {
+            return false;
+        };
+        let job = self.job(job);
+        let sent = self.submit(Command::Fetch {
+            job,
+            server,
+            object,
+            fields,
+            request,
+        });
+        if !sent {
+            self.jobs.remove(&job);
+        }
+        sent
+    }
+
+    /// Opens a change stream.
+    pub(crate) fn subscribe(&mut self, server: u32, topic: String, replay: Replay, stream: Stream) {
+        self.next_job += 1;
+        let id = self.next_job;
+        let opened = self.submit(Command::Subscribe {
+            stream: id,
+            server,
+            topic,
+            replay,
+        }) && self.submit(Command::Credit {
+            stream: id,
+            events: 100,
+        });
+        if opened {
+            self.streams.insert(id, stream);
+        }
+    }
+
+    /// Closes the streams that `unwanted` picks.
+    pub(crate) fn unsubscribe(&mut self, unwanted: impl Fn(&Stream) -> bool) {
+        let ids: Vec<u64> = self
+            .streams
+            .iter()
+            .filter(|(_, s)| unwanted(s))
+            .map(|(id, _)| *id)
+            .collect();
+        for stream in ids {
+            self.streams.remove(&stream);
+            self.submit(Command::Unsubscribe { stream });
+        }
+    }
+
+    /// The switches of a mirror.
+    pub(crate) fn watch(&mut self, mirror: i32) -> &mut Watch {
+        self.watches.entry(mirror).or_default()
+    }
+}
+
+/// Milliseconds since 1970. The one place where the engine looks at a clock.
+pub(crate) fn now() -> Millis {
+    std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .map_or(0, |d| {
+            Millis::try_from(d.as_millis()).unwrap_or(Millis::MAX)
+        })
+}
+
+/// Result of a step.
+pub(crate) type Step<T> = Result<T, SqlError>;

@@ -1,0 +1,385 @@
+//! What arrives: webhooks, stream events and pages, each applied in one
+//! transaction with the offset that covers it; a poison event is parked and
+//! the rest goes on.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use crm_core::connectors::SignatureError;
+use crm_core::http::Delivery;
+use crm_core::identity;
+use crm_core::model::{Change, Millis, Page, RemoteError};
+use crm_io::{Command, StreamItem};
+
+use crate::pg::store::ledger;
+use crate::pg::store::rows;
+use crate::pg::store::streams::{self, Advance, Poison};
+use crate::pg::tx::{self, SqlError};
+use crate::worker::creates;
+use crate::worker::engine::{Engine, Server, Step};
+use crate::worker::ingest::{self, Applied, Inbound};
+use crate::worker::pages;
+use crate::worker::world::{Mirror, World};
+
+/// A change with its identity and the server it came from.
+#[derive(Clone, Debug)]
+pub(crate) struct Arrival {
+    pub(crate) server: String,
+    pub(crate) source: &'static str,
+    pub(crate) change: Change,
+}
+
+/// A webhook that waits for its answer.
+pub(crate) struct Waiting {
+    pub(crate) token: u64,
+    pub(crate) status: u16,
+    pub(crate) reason: &'static str,
+}
+
+/// Checks and decodes a webhook. Refusals are statuses, never log lines.
+pub(crate) fn open(
+    server: &Server,
+    mut delivery: Delivery,
+    now: Millis,
+) -> Result<Vec<Change>, (u16, &'static str)> {
+    let Some(secret) = &server.webhook_secret else {
+        return Err((403, "no webhook secret is configured for this server"));
+    };
+    if let Some(url) = &server.webhook_url {
+        delivery.uri.clone_from(url);
+    }
+    server
+        .connector
+        .verify(&delivery, secret, now)
+        .map_err(|e| match e {
+            SignatureError::Missing | SignatureError::BadTimestamp => {
+                (400, "signature headers missing")
+            }
+            SignatureError::Stale => (401, "timestamp outside the window"),
+            SignatureError::Mismatch => (401, "signature differs"),
+        })?;
+    server
+        .connector
+        .decode(&delivery)
+        .map_err(|_| (400, "body is not a list of events"))
+}
+
+/// Applies arrivals and moves the offsets, all in one transaction if it can be;
+/// otherwise piece by piece, parking what fails.
+pub(crate) fn apply(
+    engine: &mut Engine,
+    arrivals: Vec<Arrival>,
+    advances: Vec<(i32, Advance)>,
+    now: Millis,
+) -> Step<()> {
+    let world = &engine.world;
+    let whole = tx::in_transaction(|| {
+        let applied = apply_new(world, &arrivals, now)?;
+        for (stream, advance) in &advances {
+            streams::advance(*stream, advance.clone())?;
+        }
+        Ok(applied)
+    });
+    let applied = match whole {
+        Ok(applied) => applied,
+        Err(error) if arrivals.is_empty() => return Err(error),
+        Err(_) => {
+            let applied = bisect(world, &arrivals, now)?;
+            tx::in_transaction(|| {
+                for (stream, advance) in &advances {
+                    streams::advance(*stream, advance.clone())?;
+                }
+                Ok(())
+            })?;
+            applied
+        }
+    };
+    engine.may_send = true;
+    engine.may_undefer |= applied.locked > 0 || applied.to_read > 0;
+    for mirror in applied.overflowed {
+        restart_backfill(engine, mirror)?;
+    }
+    Ok(())
+}
+
+fn restart_backfill(engine: &mut Engine, mirror: i32) -> Step<()> {
+    tx::in_transaction(|| Ok(streams::backfill_restart(mirror)?))?;
+    engine.watch(mirror).backfilling = false;
+    Ok(())
+}
+
+fn apply_new(world: &World, arrivals: &[Arrival], now: Millis) -> Result<Applied, SqlError> {
+    if arrivals.is_empty() {
+        return Ok(Applied::default());
+    }
+    let identities = arrivals
+        .iter()
+        .map(|a| identity::digest(&a.server, &a.change.identity))
+        .collect();
+    let fresh: HashSet<usize> = ledger::take_identities(identities)?.into_iter().collect();
+    let batch: Vec<Inbound> = arrivals
+        .iter()
+        .enumerate()
+        .filter(|(i, _)| fresh.contains(i))
+        .filter_map(|(_, a)| {
+            let mirror = world.mirror_of(&a.server, &a.change.object)?;
+            Some(Inbound {
+                mirror: mirror.id,
+                source: a.source,
+                change: a.change.clone(),
+            })
+        })
+        .collect();
+    Ok(ingest::apply(world, batch, now)?)
+}
+
+/// Halves a failing batch until the poison event stands alone.
+fn bisect(world: &World, arrivals: &[Arrival], now: Millis) -> Step<Applied> {
+    match tx::in_transaction(|| apply_new(world, arrivals, now)) {
+        Ok(applied) => Ok(applied),
+        Err(error) if arrivals.len() <= 1 => {
+            if let Some(arrival) = arrivals.first() {
+                park(world, arrival, &error)?;
+            }
+            Ok(Applied::default())
+        }
+        Err(_) => {
+            let (a, b) = arrivals.split_at(arrivals.len() / 2);
+            let mut applied = bisect(world, a, now)?;
+            let second = bisect(world, b, now)?;
+            applied.locked += second.locked;
+            applied.to_read += second.to_read;
+            applied.overflowed.extend(second.overflowed);
+            Ok(applied)
+        }
+    }
+}
+
+fn park(world: &World, arrival: &Arrival, error: &SqlError) -> Step<()> {
+    let mirror = world.mirror_of(&arrival.server, &arrival.change.object);
+    tx::in_transaction(|| {
+        ledger::take_identities(vec![identity::digest(
+            &arrival.server,
+            &arrival.change.identity,
+        )])?;
+        streams::park(&Poison {
+            mirror: mirror.map(|m| m.id),
+            server: &arrival.server,
+            source: arrival.source,
+            record_id: &arrival.change.record_id,
+            change: serde_json::to_string(&arrival.change).ok(),
+            sqlstate: &error.sqlstate,
+            error: &error.message,
+            advice: "Mend what the error names (a CHECK, a trigger, a column type), then call crm.dead_letter_retry.",
+        })?;
+        Ok(())
+    })
+}
+
+/// All that one turn of the loop took from the listener, the queue and the streams.
+#[derive(Default)]
+pub(crate) struct Turn {
+    pub(crate) arrivals: Vec<Arrival>,
+    pub(crate) waiting: Vec<Waiting>,
+    pub(crate) rejected: BTreeMap<String, i64>,
+    pub(crate) accepted: BTreeMap<String, i64>,
+    pub(crate) stream_offsets: HashMap<u64, Vec<u8>>,
+    pub(crate) stream_events: HashMap<u64, u32>,
+}
+
+impl Turn {
+    /// Takes a webhook of the listener: `/webhook/<server>`.
+    pub(crate) fn webhook(&mut self, engine: &Engine, token: u64, delivery: Delivery, now: Millis) {
+        let name = delivery
+            .uri
+            .split('?')
+            .next()
+            .and_then(|path| path.rsplit_once("/webhook/"))
+            .map(|(_, name)| name.to_owned())
+            .unwrap_or_default();
+        let (status, reason) = self.delivery(engine, &name, delivery, now);
+        self.waiting.push(Waiting {
+            token,
+            status,
+            reason,
+        });
+    }
+
+    /// Takes a webhook for a server by name; status and reason to answer.
+    pub(crate) fn delivery(
+        &mut self,
+        engine: &Engine,
+        name: &str,
+        delivery: Delivery,
+        now: Millis,
+    ) -> (u16, &'static str) {
+        let Some(server) = engine.servers.iter().find(|s| s.name == name) else {
+            return (404, "no such server");
+        };
+        match open(server, delivery, now) {
+            Ok(changes) => {
+                *self.accepted.entry(name.to_owned()).or_default() += changes.len() as i64;
+                self.arrivals
+                    .extend(changes.into_iter().map(|change| Arrival {
+                        server: name.to_owned(),
+                        source: "webhook",
+                        change,
+                    }));
+                (200, "ok")
+            }
+            Err((status, reason)) => {
+                *self.rejected.entry(name.to_owned()).or_default() += 1;
+                (status, reason)
+            }
+        }
+    }
+
+    /// Takes events of a change stream.
+    pub(crate) fn stream(
+        &mut self,
+        engine: &Engine,
+        id: u64,
+        batch: Vec<StreamItem>,
+        latest: Option<Vec<u8>>,
+    ) {
+        let Some(stream) = engine.streams.get(&id) else {
+            return;
+        };
+        *self.stream_events.entry(id).or_default() += u32::try_from(batch.len()).unwrap_or(0);
+        let last = batch.last().map(|i| i.replay_id.clone()).or(latest);
+        if let Some(last) = last {
+            self.stream_offsets.insert(id, last);
+        }
+        self.arrivals.extend(batch.into_iter().map(|item| Arrival {
+            server: stream.server.clone(),
+            source: "pubsub",
+            change: item.change,
+        }));
+    }
+
+    fn advances(&self, engine: &Engine) -> Step<Vec<(i32, Advance)>> {
+        let mut out = Vec::new();
+        for (id, replay) in &self.stream_offsets {
+            if let Some(stream) = engine.streams.get(id) {
+                let events = self.stream_events.get(id).copied().unwrap_or(0);
+                out.push((
+                    stream.row,
+                    Advance {
+                        replay_id: Some(replay.clone()),
+                        events: i64::from(events),
+                        ..Advance::default()
+                    },
+                ));
+            }
+        }
+        let mut servers: Vec<&String> = self.accepted.keys().chain(self.rejected.keys()).collect();
+        servers.sort();
+        servers.dedup();
+        for name in servers {
+            let row = tx::in_transaction(|| Ok(streams::stream(name, "webhook", "")?))?;
+            if let Some(row) = row {
+                out.push((
+                    row.id,
+                    Advance {
+                        events: self.accepted.get(name).copied().unwrap_or(0),
+                        rejected: self.rejected.get(name).copied().unwrap_or(0),
+                        ..Advance::default()
+                    },
+                ));
+            }
+        }
+        Ok(out)
+    }
+
+    /// Applies everything, then answers the webhooks and asks the streams for more.
+    pub(crate) fn finish(self, engine: &mut Engine, now: Millis) -> Step<()> {
+        if self.arrivals.is_empty()
+            && self.waiting.is_empty()
+            && self.stream_offsets.is_empty()
+            && self.rejected.is_empty()
+        {
+            return Ok(());
+        }
+        let advances = self.advances(engine)?;
+        let result = apply(engine, self.arrivals, advances, now);
+        for waiting in self.waiting {
+            let status = if result.is_err() && waiting.status == 200 {
+                503
+            } else {
+                waiting.status
+            };
+            engine.submit(Command::Reply {
+                token: waiting.token,
+                status,
+                body: waiting.reason.to_owned(),
+            });
+        }
+        for (stream, events) in self.stream_events {
+            if events > 0 {
+                engine.submit(Command::Credit { stream, events });
+            }
+        }
+        result
+    }
+}
+
+/// Applies a page of a mirror; `advance` moves its offset in the same transaction.
+pub(crate) fn page(
+    engine: &mut Engine,
+    mirror: i32,
+    source: &'static str,
+    page: Page,
+    now: Millis,
+    advance: impl Fn(&pages::PageApplied) -> Result<(), SqlError>,
+) -> Step<pages::PageApplied> {
+    let world = &engine.world;
+    let Some(m) = world.mirrors.get(&mirror) else {
+        return Ok(pages::PageApplied::default());
+    };
+    let applied = tx::in_transaction(|| {
+        let applied = pages::apply(world, m, source, page.records, now)?;
+        advance(&applied)?;
+        Ok(applied)
+    })?;
+    engine.may_send = true;
+    if !applied.locked.is_empty() {
+        engine
+            .watch(mirror)
+            .reads
+            .extend(applied.locked.iter().cloned());
+    }
+    Ok(applied)
+}
+
+/// A server's trouble in words for `crm.status`.
+pub(crate) fn note_error(server: &str, error: &RemoteError) -> Step<()> {
+    tx::in_transaction(|| {
+        streams::server_error(server, Some((&error.to_string(), error.advice)))?;
+        Ok(())
+    })
+}
+
+/// Records that turned out not to exist, or to live on under another id.
+pub(crate) fn gone(
+    world: &World,
+    mirror: &Mirror,
+    missing: Vec<String>,
+    merged: Vec<(String, String)>,
+) -> Result<(), SqlError> {
+    let lost: Vec<String> = missing
+        .into_iter()
+        .chain(merged.iter().map(|(old, _)| old.clone()))
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let rows = rows::lock_by_record(&mirror.table, &[], lost)?;
+    let row_ids: Vec<i64> = rows
+        .iter()
+        .filter(|r| !r.deleted)
+        .map(|r| r.row_id)
+        .collect();
+    creates::after_remote_delete(world, mirror, &row_ids)?;
+    rows::mark_deleted(&mirror.table, row_ids, true, &mirror.server)?;
+    ledger::note_merges(mirror.id, merged)?;
+    Ok(())
+}

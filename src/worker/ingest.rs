@@ -1,0 +1,457 @@
+//! Events of the CRMs: from a batch of changes to rows, ledger and writes, in
+//! the transaction of the caller.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use crm_core::decide::{Decision, Observed, Source};
+use crm_core::model::{Change, ChangeKind, Millis, Value};
+use crm_core::state::{Clock, Interval};
+
+use crate::pg::store::changes;
+use crate::pg::store::ledger::{self, EventRow};
+use crate::pg::store::rows::{self, Row, RowInsert};
+use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
+use crate::worker::cases::{self, Case};
+use crate::worker::creates;
+use crate::worker::flush;
+use crate::worker::world::{Mirror, World};
+
+/// A change that was taken (not a duplicate) for a mirror.
+#[derive(Clone, Debug)]
+pub(crate) struct Inbound {
+    pub(crate) mirror: i32,
+    /// `webhook`, `pubsub`, ...
+    pub(crate) source: &'static str,
+    pub(crate) change: Change,
+}
+
+/// What a batch came to.
+#[derive(Debug, Default)]
+pub(crate) struct Applied {
+    /// Events stored undecided because a user holds the row.
+    pub(crate) locked: usize,
+    /// Events whose record must be read first.
+    pub(crate) to_read: usize,
+    /// Mirrors that must be read again whole.
+    pub(crate) overflowed: BTreeSet<i32>,
+}
+
+type Deferred = Vec<(i32, String, String, String, &'static str)>;
+
+/// Applies a batch, mirror by mirror in the order in which they first appear.
+pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<Applied> {
+    let mut applied = Applied::default();
+    let mut order: Vec<i32> = Vec::new();
+    let mut of_mirror: BTreeMap<i32, Vec<Inbound>> = BTreeMap::new();
+    for item in batch {
+        if item.change.kind == ChangeKind::Overflow {
+            applied.overflowed.insert(item.mirror);
+            continue;
+        }
+        if !order.contains(&item.mirror) {
+            order.push(item.mirror);
+        }
+        of_mirror.entry(item.mirror).or_default().push(item);
+    }
+    for id in order {
+        if let (Some(mirror), Some(items)) = (world.mirrors.get(&id), of_mirror.remove(&id)) {
+            let deferred = apply_mirror(world, mirror, items, now)?;
+            applied.locked += deferred.iter().filter(|d| d.4 == "locked").count();
+            applied.to_read += deferred.iter().filter(|d| d.4 == "read").count();
+            streams::defer(deferred)?;
+        }
+    }
+    Ok(applied)
+}
+
+fn put_off(item: &Inbound, reason: &'static str) -> (i32, String, String, String, &'static str) {
+    (
+        item.mirror,
+        item.change.record_id.clone(),
+        item.source.to_owned(),
+        serde_json::to_string(&item.change).unwrap_or_default(),
+        reason,
+    )
+}
+
+fn apply_mirror(
+    world: &World,
+    mirror: &Mirror,
+    items: Vec<Inbound>,
+    now: Millis,
+) -> Result<Deferred> {
+    let mut deferred = Deferred::new();
+    let ids: BTreeSet<String> = items.iter().map(|i| i.change.record_id.clone()).collect();
+    let ids: Vec<String> = ids.into_iter().collect();
+    let waiting: HashSet<String> = streams::waiting(mirror.id, ids.clone())?
+        .into_iter()
+        .collect();
+    let columns = touched(mirror, &items);
+    let locked = lock_records(mirror, &columns, ids.clone())?;
+    let row_ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
+    let undrained: HashSet<i64> = changes::undrained(mirror.id, row_ids)?
+        .into_iter()
+        .collect();
+    let known: HashMap<String, i64> = locked
+        .iter()
+        .filter_map(|r| Some((r.record_id.clone()?, r.row_id)))
+        .collect();
+    let unlocked: Vec<String> = ids.into_iter().filter(|i| !known.contains_key(i)).collect();
+    let taken: HashSet<String> = if unlocked.is_empty() {
+        HashSet::new()
+    } else {
+        rows::present(&mirror.table, unlocked)?
+            .into_iter()
+            .collect()
+    };
+    let stale_suspects = late_rows(&items, &locked);
+    let (cases, blocked) = cases::load(world, mirror, &columns, locked)?;
+    let blocked: HashSet<i64> = blocked.into_iter().chain(undrained).collect();
+    let mut work = Work::new(world, mirror, cases, now);
+    work.recall(stale_suspects)?;
+    let mut absent: Vec<Inbound> = Vec::new();
+    for item in items {
+        let record = &item.change.record_id;
+        match known.get(record) {
+            _ if waiting.contains(record) || taken.contains(record) => {
+                deferred.push(put_off(&item, "locked"));
+            }
+            Some(row) if blocked.contains(row) => deferred.push(put_off(&item, "locked")),
+            Some(row) => {
+                if let Some(reason) = work.observe(*row, &item) {
+                    deferred.push(put_off(&item, reason));
+                }
+            }
+            None => absent.push(item),
+        }
+    }
+    work.finish()?;
+    apply_absent(world, mirror, absent, &mut deferred, now)?;
+    Ok(deferred)
+}
+
+fn touched(mirror: &Mirror, items: &[Inbound]) -> Vec<usize> {
+    let columns: BTreeSet<usize> = items
+        .iter()
+        .flat_map(|i| i.change.fields.iter())
+        .filter_map(|(name, _)| mirror.by_field.get(name).copied())
+        .collect();
+    columns.into_iter().collect()
+}
+
+fn lock_records(mirror: &Mirror, columns: &[usize], ids: Vec<String>) -> Result<Vec<Row>> {
+    let columns: Vec<_> = columns.iter().map(|c| &mirror.columns[*c]).collect();
+    rows::lock_by_record(&mirror.table, &columns, ids)
+}
+
+/// Rows for which an event is older than what the CRM already showed of the record.
+fn late_rows(items: &[Inbound], locked: &[Row]) -> Vec<i64> {
+    let newest: HashMap<&str, (&Row, Millis)> = locked
+        .iter()
+        .filter_map(|r| Some((r.record_id.as_deref()?, (r, r.modified_at))))
+        .collect();
+    let late: BTreeSet<i64> = items
+        .iter()
+        .filter_map(|i| {
+            let (row, at) = newest.get(i.change.record_id.as_str())?;
+            (i.change.occurred_at < *at).then_some(row.row_id)
+        })
+        .collect();
+    late.into_iter().collect()
+}
+
+/// One mirror's records while their events are decided.
+struct Work<'w> {
+    world: &'w World,
+    mirror: &'w Mirror,
+    cases: Vec<Case>,
+    by_row: HashMap<i64, usize>,
+    events: Vec<EventRow>,
+    deleted: Vec<i64>,
+    restored: Vec<i64>,
+    unlinked: Vec<i64>,
+    now: Millis,
+    mark: String,
+}
+
+impl<'w> Work<'w> {
+    fn new(world: &'w World, mirror: &'w Mirror, cases: Vec<Case>, now: Millis) -> Self {
+        let by_row = cases
+            .iter()
+            .enumerate()
+            .filter_map(|(i, c)| Some((c.rows[mirror.side].as_ref()?.row_id, i)))
+            .collect();
+        Self {
+            world,
+            mirror,
+            cases,
+            by_row,
+            events: Vec::new(),
+            deleted: Vec::new(),
+            restored: Vec::new(),
+            unlinked: Vec::new(),
+            now,
+            mark: format!("pg_crm_sync_{}", world.installation),
+        }
+    }
+
+    /// Puts what the ledger knows of later observations into the cases of late events.
+    fn recall(&mut self, rows: Vec<i64>) -> Result<()> {
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let info = &self.world.groups[self.mirror.group];
+        for shown in ledger::last_shown(self.mirror.id, rows)? {
+            let Some(case) = self.by_row.get(&shown.row_id).map(|i| &mut self.cases[*i]) else {
+                continue;
+            };
+            let field = self
+                .mirror
+                .by_field
+                .get(&shown.field)
+                .and_then(|c| info.field_of[self.mirror.side].get(c));
+            let Some(field) = field else { continue };
+            let mut state = match case.entity.fields.remove(field) {
+                Some(state) => state,
+                None => cases::settled_state(&case.entity, *field),
+            };
+            let side = &mut state.sides[self.mirror.side];
+            if side.seen.as_ref().is_none_or(|(_, c)| c.at.to < shown.at) {
+                let clock = Clock {
+                    at: Interval {
+                        from: shown.at,
+                        to: shown.at,
+                    },
+                    seq: 0,
+                    origin: self.mirror.server.clone(),
+                };
+                side.seen = Some((shown.value, clock));
+            }
+            case.entity.fields.insert(*field, state);
+        }
+        Ok(())
+    }
+
+    /// Decides one event of a locked row; the reason if it must wait.
+    fn observe(&mut self, row_id: i64, item: &Inbound) -> Option<&'static str> {
+        let index = *self.by_row.get(&row_id)?;
+        match &item.change.kind {
+            ChangeKind::Update | ChangeKind::Create => {
+                if !item.change.fields.is_empty() {
+                    self.decide(index, item);
+                }
+                let incomplete = !item.change.reread.is_empty()
+                    || (item.change.kind == ChangeKind::Create && item.change.fields.is_empty());
+                return incomplete.then_some("read");
+            }
+            ChangeKind::Reread | ChangeKind::Merge { .. } => return Some("read"),
+            ChangeKind::Restore => {
+                self.restored.push(row_id);
+                return Some("read");
+            }
+            ChangeKind::Delete | ChangeKind::PrivacyDelete => {
+                self.deleted.push(row_id);
+                if self.cases[index].entity_id.is_some() {
+                    self.unlinked.push(row_id);
+                }
+                self.note(index, item, "delete", Vec::new());
+            }
+            ChangeKind::Association { .. } => self.note(index, item, "association", Vec::new()),
+            ChangeKind::Overflow => {}
+        }
+        None
+    }
+
+    fn decide(&mut self, index: usize, item: &Inbound) {
+        let (world, mirror) = (self.world, self.mirror);
+        let info = &world.groups[mirror.group];
+        let mut values: Vec<(usize, Value, Option<Value>)> = Vec::new();
+        let mut listed = Vec::new();
+        for (name, raw) in &item.change.fields {
+            let Some(column) = mirror.by_field.get(name).copied() else {
+                continue;
+            };
+            let Some(value) = world.canonical(mirror, column, raw) else {
+                continue;
+            };
+            if let Some(field) = info.field_of[mirror.side].get(&column) {
+                let old = self.cases[index].entity.records[mirror.side].values[*field].clone();
+                listed.push((name.clone(), old, value.clone()));
+                values.push((*field, value, None));
+            }
+        }
+        let case = &mut self.cases[index];
+        let observed = Observed {
+            side: mirror.side,
+            source: Source::Remote,
+            origin: mirror.server.clone(),
+            values,
+            at: Interval {
+                from: item.change.occurred_at,
+                to: item.change.occurred_at,
+            },
+            seq: 0,
+            mark_is_ours: item.change.mark.contains(&self.mark),
+        };
+        let decisions = case.observe(world, &observed, self.now);
+        case.stamp(mirror.side, item.change.occurred_at);
+        self.note_decided(index, item, listed, &decisions);
+    }
+
+    fn note_decided(
+        &mut self,
+        index: usize,
+        item: &Inbound,
+        listed: Vec<(String, Value, Value)>,
+        decisions: &[Decision],
+    ) {
+        let mut event = self.event(index, item, "update");
+        event.decision = decision_json(self.world, self.mirror.group, decisions);
+        for (name, old, new) in listed {
+            event.fields.push(name);
+            event.old_values.push(old);
+            event.new_values.push(new);
+        }
+        self.events.push(event);
+    }
+
+    fn note(&mut self, index: usize, item: &Inbound, kind: &'static str, fields: Vec<String>) {
+        let mut event = self.event(index, item, kind);
+        event.fields = fields;
+        self.events.push(event);
+    }
+
+    fn event(&self, index: usize, item: &Inbound, kind: &'static str) -> EventRow {
+        EventRow {
+            mirror: self.mirror.id,
+            row_id: self.cases[index].rows[self.mirror.side]
+                .as_ref()
+                .map(|r| r.row_id),
+            record_id: Some(item.change.record_id.clone()),
+            kind,
+            origin: self.mirror.server.clone(),
+            source: item.source.to_owned(),
+            occurred_at: item.change.occurred_at,
+            actor: Some(item.change.actor.clone()),
+            ..EventRow::default()
+        }
+    }
+
+    fn finish(self) -> Result<()> {
+        flush::flush(self.world, self.cases, self.events)?;
+        let server = &self.mirror.server;
+        if !self.deleted.is_empty() {
+            creates::after_remote_delete(self.world, self.mirror, &self.unlinked)?;
+            rows::mark_deleted(&self.mirror.table, self.deleted, true, server)?;
+        }
+        if !self.restored.is_empty() {
+            rows::mark_deleted(&self.mirror.table, self.restored, false, server)?;
+        }
+        Ok(())
+    }
+}
+
+/// Decisions worth keeping as JSON: all but "one side changed, so it applies".
+pub(crate) fn decision_json(world: &World, group: usize, decisions: &[Decision]) -> Option<String> {
+    let fields = &world.groups[group].group.fields;
+    let list: Vec<serde_json::Value> = decisions
+        .iter()
+        .filter(|d| d.conflict || d.held.is_some() || !d.losers.is_empty() || d.rule.is_some())
+        .map(|d| {
+            serde_json::json!({
+                "field": fields[d.field].name, "step": d.step, "rule": d.rule,
+                "strategy": d.strategy.map(|s| s.entry().name), "winner": d.winner,
+                "value": d.value, "losers": d.losers, "conflict": d.conflict, "held": d.held,
+            })
+        })
+        .collect();
+    (!list.is_empty()).then(|| serde_json::Value::Array(list).to_string())
+}
+
+/// Events of records that have no row: made here if the event carries the
+/// whole record, else read first.
+fn apply_absent(
+    world: &World,
+    mirror: &Mirror,
+    items: Vec<Inbound>,
+    deferred: &mut Deferred,
+    now: Millis,
+) -> Result<()> {
+    let mut inserts: Vec<RowInsert> = Vec::new();
+    let mut events: BTreeMap<String, EventRow> = BTreeMap::new();
+    for item in items {
+        if creates::is_ours(world, mirror, &item.change)? {
+            continue;
+        }
+        let whole = item.change.kind == ChangeKind::Create
+            && !item.change.fields.is_empty()
+            && item.change.reread.is_empty();
+        match item.change.kind {
+            ChangeKind::Association { .. } | ChangeKind::Overflow => {}
+            ChangeKind::Delete | ChangeKind::PrivacyDelete => {
+                inserts.push(tombstone(mirror, &item.change));
+            }
+            _ if whole && !events.contains_key(&item.change.record_id) => {
+                let (row, event) = row_of(world, mirror, &item);
+                inserts.push(row);
+                events.insert(item.change.record_id.clone(), event);
+            }
+            _ => deferred.push(put_off(&item, "read")),
+        }
+    }
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    let made = rows::insert(&mirror.table, &columns, inserts)?;
+    let mut fresh = Vec::new();
+    let mut lines = Vec::new();
+    for (row_id, record) in made {
+        if let Some(mut event) = record.and_then(|r| events.remove(&r)) {
+            event.row_id = Some(row_id);
+            lines.push(event);
+            fresh.push(row_id);
+        }
+    }
+    flush::append(world, lines)?;
+    creates::after_remote_create(world, mirror, fresh, now)
+}
+
+/// Keeps a page that was read before the deletion from bringing the record back.
+fn tombstone(mirror: &Mirror, change: &Change) -> RowInsert {
+    RowInsert {
+        record_id: Some(change.record_id.clone()),
+        source: mirror.server.clone(),
+        modified_at: change.occurred_at,
+        deleted: true,
+        values: vec![None; mirror.columns.len()],
+    }
+}
+
+fn row_of(world: &World, mirror: &Mirror, item: &Inbound) -> (RowInsert, EventRow) {
+    let mut values = vec![None; mirror.columns.len()];
+    let mut event = EventRow {
+        mirror: mirror.id,
+        record_id: Some(item.change.record_id.clone()),
+        kind: "create",
+        origin: mirror.server.clone(),
+        source: item.source.to_owned(),
+        occurred_at: item.change.occurred_at,
+        actor: Some(item.change.actor.clone()),
+        ..EventRow::default()
+    };
+    for (name, raw) in &item.change.fields {
+        if let Some(column) = mirror.by_field.get(name).copied() {
+            let value = world.canonical(mirror, column, raw).flatten();
+            event.fields.push(name.clone());
+            event.new_values.push(value.clone());
+            values[column] = value;
+        }
+    }
+    let row = RowInsert {
+        record_id: Some(item.change.record_id.clone()),
+        source: mirror.server.clone(),
+        modified_at: item.change.occurred_at,
+        deleted: false,
+        values,
+    };
+    (row, event)
+}

@@ -1,0 +1,360 @@
+//! What users changed with SQL: from the capture log to decisions and writes.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+use crm_core::decide::{Observed, Source};
+use crm_core::model::{FieldType, Millis, Value};
+use crm_core::state::Interval;
+
+use crate::pg::capture::decode::OldValue;
+use crate::pg::store::changes::{self, ChangeRow, TxRow};
+use crate::pg::store::ledger::EventRow;
+use crate::pg::store::rows::{self, Row};
+use crate::pg::store::spi::Result;
+use crate::pg::store::writes::{self, NewWrite};
+use crate::worker::cases::{self, Case};
+use crate::worker::creates;
+use crate::worker::flush;
+use crate::worker::ingest::decision_json;
+use crate::worker::world::{Mirror, World};
+
+/// What a drain did.
+#[derive(Debug, Default)]
+pub(crate) struct Drained {
+    /// Changes taken out of the log.
+    pub(crate) changes: usize,
+    /// Rows left for later because a user holds them.
+    pub(crate) locked: usize,
+}
+
+/// Takes up to about `limit` changes and decides them, in one transaction of
+/// the caller.
+pub(crate) fn drain(world: &World, limit: i64, now: Millis) -> Result<Drained> {
+    let mut by_mirror: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
+    for (mirror, row) in changes::peek(limit)? {
+        by_mirror.entry(mirror).or_default().push(row);
+    }
+    let mut drained = Drained::default();
+    for (id, rows) in by_mirror {
+        match world.mirrors.get(&id) {
+            Some(mirror) => drain_mirror(world, mirror, rows, now, &mut drained)?,
+            // The mirror was dropped: nobody wants its changes any more.
+            None => drained.changes += changes::take(id, rows)?.len(),
+        }
+    }
+    Ok(drained)
+}
+
+fn drain_mirror(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    now: Millis,
+    drained: &mut Drained,
+) -> Result<()> {
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let locked = cases::lock(mirror, &all, row_ids.clone())?;
+    let held: HashSet<i64> = locked.iter().map(|r| r.row_id).collect();
+    let rest: Vec<i64> = row_ids
+        .iter()
+        .copied()
+        .filter(|r| !held.contains(r))
+        .collect();
+    let busy: HashSet<i64> = if rest.is_empty() {
+        HashSet::new()
+    } else {
+        rows::present_rows(&mirror.table, rest)?
+            .into_iter()
+            .collect()
+    };
+    let current: HashMap<i64, Row> = locked.iter().map(|r| (r.row_id, r.clone())).collect();
+    let (loaded, blocked) = cases::load(world, mirror, &all, locked)?;
+    let blocked: HashSet<i64> = blocked.into_iter().collect();
+    drained.locked += busy.len() + blocked.len();
+    let free: Vec<i64> = row_ids
+        .into_iter()
+        .filter(|r| !busy.contains(r) && !blocked.contains(r))
+        .collect();
+    let taken = changes::take(mirror.id, free)?;
+    drained.changes += taken.len();
+    let txs: BTreeSet<i64> = taken.iter().map(|c| c.tx).collect();
+    let headers: HashMap<i64, TxRow> = changes::transactions(txs.into_iter().collect())?
+        .into_iter()
+        .map(|t| (t.tx, t))
+        .collect();
+    let mut of_row: BTreeMap<i64, Vec<ChangeRow>> = BTreeMap::new();
+    for change in taken {
+        of_row.entry(change.row_id).or_default().push(change);
+    }
+    let mut work = Local {
+        world,
+        mirror,
+        headers,
+        current,
+        case_of: loaded
+            .iter()
+            .enumerate()
+            .filter_map(|(i, c)| Some((c.rows[mirror.side].as_ref()?.row_id, i)))
+            .collect(),
+        cases: loaded,
+        events: Vec::new(),
+        queue: Vec::new(),
+        created: Vec::new(),
+        deleted: Vec::new(),
+        now,
+    };
+    for (row_id, log) in of_row {
+        work.record(row_id, &log);
+    }
+    work.finish()
+}
+
+struct Local<'w> {
+    world: &'w World,
+    mirror: &'w Mirror,
+    headers: HashMap<i64, TxRow>,
+    current: HashMap<i64, Row>,
+    cases: Vec<Case>,
+    case_of: HashMap<i64, usize>,
+    events: Vec<EventRow>,
+    queue: Vec<NewWrite>,
+    created: Vec<(i64, String, i64, bool)>,
+    deleted: Vec<(i64, String, i64, bool)>,
+    now: Millis,
+}
+
+/// PostgreSQL's text form in canonical text; a hashed value is unknown.
+fn canonical_old(field_type: FieldType, old: &OldValue) -> Option<Value> {
+    match old {
+        OldValue::Null => Some(None),
+        OldValue::Text(text) => crm_core::value::from_postgres(field_type, text).ok(),
+        OldValue::TooLong(_) => None,
+    }
+}
+
+impl Local<'_> {
+    fn origin_of(&self, tx: i64) -> (String, Millis, bool, Option<String>) {
+        match self.headers.get(&tx) {
+            Some(t) => {
+                let actor = [
+                    Some(t.user.as_str()),
+                    Some(t.application.as_str()),
+                    t.reason.as_deref(),
+                ]
+                .into_iter()
+                .flatten()
+                .filter(|s| !s.is_empty())
+                .collect::<Vec<_>>()
+                .join(" / ");
+                (
+                    t.origin.clone().unwrap_or_else(|| "local".to_owned()),
+                    t.at,
+                    t.held,
+                    Some(actor),
+                )
+            }
+            None => ("local".to_owned(), self.now, false, None),
+        }
+    }
+
+    /// One row's changes, oldest first.
+    fn record(&mut self, row_id: i64, log: &[ChangeRow]) {
+        let born = log.first().is_some_and(|c| c.op == 'I');
+        let Some(row) = self.current.get(&row_id).cloned() else {
+            self.removed(row_id, log, born);
+            return;
+        };
+        let Some(last) = log.last() else { return };
+        if born && row.record_id.is_none() {
+            let (origin, at, held, actor) = self.origin_of(last.tx);
+            self.inserted(row_id, &row, (origin.clone(), at, actor), held, last.tx);
+            self.created.push((row_id, origin, last.tx, held));
+            return;
+        }
+        for (i, change) in log.iter().enumerate().filter(|(_, c)| c.op == 'U') {
+            self.edited(&row, change, &log[i + 1..]);
+        }
+    }
+
+    fn event(
+        &self,
+        row_id: i64,
+        record_id: Option<String>,
+        kind: &'static str,
+        from: (String, Millis, Option<String>),
+    ) -> EventRow {
+        EventRow {
+            mirror: self.mirror.id,
+            row_id: Some(row_id),
+            record_id,
+            kind,
+            origin: from.0,
+            source: "sql".to_owned(),
+            occurred_at: from.1,
+            actor: from.2,
+            ..EventRow::default()
+        }
+    }
+
+    fn inserted(
+        &mut self,
+        row_id: i64,
+        row: &Row,
+        from: (String, Millis, Option<String>),
+        held: bool,
+        tx: i64,
+    ) {
+        let mut vals = serde_json::Map::new();
+        let origin = from.0.clone();
+        let mut event = self.event(row_id, None, "create", from);
+        for (column, value) in self.mirror.columns.iter().zip(&row.values) {
+            if value.is_some() && !column.read_only {
+                vals.insert(column.field.clone(), serde_json::json!(value));
+                event.fields.push(column.field.clone());
+                event.new_values.push(value.clone());
+            }
+        }
+        self.events.push(event);
+        let shadow = self.world.groups[self.mirror.group].group.sides[self.mirror.side].shadow;
+        self.queue.push(NewWrite {
+            mirror: self.mirror.id,
+            row_id,
+            entity: None,
+            kind: "create",
+            record_id: None,
+            vals: serde_json::Value::Object(vals).to_string(),
+            old_vals: "{}".to_owned(),
+            origin,
+            state: flush::state_of(self.world, self.mirror.id, shadow, held),
+            tx: Some(tx),
+        });
+    }
+
+    /// One edit: its new values are the next edit's old ones, else the row's.
+    fn edited(&mut self, row: &Row, change: &ChangeRow, later: &[ChangeRow]) {
+        let (world, mirror) = (self.world, self.mirror);
+        let info = &world.groups[mirror.group];
+        let (origin, at, held, actor) = self.origin_of(change.tx);
+        let mut event = self.event(
+            row.row_id,
+            row.record_id.clone(),
+            "update",
+            (origin.clone(), at, actor),
+        );
+        let mut values = Vec::new();
+        for (attnum, old) in &change.old {
+            let Some(column) = mirror.by_attnum.get(attnum).copied() else {
+                continue;
+            };
+            let field_type = mirror.types[column];
+            let next = later
+                .iter()
+                .flat_map(|c| c.old.iter())
+                .find(|(a, _)| a == attnum)
+                .and_then(|(_, v)| canonical_old(field_type, v));
+            let new = next.unwrap_or_else(|| row.values[column].clone());
+            let old = canonical_old(field_type, old);
+            event.fields.push(mirror.columns[column].field.clone());
+            event.old_values.push(old.clone().flatten());
+            event.new_values.push(new.clone());
+            if let Some(field) = info.field_of[mirror.side].get(&column) {
+                values.push((*field, new, old));
+            }
+        }
+        let Some(case) = self.case_of.get(&row.row_id).map(|i| &mut self.cases[*i]) else {
+            return;
+        };
+        let observed = Observed {
+            side: mirror.side,
+            source: Source::Local,
+            origin,
+            values,
+            at: Interval::instant(at),
+            seq: change.flush,
+            mark_is_ours: false,
+        };
+        case.caused_by(change.tx, held);
+        let decisions = case.observe(world, &observed, self.now);
+        event.decision = decision_json(world, mirror.group, &decisions);
+        self.events.push(event);
+    }
+
+    fn removed(&mut self, row_id: i64, log: &[ChangeRow], born: bool) {
+        let Some(last) = log.iter().rev().find(|c| c.op == 'D') else {
+            return;
+        };
+        let (origin, at, held, actor) = self.origin_of(last.tx);
+        let record_id = last
+            .old
+            .iter()
+            .find(|(attnum, _)| *attnum == crate::pg::capture::ID_ATTNUM)
+            .and_then(|(_, v)| match v {
+                OldValue::Text(text) => Some(text.clone()),
+                OldValue::Null | OldValue::TooLong(_) => None,
+            });
+        let mut event = self.event(
+            row_id,
+            record_id.clone(),
+            "delete",
+            (origin.clone(), at, actor),
+        );
+        for (attnum, old) in &last.old {
+            if let Some(column) = self.mirror.by_attnum.get(attnum).copied() {
+                event.fields.push(self.mirror.columns[column].field.clone());
+                event
+                    .old_values
+                    .push(canonical_old(self.mirror.types[column], old).flatten());
+                event.new_values.push(None);
+            }
+        }
+        self.events.push(event);
+        if born && record_id.is_none() {
+            return;
+        }
+        self.queue.push(NewWrite {
+            mirror: self.mirror.id,
+            row_id,
+            entity: None,
+            kind: "delete",
+            record_id,
+            vals: "{}".to_owned(),
+            old_vals: "{}".to_owned(),
+            origin: origin.clone(),
+            state: flush::state_of(self.world, self.mirror.id, false, held),
+            tx: Some(last.tx),
+        });
+        self.deleted.push((row_id, origin, last.tx, held));
+    }
+
+    fn finish(self) -> Result<()> {
+        flush::flush(self.world, self.cases, self.events)?;
+        writes::enqueue(self.queue)?;
+        for (origin, tx, held, rows) in by_cause(self.created) {
+            creates::spread(
+                self.world,
+                self.mirror,
+                rows,
+                &origin,
+                Some(tx),
+                held,
+                self.now,
+            )?;
+        }
+        for (origin, tx, held, rows) in by_cause(self.deleted) {
+            creates::spread_delete(self.world, self.mirror, &rows, &origin, Some(tx), held)?;
+        }
+        Ok(())
+    }
+}
+
+/// Groups rows by the transaction that caused them.
+fn by_cause(list: Vec<(i64, String, i64, bool)>) -> Vec<(String, i64, bool, Vec<i64>)> {
+    let mut groups: BTreeMap<(i64, String, bool), Vec<i64>> = BTreeMap::new();
+    for (row, origin, tx, held) in list {
+        groups.entry((tx, origin, held)).or_default().push(row);
+    }
+    groups
+        .into_iter()
+        .map(|((tx, origin, held), rows)| (origin, tx, held, rows))
+        .collect()
+}

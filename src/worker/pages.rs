@@ -1,0 +1,238 @@
+//! Records read from the CRM: backfill, poll and read-back pages.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+
+use crm_core::decide::{Observed, Source};
+use crm_core::model::{FieldType, Millis, Record, Value};
+use crm_core::state::Interval;
+
+use crate::pg::store::changes;
+use crate::pg::store::ledger::EventRow;
+use crate::pg::store::rows::{self, RowInsert};
+use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
+use crate::worker::cases;
+use crate::worker::creates;
+use crate::worker::flush;
+use crate::worker::ingest::decision_json;
+use crate::worker::world::{Mirror, World};
+
+/// What a page did.
+#[derive(Debug, Default)]
+pub(crate) struct PageApplied {
+    pub(crate) inserted: usize,
+    pub(crate) examined: usize,
+    /// Records put off because a user holds the row: read again later.
+    pub(crate) locked: Vec<String>,
+}
+
+/// Applies records whose values are in the order of the mirror's columns.
+/// A page's value applies unless the row was seen later, a write of ours is
+/// unsettled, or the record is known to be deleted.
+pub(crate) fn apply(
+    world: &World,
+    mirror: &Mirror,
+    source: &'static str,
+    records: Vec<Record>,
+    now: Millis,
+) -> Result<PageApplied> {
+    let mut applied = PageApplied {
+        examined: records.len(),
+        ..PageApplied::default()
+    };
+    let ids: Vec<String> = records.iter().map(|r| r.id.clone()).collect();
+    let present: HashSet<String> = rows::present(&mirror.table, ids)?.into_iter().collect();
+    let (known, fresh): (Vec<Record>, Vec<Record>) =
+        records.into_iter().partition(|r| present.contains(&r.id));
+    insert_fresh(world, mirror, source, fresh, &mut applied, now)?;
+    if !known.is_empty() {
+        compare_known(world, mirror, source, known, &mut applied, now)?;
+    }
+    Ok(applied)
+}
+
+fn insert_fresh(
+    world: &World,
+    mirror: &Mirror,
+    source: &'static str,
+    fresh: Vec<Record>,
+    applied: &mut PageApplied,
+    now: Millis,
+) -> Result<()> {
+    let fresh = creates::adopt_ours(world, mirror, fresh)?;
+    let keep_deleted = source != "backfill";
+    let mut stamps: HashMap<String, Millis> = HashMap::new();
+    let inserts: Vec<RowInsert> = fresh
+        .into_iter()
+        .filter(|r| keep_deleted || !r.deleted)
+        .map(|mut r| {
+            r.values.truncate(mirror.columns.len());
+            stamps.insert(r.id.clone(), r.modified_at.unwrap_or_default());
+            RowInsert {
+                record_id: Some(r.id),
+                source: mirror.server.clone(),
+                modified_at: r.modified_at.unwrap_or_default(),
+                deleted: r.deleted,
+                values: r.values,
+            }
+        })
+        .collect();
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    let made = rows::insert(&mirror.table, &columns, inserts)?;
+    applied.inserted = made.len();
+    if source == "backfill" {
+        return Ok(());
+    }
+    let mut events = Vec::with_capacity(made.len());
+    let mut row_ids = Vec::with_capacity(made.len());
+    for (row_id, record) in made {
+        row_ids.push(row_id);
+        events.push(EventRow {
+            mirror: mirror.id,
+            row_id: Some(row_id),
+            occurred_at: record
+                .as_ref()
+                .and_then(|r| stamps.get(r).copied())
+                .unwrap_or(now),
+            record_id: record,
+            kind: "create",
+            origin: mirror.server.clone(),
+            source: source.to_owned(),
+            ..EventRow::default()
+        });
+    }
+    flush::append(world, events)?;
+    creates::after_remote_create(world, mirror, row_ids, now)
+}
+
+/// The instant a record's stamp stands for: whole seconds are a second wide.
+fn interval(at: Millis) -> Interval {
+    let width = if at % 1000 == 0 { 999 } else { 0 };
+    Interval {
+        from: at,
+        to: at + width,
+    }
+}
+
+fn same(field_type: FieldType, a: &Value, b: &Value) -> bool {
+    a == b || crm_core::value::same(field_type, a, b)
+}
+
+fn compare_known(
+    world: &World,
+    mirror: &Mirror,
+    source: &'static str,
+    known: Vec<Record>,
+    applied: &mut PageApplied,
+    now: Millis,
+) -> Result<()> {
+    let info = &world.groups[mirror.group];
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    let ids: Vec<String> = known.iter().map(|r| r.id.clone()).collect();
+    let locked = rows::lock_by_record(&mirror.table, &columns, ids)?;
+    let row_ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
+    let undrained: HashSet<i64> = changes::undrained(mirror.id, row_ids)?
+        .into_iter()
+        .collect();
+    // Only rows that differ are worth a decision.
+    let records: HashMap<String, Record> = known.into_iter().map(|r| (r.id.clone(), r)).collect();
+    let mut seen: BTreeSet<String> = BTreeSet::new();
+    let mut differing = Vec::new();
+    for row in locked {
+        let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) else {
+            continue;
+        };
+        if undrained.contains(&row.row_id) {
+            continue;
+        }
+        seen.insert(record.id.clone());
+        let older = record
+            .modified_at
+            .is_some_and(|at| interval(at).to < row.modified_at);
+        let equal = row.deleted == record.deleted
+            && all
+                .iter()
+                .all(|c| same(mirror.types[*c], &row.values[*c], &record.values[*c]));
+        if !older && (!equal || record.modified_at.unwrap_or(0) > row.modified_at) {
+            differing.push(row);
+        }
+    }
+    applied
+        .locked
+        .extend(records.keys().filter(|id| !seen.contains(*id)).cloned());
+    let (mut batch, blocked) = cases::load(world, mirror, &all, differing)?;
+    if !blocked.is_empty() {
+        streams::server_error(&mirror.server, None)?;
+    }
+    let mut events = Vec::new();
+    let mut deletions = (Vec::new(), Vec::new());
+    for case in &mut batch {
+        let Some(row) = case.rows[mirror.side].clone() else {
+            continue;
+        };
+        let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) else {
+            continue;
+        };
+        if row.deleted != record.deleted {
+            if record.deleted {
+                &mut deletions.0
+            } else {
+                &mut deletions.1
+            }
+            .push(row.row_id);
+        }
+        let at = record.modified_at.unwrap_or(now);
+        let changed: Vec<usize> = all
+            .iter()
+            .copied()
+            .filter(|c| !same(mirror.types[*c], &row.values[*c], &record.values[*c]))
+            .collect();
+        let observed = Observed {
+            side: mirror.side,
+            source: Source::Page,
+            origin: mirror.server.clone(),
+            values: changed
+                .iter()
+                .filter_map(|c| {
+                    let field = info.field_of[mirror.side].get(c)?;
+                    Some((*field, record.values[*c].clone(), None))
+                })
+                .collect(),
+            at: interval(at),
+            seq: 0,
+            mark_is_ours: false,
+        };
+        let decisions = case.observe(world, &observed, now);
+        case.stamp(mirror.side, at);
+        if changed.is_empty() {
+            continue;
+        }
+        events.push(EventRow {
+            mirror: mirror.id,
+            row_id: Some(row.row_id),
+            record_id: row.record_id.clone(),
+            kind: "update",
+            origin: mirror.server.clone(),
+            source: source.to_owned(),
+            occurred_at: at,
+            fields: changed
+                .iter()
+                .map(|c| mirror.columns[*c].field.clone())
+                .collect(),
+            old_values: changed.iter().map(|c| row.values[*c].clone()).collect(),
+            new_values: changed.iter().map(|c| record.values[*c].clone()).collect(),
+            decision: decision_json(world, mirror.group, &decisions),
+            ..EventRow::default()
+        });
+    }
+    flush::flush(world, batch, events)?;
+    if !deletions.0.is_empty() {
+        creates::after_remote_delete(world, mirror, &deletions.0)?;
+        rows::mark_deleted(&mirror.table, deletions.0, true, &mirror.server)?;
+    }
+    if !deletions.1.is_empty() {
+        rows::mark_deleted(&mirror.table, deletions.1, false, &mirror.server)?;
+    }
+    Ok(())
+}

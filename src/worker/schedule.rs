@@ -1,0 +1,479 @@
+//! What is due without being asked: first copies, polls, streams, reads,
+//! deliveries, writes in doubt, housekeeping.
+
+use std::collections::BTreeSet;
+
+use crm_core::connectors::Keyset;
+use crm_core::model::{Change, Millis};
+use crm_io::{Command, Replay};
+
+use crate::pg::store::streams::{self, Advance, BackfillRow};
+use crate::pg::store::{changes, config, writes};
+use crate::pg::tx;
+use crate::worker::deliver::{self, Batch};
+use crate::worker::engine::{Engine, Job, Step, Stream};
+use crate::worker::ingest::{self, Inbound};
+
+/// Batches of writes on the way per mirror.
+const PUSHES: usize = 4;
+/// Writes claimed at a time per mirror.
+const CLAIM: i64 = 400;
+/// How far a poll looks back before the last stamp it saw: rows that commit
+/// late, and a search index that lags.
+const LOOK_BACK_MS: Millis = 5_000;
+
+impl Engine {
+    /// Starts whatever is due; the time of the next thing that will be.
+    pub(crate) fn schedule(&mut self, now: Millis) -> Step<Millis> {
+        let mut next = now + 5_000;
+        self.resume_backfills(now)?;
+        let ids: Vec<i32> = self.world.mirrors.keys().copied().collect();
+        for id in ids {
+            next = next.min(self.open_stream(id, now)?);
+            next = next.min(self.poll(id, now)?);
+            self.read(id);
+        }
+        if now >= self.undefer_at && self.may_undefer {
+            self.undefer(now)?;
+        }
+        if self.may_undefer {
+            next = next.min(self.undefer_at.max(now + 1));
+        }
+        if self.active {
+            next = next.min(self.deliver(now)?);
+            if now >= self.unknown_at {
+                self.unknown_at = now + 2_000;
+                self.settle_unknown()?;
+            }
+        }
+        if now >= self.housekeeping_at {
+            self.housekeeping_at = now + 60_000;
+            tx::in_transaction(|| {
+                config::prepare()?;
+                streams::purge()?;
+                changes::forget_transactions()?;
+                Ok(())
+            })?;
+        }
+        Ok(next)
+    }
+
+    fn resume_backfills(&mut self, now: Millis) -> Step<()> {
+        let idle = self
+            .world
+            .mirrors
+            .values()
+            .any(|m| !m.paused && !self.watches.get(&m.id).is_some_and(|w| w.backfilling));
+        if !idle {
+            return Ok(());
+        }
+        let waiting = tx::in_transaction(|| Ok(streams::backfills()?))?;
+        for row in waiting {
+            let watch = self.watch(row.mirror);
+            if watch.backfilling || now < watch.backfill_at {
+                continue;
+            }
+            self.start_backfill(row)?;
+        }
+        Ok(())
+    }
+
+    fn start_backfill(&mut self, row: BackfillRow) -> Step<()> {
+        let Some(mirror) = self.world.mirrors.get(&row.mirror).filter(|m| !m.paused) else {
+            return Ok(());
+        };
+        let Some(server) = self.server(&mirror.server) else {
+            return Ok(());
+        };
+        let id = mirror.id;
+        if !row.started {
+            let request = server
+                .connector
+                .count_request(&server.config, &mirror.object);
+            let server = server.id;
+            // Polling starts where the copy starts, so that nothing falls between.
+            tx::in_transaction(|| {
+                streams::backfill_started(id, None)?;
+                Ok(())
+            })?;
+            let job = self.job(Job::Count { mirror: id });
+            self.submit(Command::Call {
+                job,
+                server,
+                request,
+            });
+        }
+        self.backfill_page(id, row.cursor.as_deref());
+        Ok(())
+    }
+
+    /// Asks for the page at `cursor`.
+    pub(crate) fn backfill_page(&mut self, id: i32, cursor: Option<&str>) {
+        let request = self.world.mirrors.get(&id).and_then(|m| {
+            let server = self.server(&m.server)?;
+            Some(
+                server
+                    .connector
+                    .list_request(&server.config, &m.object, &m.fields, cursor),
+            )
+        });
+        let sent = request.is_some_and(|r| self.fetch(id, r, Job::Backfill { mirror: id }));
+        self.watch(id).backfilling = sent;
+    }
+
+    fn open_stream(&mut self, id: i32, now: Millis) -> Step<Millis> {
+        let Some(mirror) = self.world.mirrors.get(&id) else {
+            return Ok(Millis::MAX);
+        };
+        let (name, object, paused) = (mirror.server.clone(), mirror.object.clone(), mirror.paused);
+        if paused {
+            self.unsubscribe(|s| s.server == name && s.object == object);
+            self.watch(id).streaming = false;
+            return Ok(Millis::MAX);
+        }
+        let open = self
+            .streams
+            .values()
+            .any(|s| s.server == name && s.object == object);
+        let at = self.watch(id).stream_at;
+        if open || now < at {
+            return Ok(if open { Millis::MAX } else { at });
+        }
+        let Some(server) = self.server(&name) else {
+            return Ok(Millis::MAX);
+        };
+        let Some(topic) = server.connector.topic(&object) else {
+            return Ok(Millis::MAX);
+        };
+        let server = server.id;
+        let row = tx::in_transaction(|| Ok(streams::stream(&name, "pubsub", &object)?))?;
+        if let Some(row) = row {
+            // Before its first event a stream starts at what is kept: the copy
+            // may be older than the subscription.
+            let replay = row.replay_id.map_or(Replay::Earliest, Replay::After);
+            self.watch(id).stream_at = now + 5_000;
+            self.subscribe(
+                server,
+                topic,
+                replay,
+                Stream {
+                    row: row.id,
+                    server: name,
+                    object,
+                },
+            );
+        }
+        Ok(Millis::MAX)
+    }
+
+    fn poll(&mut self, id: i32, now: Millis) -> Step<Millis> {
+        let Some(mirror) = self.world.mirrors.get(&id).filter(|m| !m.paused) else {
+            return Ok(Millis::MAX);
+        };
+        let (name, object, interval) =
+            (mirror.server.clone(), mirror.object.clone(), mirror.poll_ms);
+        let created = mirror.created_at;
+        let watch = self.watches.entry(id).or_default();
+        if watch.polling {
+            return Ok(Millis::MAX);
+        }
+        if now < watch.poll_at {
+            return Ok(watch.poll_at);
+        }
+        // A stream that works leaves little for polling to find.
+        let interval = if watch.streaming {
+            interval.max(300_000)
+        } else {
+            interval
+        };
+        watch.poll_at = now + interval;
+        let Some(row) = tx::in_transaction(|| Ok(streams::stream(&name, "poll", &object)?))? else {
+            return Ok(Millis::MAX);
+        };
+        let since = Keyset {
+            modified_at: row.modified_at.unwrap_or(created) - LOOK_BACK_MS,
+            id: String::new(),
+        };
+        self.poll_from(id, &since);
+        Ok(now + interval)
+    }
+
+    /// Asks for the page of changes after a keyset.
+    pub(crate) fn poll_from(&mut self, id: i32, since: &Keyset) {
+        let request = self.world.mirrors.get(&id).and_then(|m| {
+            let server = self.server(&m.server)?;
+            Some(
+                server
+                    .connector
+                    .poll_request(&server.config, &m.object, &m.fields, since),
+            )
+        });
+        let sent = request.is_some_and(|r| self.fetch(id, r, Job::Poll { mirror: id }));
+        self.watch(id).polling = sent;
+    }
+
+    /// Reads records that events named, a batch at a time.
+    pub(crate) fn read(&mut self, id: i32) {
+        let Some(mirror) = self.world.mirrors.get(&id).filter(|m| !m.paused) else {
+            return;
+        };
+        let Some(server) = self.server(&mirror.server) else {
+            return;
+        };
+        let size = server.connector.read_batch();
+        let Some(watch) = self
+            .watches
+            .get(&id)
+            .filter(|w| !w.reading && !w.reads.is_empty())
+        else {
+            return;
+        };
+        let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
+        let request =
+            server
+                .connector
+                .read_request(&server.config, &mirror.object, &mirror.fields, &ids);
+        if self.fetch(
+            id,
+            request,
+            Job::Read {
+                mirror: id,
+                ids: ids.clone(),
+            },
+        ) {
+            let watch = self.watch(id);
+            watch.reading = true;
+            for record in ids {
+                watch.reads.remove(&record);
+            }
+        }
+    }
+
+    /// Takes up again what waits for a lock, and asks for records that must be read.
+    fn undefer(&mut self, now: Millis) -> Step<()> {
+        let world = &self.world;
+        let (again, reads) = tx::in_transaction(|| {
+            let mut reads = Vec::new();
+            for row in streams::deferred("read", 1_000)? {
+                reads.push((row.mirror, row.record_id));
+            }
+            let locked = streams::deferred("locked", 1_000)?;
+            if locked.is_empty() {
+                return Ok((0, reads));
+            }
+            streams::undefer(locked.iter().map(|d| d.id).collect())?;
+            let batch: Vec<Inbound> = locked
+                .into_iter()
+                .filter_map(|d| {
+                    let change: Change = serde_json::from_str(&d.change).ok()?;
+                    Some(Inbound {
+                        mirror: d.mirror,
+                        source: source_name(&d.source),
+                        change,
+                    })
+                })
+                .collect();
+            let applied = ingest::apply(world, batch, now)?;
+            Ok((applied.locked, reads))
+        })?;
+        self.undefer_at = now + 50;
+        self.may_undefer = again > 0 || !reads.is_empty();
+        self.may_send = true;
+        if again == 0 && !reads.is_empty() {
+            self.undefer_at = now + 1_000;
+        }
+        let mirrors: BTreeSet<i32> = reads.iter().map(|(m, _)| *m).collect();
+        for (mirror, record) in reads {
+            self.watch(mirror).reads.insert(record);
+        }
+        for mirror in mirrors {
+            self.read(mirror);
+        }
+        Ok(())
+    }
+
+    /// Claims and sends what is ready; the time when more will be.
+    fn deliver(&mut self, now: Millis) -> Step<Millis> {
+        while let Some(batch) = self.halves.pop_front() {
+            if !self.push(batch.clone()) {
+                self.halves.push_front(batch);
+                return Ok(now + 100);
+            }
+        }
+        if !self.may_send {
+            return Ok(Millis::MAX);
+        }
+        let ready = tx::in_transaction(|| Ok(writes::ready()?))?;
+        let mut next = Millis::MAX;
+        let mut full = false;
+        for (id, wait) in ready {
+            if wait > 0 {
+                next = next.min(now + wait);
+                continue;
+            }
+            full |= self.send(id, now)?;
+        }
+        // Claimed nothing and nothing is due: wait for the next cause.
+        self.may_send = full || next != Millis::MAX;
+        Ok(if full { now } else { next })
+    }
+
+    /// Sends what one mirror has; true if it may have more.
+    fn send(&mut self, id: i32, now: Millis) -> Step<bool> {
+        let Some(mirror) = self.world.mirrors.get(&id).filter(|m| m.live && !m.paused) else {
+            return Ok(false);
+        };
+        let Some(server) = self.server(&mirror.server) else {
+            return Ok(false);
+        };
+        let connector = server.connector;
+        if self
+            .watches
+            .get(&id)
+            .is_some_and(|w| w.pushes >= PUSHES || now < w.push_at)
+        {
+            return Ok(false);
+        }
+        let batches = tx::in_transaction(|| {
+            Ok(deliver::claim(
+                mirror,
+                |kind| connector.push_batch(kind),
+                CLAIM,
+            )?)
+        })?;
+        let more = !batches.is_empty();
+        for batch in batches {
+            if !self.push(batch.clone()) {
+                self.halves.push_back(batch);
+            }
+        }
+        Ok(more)
+    }
+
+    /// Sends one batch.
+    fn push(&mut self, batch: Batch) -> bool {
+        let Some(mirror) = self.world.mirrors.get(&batch.mirror) else {
+            return true;
+        };
+        let Some(server) = self.server(&mirror.server).map(|s| s.id) else {
+            return false;
+        };
+        let writes = deliver::to_writes(&self.world, mirror, &batch);
+        let (object, unique_field, kind, id) = (
+            mirror.object.clone(),
+            mirror.unique_field.clone(),
+            batch.kind,
+            batch.mirror,
+        );
+        let job = self.job(Job::Push(batch));
+        let sent = self.submit(Command::Push {
+            job,
+            server,
+            object,
+            kind,
+            unique_field,
+            writes,
+        });
+        if sent {
+            self.watch(id).pushes += 1;
+        } else {
+            self.jobs.remove(&job);
+        }
+        sent
+    }
+
+    /// Finds out what became of writes whose answer was lost.
+    fn settle_unknown(&mut self) -> Step<()> {
+        let rows = tx::in_transaction(|| {
+            if !writes::any_unknown()? {
+                return Ok(Vec::new());
+            }
+            Ok(writes::take_unknown(200)?)
+        })?;
+        for row in rows {
+            let Some(mirror) = self.world.mirrors.get(&row.mirror) else {
+                continue;
+            };
+            let id = mirror.id;
+            if row.kind == "create" && mirror.unique_field.is_some() {
+                // An upsert on our own key is safe to send again.
+                tx::in_transaction(|| Ok(writes::requeue(vec![row.id])?))?;
+                self.may_send = true;
+                continue;
+            }
+            let Some(server) = self.server(&mirror.server) else {
+                continue;
+            };
+            let (request, job) = match &row.record_id {
+                Some(record) => (
+                    server.connector.read_request(
+                        &server.config,
+                        &mirror.object,
+                        &mirror.fields,
+                        std::slice::from_ref(record),
+                    ),
+                    Job::Settle {
+                        mirror: id,
+                        writes: vec![row],
+                    },
+                ),
+                None => match find_created(self, mirror, &row) {
+                    Some(request) => (
+                        request,
+                        Job::FindCreated {
+                            mirror: id,
+                            write: Box::new(row),
+                        },
+                    ),
+                    None => {
+                        tx::in_transaction(|| Ok(deliver::hold_create(mirror, &row)?))?;
+                        continue;
+                    }
+                },
+            };
+            self.fetch(id, request, job);
+        }
+        Ok(())
+    }
+
+    /// Notes where a poll got to.
+    pub(crate) fn poll_done(&self, server: &str, object: &str, to: Advance) -> Step<()> {
+        tx::in_transaction(|| {
+            if let Some(row) = streams::stream(server, "poll", object)? {
+                streams::advance(row.id, to)?;
+            }
+            Ok(())
+        })
+    }
+}
+
+/// A search for the record that a create may have made: by its e-mail.
+fn find_created(
+    engine: &Engine,
+    mirror: &crate::worker::world::Mirror,
+    row: &writes::WriteRow,
+) -> Option<crm_core::http::HttpRequest> {
+    let server = engine.server(&mirror.server)?;
+    let values = crate::worker::cases::json_values(&row.vals);
+    let (field, value) = values
+        .iter()
+        .find(|(name, value)| name.eq_ignore_ascii_case("email") && value.is_some())?;
+    let value = value.clone()?;
+    Some(server.connector.find_request(
+        &server.config,
+        &mirror.object,
+        &mirror.fields,
+        field,
+        &[value],
+    ))
+}
+
+/// Stored names of sources as the constants they came from.
+fn source_name(name: &str) -> &'static str {
+    match name {
+        "pubsub" => "pubsub",
+        "poll" => "poll",
+        "read" => "read",
+        _ => "webhook",
+    }
+}

@@ -1,0 +1,368 @@
+//! The configuration in memory: mirrors, the groups that links make of them,
+//! and the policy of each group.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use crm_core::connectors::Connector;
+use crm_core::group::{Group, GroupField, Side, SideField};
+use crm_core::mapping::Transform;
+use crm_core::model::{FieldType, Value};
+use crm_core::policy::{Policy, Rule};
+
+use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow, PolicyRow, Versions};
+use crate::pg::store::rows::Table;
+
+/// A mirror, ready for use.
+#[derive(Debug)]
+pub(crate) struct Mirror {
+    pub(crate) id: i32,
+    pub(crate) server: String,
+    pub(crate) object: String,
+    pub(crate) type_id: String,
+    pub(crate) table: Table,
+    pub(crate) columns: Vec<ColumnRow>,
+    pub(crate) types: Vec<FieldType>,
+    /// Fields and types as requests name them: one per column, then our unique
+    /// field if the account has it.
+    pub(crate) fields: Arc<Vec<(String, FieldType)>>,
+    pub(crate) by_field: HashMap<String, usize>,
+    pub(crate) by_attnum: HashMap<i16, usize>,
+    pub(crate) live: bool,
+    pub(crate) paused: bool,
+    pub(crate) poll_ms: i64,
+    pub(crate) created_at: i64,
+    pub(crate) unique_field: Option<String>,
+    pub(crate) source_field: Option<String>,
+    /// Which group decides, and which side of it this mirror is.
+    pub(crate) group: usize,
+    pub(crate) side: usize,
+}
+
+/// A group with what the engine needs beside the core's view of it.
+#[derive(Debug, Default)]
+pub(crate) struct GroupInfo {
+    pub(crate) group: Group,
+    pub(crate) policy: Policy,
+    /// Per side: column of its mirror → field of the group.
+    pub(crate) field_of: Vec<HashMap<usize, usize>>,
+    /// Per field and side: the column.
+    pub(crate) column_of: Vec<Vec<Option<usize>>>,
+    pub(crate) links: Vec<LinkRow>,
+}
+
+/// Everything the worker knows without asking.
+#[derive(Default)]
+pub(crate) struct World {
+    pub(crate) versions: Versions,
+    pub(crate) installation: String,
+    pub(crate) mirrors: BTreeMap<i32, Mirror>,
+    pub(crate) groups: Vec<GroupInfo>,
+    pub(crate) paused_servers: Vec<String>,
+    /// How to read each server's spelling of values.
+    pub(crate) connectors: HashMap<String, &'static dyn Connector>,
+}
+
+impl World {
+    /// Builds the world from the rows of the configuration.
+    pub(crate) fn new(rows: ConfigRows, versions: Versions) -> Self {
+        let mut world = Self {
+            versions,
+            installation: rows.installation,
+            paused_servers: rows.paused_servers,
+            ..Self::default()
+        };
+        for row in rows.mirrors {
+            let paused = row.paused || world.paused_servers.contains(&row.server);
+            world.mirrors.insert(row.id, mirror(row, paused));
+        }
+        world.group_up(&rows.links, &rows.policies);
+        world
+    }
+
+    /// The mirror that holds an object of a server, by name or type id.
+    pub(crate) fn mirror_of(&self, server: &str, object: &str) -> Option<&Mirror> {
+        self.mirrors.values().find(|m| {
+            m.server == server && (m.object.eq_ignore_ascii_case(object) || m.type_id == object)
+        })
+    }
+
+    /// A value as an event spells it, in canonical text; `None` if it is not
+    /// of the column's type.
+    pub(crate) fn canonical(&self, mirror: &Mirror, column: usize, raw: &Value) -> Option<Value> {
+        match (raw, self.connectors.get(&mirror.server)) {
+            (Some(text), Some(connector)) => connector.canonical(mirror.types[column], text).ok(),
+            _ => Some(raw.clone()),
+        }
+    }
+
+    /// Makes one group of each set of mirrors that links hold together.
+    fn group_up(&mut self, links: &[LinkRow], policies: &[PolicyRow]) {
+        let mut root: BTreeMap<i32, i32> = self.mirrors.keys().map(|id| (*id, *id)).collect();
+        for link in links {
+            let (Some(&a), Some(&b)) = (root.get(&link.left_mirror), root.get(&link.right_mirror))
+            else {
+                continue;
+            };
+            for r in root.values_mut().filter(|r| **r == b) {
+                *r = a;
+            }
+        }
+        let mut members: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+        for (mirror, r) in root {
+            members.entry(r).or_default().push(mirror);
+        }
+        for (root, mut mirrors) in members {
+            let own: Vec<LinkRow> = links
+                .iter()
+                .filter(|l| mirrors.contains(&l.left_mirror))
+                .cloned()
+                .collect();
+            // The left side of the first link names the fields of the group.
+            if let Some(first) = own.first() {
+                mirrors.sort_by_key(|m| (*m != first.left_mirror, *m));
+            }
+            let info = self.group_of(root, &mirrors, own, policies);
+            let index = self.groups.len();
+            for (side, id) in mirrors.iter().enumerate() {
+                if let Some(mirror) = self.mirrors.get_mut(id) {
+                    mirror.group = index;
+                    mirror.side = side;
+                }
+            }
+            self.groups.push(info);
+        }
+    }
+
+    fn group_of(
+        &self,
+        id: i32,
+        mirrors: &[i32],
+        links: Vec<LinkRow>,
+        policies: &[PolicyRow],
+    ) -> GroupInfo {
+        let mut info = GroupInfo {
+            links,
+            ..GroupInfo::default()
+        };
+        info.group.id = id;
+        info.field_of = vec![HashMap::new(); mirrors.len()];
+        for (side, id) in mirrors.iter().enumerate() {
+            let Some(mirror) = self.mirrors.get(id) else {
+                continue;
+            };
+            let own: Vec<&LinkRow> = info
+                .links
+                .iter()
+                .filter(|l| l.left_mirror == *id || l.right_mirror == *id)
+                .collect();
+            let linked = !own.is_empty();
+            let shadow = linked && own.iter().all(|l| l.mode != "live");
+            let paused = linked && own.iter().all(|l| l.paused);
+            info.group.sides.push(Side {
+                mirror: *id,
+                origin: mirror.server.clone(),
+                live: mirror.live && !paused,
+                shadow,
+            });
+            for column in 0..mirror.columns.len() {
+                self.place(&mut info, mirrors, side, column);
+            }
+        }
+        info.policy = policy(&info.links, policies, self.versions.policy);
+        info
+    }
+
+    /// Puts a column under the group field it is mapped to, or under its own.
+    fn place(&self, info: &mut GroupInfo, mirrors: &[i32], side: usize, column: usize) {
+        let Some(mirror) = mirrors.get(side).and_then(|id| self.mirrors.get(id)) else {
+            return;
+        };
+        let row = &mirror.columns[column];
+        let mut inbound = true;
+        let mut outbound = true;
+        let (mut to_side, mut from_side) = (Transform::Identity, Transform::Identity);
+        let mut target = None;
+        for link in &info.links {
+            let Some(map) = link.maps.iter().find(|f| {
+                (link.right_mirror == mirror.id && f.right_field == row.field)
+                    || (link.left_mirror == mirror.id && f.left_field == row.field)
+            }) else {
+                continue;
+            };
+            let is_right = link.right_mirror == mirror.id;
+            let (other, other_field) = if is_right {
+                (link.left_mirror, &map.left_field)
+            } else {
+                (link.right_mirror, &map.right_field)
+            };
+            (inbound, outbound) = match (map.direction.as_str(), is_right) {
+                ("to_right", true) | ("to_left", false) => (false, true),
+                ("to_right", false) | ("to_left", true) => (true, false),
+                _ => (true, true),
+            };
+            if is_right {
+                to_side = transform(&map.to_right, map.value_map.as_ref(), false);
+                from_side = transform(&map.to_left, map.value_map.as_ref(), true);
+            }
+            let placed = mirrors.iter().position(|m| *m == other).and_then(|s| {
+                let other = self.mirrors.get(&other)?;
+                let column = other.by_field.get(other_field)?;
+                info.field_of.get(s)?.get(column).copied()
+            });
+            target = target.or(placed);
+        }
+        let field = target.unwrap_or_else(|| {
+            info.group.fields.push(GroupField {
+                name: row.field.clone(),
+                sides: vec![None; mirrors.len()],
+            });
+            info.column_of.push(vec![None; mirrors.len()]);
+            info.group.fields.len() - 1
+        });
+        info.group.fields[field].sides[side] = Some(SideField {
+            field: row.field.clone(),
+            field_type: mirror.types[column],
+            max_length: row.max_length,
+            writable: !row.read_only,
+            inbound,
+            outbound,
+            to_side,
+            from_side,
+            required: row.required,
+            default: None,
+        });
+        info.column_of[field][side] = Some(column);
+        info.field_of[side].insert(column, field);
+    }
+}
+
+/// Parses our name of a field type.
+pub(crate) fn field_type(name: &str) -> FieldType {
+    match name {
+        "number" => FieldType::Number,
+        "boolean" => FieldType::Boolean,
+        "date" => FieldType::Date,
+        "date_time" => FieldType::DateTime,
+        "time" => FieldType::Time,
+        "multi_choice" => FieldType::MultiChoice,
+        "reference" => FieldType::Reference,
+        _ => FieldType::Text,
+    }
+}
+
+fn mirror(row: MirrorRow, paused: bool) -> Mirror {
+    let types: Vec<FieldType> = row
+        .columns
+        .iter()
+        .map(|c| field_type(&c.field_type))
+        .collect();
+    Mirror {
+        id: row.id,
+        server: row.server,
+        object: row.object,
+        type_id: row.type_id,
+        table: Table {
+            name: row.table,
+            relid: row.relid,
+            owner: row.owner,
+            filter: row.row_filter,
+        },
+        fields: Arc::new(
+            row.columns
+                .iter()
+                .zip(&types)
+                .map(|(c, t)| (c.field.clone(), *t))
+                .chain(row.unique_field.clone().map(|f| (f, FieldType::Text)))
+                .collect(),
+        ),
+        by_field: row
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (c.field.clone(), i))
+            .collect(),
+        by_attnum: row
+            .columns
+            .iter()
+            .enumerate()
+            .map(|(i, c)| (c.attnum, i))
+            .collect(),
+        types,
+        columns: row.columns,
+        live: row.mode == "live",
+        paused,
+        poll_ms: row.poll_ms.max(1000),
+        created_at: row.created_at,
+        unique_field: row.unique_field,
+        source_field: row.source_field,
+        group: 0,
+        side: 0,
+    }
+}
+
+/// The transform of a name; `inverse` reads a value map from right to left.
+fn transform(name: &str, value_map: Option<&serde_json::Value>, inverse: bool) -> Transform {
+    match name {
+        "domain_of_url" => Transform::DomainOfUrl,
+        "url_of_domain" => Transform::UrlOfDomain,
+        "date_of" => Transform::DateOf,
+        "midnight_of" => Transform::MidnightOf,
+        "lower" => Transform::Lower,
+        "value_map" => {
+            let pairs = value_map
+                .and_then(serde_json::Value::as_object)
+                .map(|object| {
+                    object
+                        .iter()
+                        .filter_map(|(left, right)| {
+                            let right = right.as_str()?.to_owned();
+                            Some(if inverse {
+                                (right, left.clone())
+                            } else {
+                                (left.clone(), right)
+                            })
+                        })
+                        .collect()
+                })
+                .unwrap_or_default();
+            Transform::ValueMap(Arc::new(pairs))
+        }
+        _ => Transform::Identity,
+    }
+}
+
+/// The policy of a group: rows of its links, then rows of the link `*`.
+fn policy(links: &[LinkRow], rows: &[PolicyRow], version: i64) -> Policy {
+    let mut policy = Policy {
+        version,
+        skew_ms: 2000,
+        ..Policy::default()
+    };
+    let own = rows
+        .iter()
+        .filter(|p| links.iter().any(|l| l.name == p.link));
+    let general = rows.iter().filter(|p| p.link == "*");
+    for row in own.chain(general) {
+        let Some(strategy) = crm_core::strategy::by_name(&row.strategy).map(|e| e.strategy) else {
+            continue;
+        };
+        if row.field == "*" {
+            policy.skew_ms = row.skew_ms;
+        }
+        policy.rules.push(Rule {
+            id: row.id,
+            field: (row.field != "*").then(|| row.field.clone()),
+            strategy,
+            winner: row
+                .winner
+                .as_deref()
+                .unwrap_or_default()
+                .split(',')
+                .map(|w| w.trim().to_owned())
+                .filter(|w| !w.is_empty())
+                .collect(),
+        });
+    }
+    policy
+}
