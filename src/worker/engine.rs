@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
+use crm_core::catalog::ServerCheck;
 use crm_core::connectors::{Connector, ServerConfig};
 use crm_core::http::HttpRequest;
 use crm_core::model::Millis;
@@ -14,6 +15,7 @@ use std::rc::Rc;
 use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
 use crate::worker::deliver::Batch;
+use crate::worker::servers::{NextRefresh, Refresh};
 use crate::worker::world::World;
 
 /// A server as the engine uses it.
@@ -121,6 +123,10 @@ pub(crate) struct Engine {
     pub(crate) jobs: HashMap<u64, Job>,
     pub(crate) streams: HashMap<u64, Stream>,
     pub(crate) watches: BTreeMap<i32, Watch>,
+    pub(crate) refreshes: HashMap<u32, Refresh>,
+    pub(crate) next_refreshes: HashMap<u32, NextRefresh>,
+    /// By ticket: the server, the check, and how many requests were sent.
+    pub(crate) checks: HashMap<i64, (u32, ServerCheck, usize)>,
     /// Batches that were refused whole and go again in halves.
     pub(crate) halves: VecDeque<Batch>,
     pub(crate) next_job: u64,
@@ -145,6 +151,9 @@ impl Engine {
             jobs: HashMap::new(),
             streams: HashMap::new(),
             watches: BTreeMap::new(),
+            refreshes: HashMap::new(),
+            next_refreshes: HashMap::new(),
+            checks: HashMap::new(),
             halves: VecDeque::new(),
             next_job: 0,
             may_send: true,

@@ -9,6 +9,7 @@ pub(crate) mod credential;
 mod answers;
 mod cases;
 mod creates;
+mod credential;
 mod deliver;
 mod engine;
 mod flush;

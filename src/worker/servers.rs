@@ -1,24 +1,391 @@
-//! Servers as the engine uses them.
+//! Servers: their options and credentials go to the I/O thread, their catalogs
+//! come back, `crm.server_check` is answered.
 
-use crm_core::http::HttpResponse;
+use crm_core::catalog::{CatalogRefresh, CheckRow, ServerCheck, Wanted};
+use crm_core::connectors::{self, ServerConfig};
+use crm_core::credential::{self, Loaded};
+use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::RemoteError;
+use crm_io::{Command, ServerSpec};
 
+use crate::pg::fence::{self, Fence};
+use crate::pg::guc;
 use crate::pg::shmem::Request;
-use crate::worker::engine::{Engine, Job, Step};
+use crate::pg::store::catalog::{self, ServerRow};
+use crate::pg::tx;
+use crate::worker::credential::{load_credential, load_webhook_secret};
+use crate::worker::engine::{Engine, Job, Server, Step};
 
+/// A catalog refresh on its way, and who waits for it.
+pub(crate) struct Refresh {
+    machine: CatalogRefresh,
+    ticket: i64,
+    /// Requests sent so far: the index of the next.
+    sent: usize,
+}
+
+/// What is wanted of a server's catalog next, while a refresh is under way.
+#[derive(Default)]
+pub(crate) struct NextRefresh {
+    hashes: Vec<String>,
+    ticket: i64,
+}
+
+/// Whether this cluster may write to CRMs.
 pub(crate) fn may_write() -> Step<bool> {
-    Ok(true)
+    tx::in_transaction(|| Ok(fence::fence_state() == Fence::Active))
 }
-pub(crate) fn load(_engine: &mut Engine) -> Step<()> {
+
+/// Reads servers and credentials again, and tells the I/O thread.
+pub(crate) fn load(engine: &mut Engine) -> Step<()> {
+    let rows = tx::in_transaction(|| Ok(catalog::servers()?))?;
+    let gone: Vec<u32> = engine
+        .servers
+        .iter()
+        .filter(|s| !rows.iter().any(|r| r.oid == s.id))
+        .map(|s| s.id)
+        .collect();
+    for id in gone {
+        engine.submit(Command::Forget(id));
+    }
+    engine.servers.clear();
+    engine.world.connectors.clear();
+    for row in rows {
+        let Some(connector) = connectors::by_type(&row.server_type) else {
+            continue;
+        };
+        engine.world.connectors.insert(row.name.clone(), connector);
+        let mut server = Server {
+            id: row.oid,
+            name: row.name.clone(),
+            connector,
+            config: config(&row, &engine.world.installation),
+            webhook_secret: None,
+            webhook_url: Some(row.option("webhook_url").to_owned())
+                .filter(|u| !u.is_empty())
+                .or_else(|| {
+                    guc::webhook_public_url().map(|base| format!("{base}/webhook/{}", row.name))
+                }),
+            usable: false,
+        };
+        match spec(&row, &server) {
+            Ok(spec) => {
+                server.webhook_secret.clone_from(&spec.webhook_secret);
+                server.usable = engine.submit(Command::Configure(Box::new(spec)));
+            }
+            Err(problem) => note_problem(&row, &problem)?,
+        }
+        let unread = server.usable && !row.known;
+        let id = server.id;
+        engine.servers.push(server);
+        if unread && !engine.refreshes.contains_key(&id) {
+            refresh(engine, &row, Vec::new(), 0)?;
+        }
+    }
     Ok(())
 }
-pub(crate) fn on_request(_engine: &mut Engine, _request: &Request) -> Step<()> {
-    Ok(())
+
+fn config(row: &ServerRow, installation: &str) -> ServerConfig {
+    let url = |name: &str| row.option(name).trim_end_matches('/').to_owned();
+    ServerConfig {
+        base_url: url("base_url"),
+        login_url: url("login_url"),
+        pubsub_endpoint: row.option("pubsub_endpoint").to_owned(),
+        api_version: row.option("api_version").to_owned(),
+        installation: installation.to_owned(),
+    }
 }
-pub(crate) fn on_answer(
-    _engine: &mut Engine,
-    _job: Job,
-    _result: Result<HttpResponse, RemoteError>,
+
+/// All that the I/O thread needs, or what is wrong in words without secrets.
+fn spec(row: &ServerRow, server: &Server) -> Result<ServerSpec, String> {
+    let dir = guc::secrets_dir();
+    let reference = row.option("credentials");
+    if reference.is_empty() {
+        return Err("The server has no option credentials.".to_owned());
+    }
+    let loaded: Loaded = load_credential(reference, dir.as_deref())?;
+    if !loaded.roles.is_empty() && !loaded.roles.contains(&row.owner) {
+        return Err(format!(
+            "{reference} may not be used by servers of {}. Its list of roles says who may.",
+            row.owner
+        ));
+    }
+    let webhook_secret = match row.option("webhook_secret") {
+        "" => loaded.webhook_secret,
+        reference => Some(load_webhook_secret(reference, dir.as_deref())?),
+    };
+    let ca_pem = match row.option("ca_file") {
+        "" => None,
+        path => {
+            Some(std::fs::read(path).map_err(|e| format!("ca_file {path} cannot be read: {e}."))?)
+        }
+    };
+    let own: Vec<String> = row
+        .option("allowed_hosts")
+        .split(',')
+        .map(str::to_owned)
+        .filter(|h| !h.trim().is_empty())
+        .collect();
+    Ok(ServerSpec {
+        id: row.oid,
+        connector: server.connector,
+        config: server.config.clone(),
+        credential: loaded.credential,
+        allowed_hosts: credential::allowed_hosts(&guc::allowed_hosts(), [&loaded.hosts, &own]),
+        ca_pem,
+        webhook_secret,
+        calls_per_window: row.option("calls_per_window").parse().ok(),
+    })
+}
+
+fn note_problem(row: &ServerRow, problem: &str) -> Step<()> {
+    if row.last_error.as_deref() == Some(problem) {
+        return Ok(());
+    }
+    let advice = format!(
+        "Mend it, then call SELECT * FROM crm.server_check('{}');",
+        row.name
+    );
+    tx::in_transaction(|| {
+        catalog::store_failure(&row.name, &row.server_type, 0, problem, &advice)?;
+        Ok(())
+    })
+}
+
+/// Starts a catalog refresh, or notes what the next one must bring.
+fn refresh(engine: &mut Engine, row: &ServerRow, hashes: Vec<String>, ticket: i64) -> Step<()> {
+    if engine.refreshes.contains_key(&row.oid) {
+        let next = engine.next_refreshes.entry(row.oid).or_default();
+        next.hashes.extend(hashes);
+        next.ticket = next.ticket.max(ticket);
+        return Ok(());
+    }
+    let Some(server) = engine.server_by_id(row.oid).filter(|s| s.usable) else {
+        let problem = row
+            .last_error
+            .clone()
+            .unwrap_or_else(|| "The server cannot be used.".to_owned());
+        return tx::in_transaction(|| {
+            catalog::store_failure(
+                &row.name,
+                &row.server_type,
+                ticket,
+                &problem,
+                &format!("See SELECT * FROM crm.server_check('{}');", row.name),
+            )?;
+            Ok(())
+        });
+    };
+    let wanted = Wanted {
+        objects: row.objects.clone(),
+        hashes,
+    };
+    let (machine, requests) =
+        CatalogRefresh::start(server.connector, server.config.clone(), wanted);
+    engine.refreshes.insert(
+        row.oid,
+        Refresh {
+            machine,
+            ticket,
+            sent: 0,
+        },
+    );
+    send_catalog(engine, row.oid, 0, requests)
+}
+
+/// Sends requests of a refresh; a request that finds no room counts as failed.
+fn send_catalog(
+    engine: &mut Engine,
+    server: u32,
+    mut first: usize,
+    requests: Vec<HttpRequest>,
 ) -> Step<()> {
+    let mut queue: Vec<HttpRequest> = requests;
+    queue.reverse();
+    while let Some(request) = queue.pop() {
+        let part = first;
+        first += 1;
+        let job = engine.job(Job::Catalog { server, part });
+        if !engine.submit(Command::Call {
+            job,
+            server,
+            request,
+        }) {
+            engine.jobs.remove(&job);
+            if let Some(refresh) = engine.refreshes.get_mut(&server) {
+                queue.extend(refresh.machine.refused(part));
+            }
+        }
+    }
+    if let Some(refresh) = engine.refreshes.get_mut(&server) {
+        refresh.sent = first;
+    }
+    catalog_done(engine, server)
+}
+
+fn catalog_done(engine: &mut Engine, id: u32) -> Step<()> {
+    if !engine.refreshes.get(&id).is_some_and(|r| r.machine.done()) {
+        return Ok(());
+    }
+    let Some(refresh) = engine.refreshes.remove(&id) else {
+        return Ok(());
+    };
+    let Some(server) = engine.server_by_id(id) else {
+        return Ok(());
+    };
+    let (name, kind) = (server.name.clone(), server.connector.name());
+    let machine = &refresh.machine;
+    tx::in_transaction(|| {
+        match &machine.error {
+            Some(error) => catalog::store_error(&name, kind, refresh.ticket, error)?,
+            None => catalog::store_catalog(
+                &name,
+                kind,
+                refresh.ticket,
+                &machine.objects,
+                &machine.fields,
+            )?,
+        }
+        Ok(())
+    })?;
+    if let Some(next) = engine.next_refreshes.remove(&id)
+        && let Some(row) = row_of(id)?
+    {
+        refresh_again(engine, &row, next)?;
+    }
     Ok(())
+}
+
+fn refresh_again(engine: &mut Engine, row: &ServerRow, next: NextRefresh) -> Step<()> {
+    refresh(engine, row, next.hashes, next.ticket)
+}
+
+fn row_of(id: u32) -> Step<Option<ServerRow>> {
+    let rows = tx::in_transaction(|| Ok(catalog::servers()?))?;
+    Ok(rows.into_iter().find(|r| r.oid == id))
+}
+
+/// Serves what a user's backend asked for outside its transaction.
+pub(crate) fn on_request(engine: &mut Engine, request: &Request) -> Step<()> {
+    // The server may be newer than what was read last.
+    load(engine)?;
+    let Some(row) = row_of(request.server_oid.to_u32())? else {
+        return Ok(());
+    };
+    match request.kind.split_once(':') {
+        Some(("fields", hash)) => refresh(engine, &row, vec![hash.to_owned()], request.ticket),
+        _ if request.kind == "check" => check(engine, &row, request.ticket),
+        _ => refresh(engine, &row, Vec::new(), request.ticket),
+    }
+}
+
+fn check(engine: &mut Engine, row: &ServerRow, ticket: i64) -> Step<()> {
+    let mut rows = Vec::new();
+    let server = engine.server_by_id(row.oid);
+    let Some(server) = server else {
+        rows.push(CheckRow::new(
+            "type",
+            Some(false),
+            format!("TYPE is '{}'", row.server_type),
+            Some("Make the server with TYPE 'hubspot' or 'salesforce'."),
+        ));
+        return finish_check(ticket, &rows);
+    };
+    match spec(row, server) {
+        Ok(_) => rows.push(CheckRow::new(
+            "credentials",
+            Some(true),
+            row.option("credentials"),
+            None,
+        )),
+        Err(problem) => {
+            rows.push(CheckRow::new(
+                "credentials",
+                Some(false),
+                problem,
+                Some(
+                    "Mend the credential file or variable; see docs/servers-and-credentials.md."
+                        ,
+                ),
+            ));
+            return finish_check(ticket, &rows);
+        }
+    }
+    let mirrored = engine
+        .world
+        .mirrors
+        .values()
+        .filter(|m| m.server == row.name)
+        .map(|m| m.object.clone())
+        .collect();
+    let (machine, requests) =
+        ServerCheck::start(server.connector, server.config.clone(), mirrored, rows);
+    engine.checks.insert(ticket, (row.oid, machine, 0));
+    send_check(engine, ticket, requests)
+}
+
+fn send_check(engine: &mut Engine, ticket: i64, requests: Vec<HttpRequest>) -> Step<()> {
+    let mut queue: Vec<HttpRequest> = requests;
+    queue.reverse();
+    while let Some(request) = queue.pop() {
+        let Some((server, _, sent)) = engine.checks.get_mut(&ticket) else {
+            return Ok(());
+        };
+        let (server, part) = (*server, *sent);
+        *sent += 1;
+        let job = engine.job(Job::Check { ticket, part });
+        if !engine.submit(Command::Call {
+            job,
+            server,
+            request,
+        }) {
+            engine.jobs.remove(&job);
+            if let Some((_, machine, _)) = engine.checks.get_mut(&ticket) {
+                queue.extend(machine.refused(part));
+            }
+        }
+    }
+    if engine.checks.get(&ticket).is_some_and(|(_, m, _)| m.done())
+        && let Some((server, machine, _)) = engine.checks.remove(&ticket)
+    {
+        if let (Some(tenant), Some(server)) = (&machine.tenant, engine.server_by_id(server)) {
+            tx::in_transaction(|| Ok(catalog::store_tenant(&server.name, tenant)?))?;
+        }
+        finish_check(ticket, &machine.rows)?;
+    }
+    Ok(())
+}
+
+fn finish_check(ticket: i64, rows: &[CheckRow]) -> Step<()> {
+    let rows: Vec<catalog::Finding> = rows
+        .iter()
+        .map(|r| (r.item.clone(), r.ok, r.detail.clone(), r.advice.clone()))
+        .collect();
+    tx::in_transaction(|| Ok(catalog::store_check(ticket, &rows)?))
+}
+
+/// Takes the answer to a part of a refresh or a check.
+pub(crate) fn on_answer(
+    engine: &mut Engine,
+    job: Job,
+    result: Result<HttpResponse, RemoteError>,
+) -> Step<()> {
+    match job {
+        Job::Catalog { server, part } => {
+            let Some(refresh) = engine.refreshes.get_mut(&server) else {
+                return Ok(());
+            };
+            let more = refresh.machine.answer(part, result);
+            let first = refresh.sent;
+            send_catalog(engine, server, first, more)
+        }
+        Job::Check { ticket, part } => {
+            let Some((_, machine, _)) = engine.checks.get_mut(&ticket) else {
+                return Ok(());
+            };
+            let more = machine.answer(part, result);
+            send_check(engine, ticket, more)
+        }
+        _ => Ok(()),
+    }
 }
