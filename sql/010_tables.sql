@@ -6,8 +6,7 @@ CREATE TABLE crm.installation (
     id              text NOT NULL DEFAULT substr(replace(gen_random_uuid()::text, '-', ''), 1, 12),
     activated_at    timestamptz,
     activation      text,
-    policy_version  bigint NOT NULL DEFAULT 1,
-    config_version  bigint NOT NULL DEFAULT 1
+    policy_version  bigint NOT NULL DEFAULT 1
 );
 COMMENT ON TABLE crm.installation IS 'One row: who we are to the CRMs (client mark pg_crm_sync_<id>), and the activation that lets this very cluster write to them.';
 
@@ -360,12 +359,17 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._event_partition_ensure(bigint) IS 'Makes the current and the next partition of crm.event; called by the worker.';
 
--- The worker compares this number once per transaction instead of reading
--- its configuration each time.
+-- A row says "read the configuration again". Inserted, never updated: a counter
+-- would make every open transaction that touches configuration block the worker.
+CREATE TABLE crm.config_change (
+    at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE crm.config_change IS 'One row per committed change of servers, mirrors, links or policy that the worker has not read yet.';
+
 CREATE FUNCTION crm._config_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE crm.installation SET config_version = config_version + 1;
+    INSERT INTO crm.config_change DEFAULT VALUES;
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION crm._config_changed() IS 'Tells the worker to read its configuration again.';
@@ -373,8 +377,10 @@ COMMENT ON FUNCTION crm._config_changed() IS 'Tells the worker to read its confi
 DO $$
 DECLARE t text;
 BEGIN
-    FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'conflict_policy', 'server_state'] LOOP
+    FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'conflict_policy'] LOOP
         EXECUTE format('CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON crm.%I
                         FOR EACH STATEMENT EXECUTE FUNCTION crm._config_changed()', t);
     END LOOP;
 END $$;
+CREATE TRIGGER config_changed AFTER UPDATE OF paused ON crm.server_state
+    FOR EACH STATEMENT EXECUTE FUNCTION crm._config_changed();

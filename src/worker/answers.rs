@@ -120,7 +120,10 @@ impl Session {
                     }
                     // A search index lags: only the third look without a hit counts.
                     [] if write.attempts < 5 => Ok(()),
-                    _ => Ok(deliver::hold_create(m, &write)?),
+                    _ => {
+                        deliver::hold_create(m, &write)?;
+                        Ok(())
+                    }
                 })
             }
             _ => Ok(()),
@@ -242,7 +245,7 @@ impl Session {
         })?;
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
-            tx::in_transaction(|| Ok(inbound::gone(world, m, missing, merged)?))?;
+            tx::in_transaction(|| inbound::gone(world, m, missing, merged))?;
         }
         let watch = self.engine.watch(mirror);
         watch.reading = false;

@@ -84,11 +84,15 @@ impl Case {
             self.cells.insert((side, field), value);
         }
         for (field, state) in outcome.states {
-            match state {
+            let stored = self.entity.fields.contains_key(&field) && self.entity_id.is_some();
+            let kept = state.filter(|s| must_keep(s, &self.entity));
+            if kept.is_some() || stored {
+                self.states.insert(field);
+            }
+            match kept {
                 Some(state) => self.entity.fields.insert(field, state),
                 None => self.entity.fields.remove(&field),
             };
-            self.states.insert(field);
         }
         outcome.decisions
     }
@@ -115,6 +119,20 @@ impl Case {
     pub(super) fn needs_entity(&self) -> bool {
         self.entity_id.is_none() && !self.states.is_empty()
     }
+}
+
+/// Whether a state says more than the mirrors and the ledger do: something was
+/// sent, a person is asked, or the sides never agreed. What a side showed alone
+/// is in the ledger, see `Work::recall`.
+fn must_keep(state: &FieldState, entity: &Entity) -> bool {
+    let mut sides = entity.records.iter().zip(&state.sides);
+    let linked = entity.records.iter().filter(|r| r.exists).count() > 1;
+    state.hold.is_some()
+        || sides.any(|(record, side)| {
+            !side.sent.is_empty()
+                || side.flap.is_some()
+                || (linked && record.exists && side.base.is_none())
+        })
 }
 
 /// Builds cases from locked rows of one mirror. Rows of other sides are locked

@@ -82,7 +82,7 @@ pub(crate) fn append(world: &World, events: Vec<EventRow>) -> Result<()> {
         return Ok(());
     }
     let first = ledger::reserve_sequence(events.len())?;
-    ledger::append(first, world.versions.policy, events)?;
+    ledger::append(first, world.policy_version, events)?;
     Ok(())
 }
 

@@ -5,11 +5,10 @@
 //! [`session::run`]. Every wait of a session is [`SessionContext::wait`].
 #![allow(dead_code, reason = "the session's loop uses them as it grows")]
 
-pub(crate) mod credential;
 mod answers;
 mod cases;
 mod creates;
-mod credential;
+pub(crate) mod credential;
 mod deliver;
 mod engine;
 mod flush;

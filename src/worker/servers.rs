@@ -303,10 +303,7 @@ fn check(engine: &mut Engine, row: &ServerRow, ticket: i64) -> Step<()> {
                 "credentials",
                 Some(false),
                 problem,
-                Some(
-                    "Mend the credential file or variable; see docs/servers-and-credentials.md."
-                        ,
-                ),
+                Some("Mend the credential file or variable; see docs/servers-and-credentials.md."),
             ));
             return finish_check(ticket, &rows);
         }

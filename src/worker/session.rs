@@ -11,7 +11,7 @@ use pgrx::prelude::*;
 
 use super::SessionContext;
 use crate::pg::guc;
-use crate::pg::store::config::{self, Versions};
+use crate::pg::store::config;
 use crate::pg::store::streams;
 use crate::pg::store::{spi, writes};
 use crate::pg::tx::{self, SqlError};
@@ -46,7 +46,7 @@ pub(crate) fn run(context: &mut SessionContext) {
             return;
         }
         if wake.reloaded {
-            session.versions = Versions::default();
+            session.stale = true;
         }
         next = match session.turn(context) {
             Ok(next) => next,
@@ -94,7 +94,8 @@ fn settings() -> Settings {
 
 pub(super) struct Session {
     pub(super) engine: Engine,
-    versions: Versions,
+    /// The configuration must be read.
+    stale: bool,
     usage: HashMap<(u32, Purpose), (i64, i64)>,
     usage_at: Millis,
 }
@@ -102,7 +103,7 @@ pub(super) struct Session {
 /// What waits in the database, read in one statement.
 #[derive(Default)]
 struct Pending {
-    versions: Versions,
+    config: bool,
     changes: bool,
     webhooks: bool,
 }
@@ -110,16 +111,13 @@ struct Pending {
 fn pending() -> Step<Option<Pending>> {
     tx::in_transaction(|| {
         let text = spi::read_text(
-            "SELECT concat_ws(' ', config_version, policy_version, EXISTS (SELECT 1 FROM crm.change_0) \
+            "SELECT concat_ws(' ', EXISTS (SELECT 1 FROM crm.config_change), EXISTS (SELECT 1 FROM crm.change_0) \
              OR EXISTS (SELECT 1 FROM crm.change_1), EXISTS (SELECT 1 FROM crm.webhook_queue)) FROM crm.installation",
         )?;
         Ok(text.and_then(|text| {
             let mut words = text.split(' ');
             Some(Pending {
-                versions: Versions {
-                    config: words.next()?.parse().ok()?,
-                    policy: words.next()?.parse().ok()?,
-                },
+                config: words.next()? == "t",
                 changes: words.next()? == "t",
                 webhooks: words.next()? == "t",
             })
@@ -158,7 +156,7 @@ impl Session {
         context.on_stop(move || for_stop.stop());
         Ok(Self {
             engine: Engine::new(io),
-            versions: Versions::default(),
+            stale: true,
             usage: HashMap::new(),
             usage_at: 0,
         })
@@ -170,8 +168,8 @@ impl Session {
         let Some(pending) = pending()? else {
             return Ok(now + 1_000);
         };
-        if pending.versions != self.versions {
-            self.reload(pending.versions)?;
+        if pending.config || self.stale {
+            self.reload()?;
         }
         for request in context.take_requests() {
             servers::on_request(&mut self.engine, &request)?;
@@ -190,12 +188,12 @@ impl Session {
         Ok(if more || drained > 0 { now } else { next })
     }
 
-    fn reload(&mut self, versions: Versions) -> Step<()> {
+    fn reload(&mut self) -> Step<()> {
         let text = tx::in_transaction(|| Ok(config::read()?))?;
         let rows = serde_json::from_str(&text)
             .map_err(|e| SqlError::new("XX000", format!("configuration cannot be read: {e}")))?;
         spi::forget_plans();
-        self.engine.world = World::new(rows, versions);
+        self.engine.world = World::new(rows);
         self.engine.active = servers::may_write()?;
         servers::load(&mut self.engine)?;
         let wanted: Vec<(String, String)> = self
@@ -211,7 +209,7 @@ impl Session {
         self.engine.watches.retain(|id, _| mirrors.contains_key(id));
         self.engine.may_send = true;
         self.engine.may_undefer = true;
-        self.versions = versions;
+        self.stale = false;
         Ok(())
     }
 

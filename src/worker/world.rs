@@ -10,7 +10,7 @@ use crm_core::mapping::Transform;
 use crm_core::model::{FieldType, Value};
 use crm_core::policy::{Policy, Rule};
 
-use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow, PolicyRow, Versions};
+use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow, PolicyRow};
 use crate::pg::store::rows::Table;
 
 /// A mirror, ready for use.
@@ -54,7 +54,7 @@ pub(crate) struct GroupInfo {
 /// Everything the worker knows without asking.
 #[derive(Default)]
 pub(crate) struct World {
-    pub(crate) versions: Versions,
+    pub(crate) policy_version: i64,
     pub(crate) installation: String,
     pub(crate) mirrors: BTreeMap<i32, Mirror>,
     pub(crate) groups: Vec<GroupInfo>,
@@ -65,9 +65,9 @@ pub(crate) struct World {
 
 impl World {
     /// Builds the world from the rows of the configuration.
-    pub(crate) fn new(rows: ConfigRows, versions: Versions) -> Self {
+    pub(crate) fn new(rows: ConfigRows) -> Self {
         let mut world = Self {
-            versions,
+            policy_version: rows.policy_version,
             installation: rows.installation,
             paused_servers: rows.paused_servers,
             ..Self::default()
@@ -169,7 +169,7 @@ impl World {
                 self.place(&mut info, mirrors, side, column);
             }
         }
-        info.policy = policy(&info.links, policies, self.versions.policy);
+        info.policy = policy(&info.links, policies, self.policy_version);
         info
     }
 

@@ -4,19 +4,11 @@ use serde::Deserialize;
 
 use super::spi::{self, Result};
 
-/// Version numbers of the configuration and of the policy.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Versions {
-    /// Counts changes of servers, mirrors, links and field maps.
-    pub(crate) config: i64,
-    /// Counts changes of conflict policy rows.
-    pub(crate) policy: i64,
-}
-
 /// Everything the worker needs to know, read in one statement.
 #[derive(Debug, Deserialize)]
 pub(crate) struct ConfigRows {
     pub(crate) installation: String,
+    pub(crate) policy_version: i64,
     pub(crate) mirrors: Vec<MirrorRow>,
     pub(crate) links: Vec<LinkRow>,
     pub(crate) policies: Vec<PolicyRow>,
@@ -98,19 +90,6 @@ pub(crate) struct PolicyRow {
     pub(crate) skew_ms: i64,
 }
 
-/// Reads the two version numbers without taking a transaction id.
-pub(crate) fn versions() -> Result<Option<Versions>> {
-    let text =
-        spi::read_text("SELECT config_version || ' ' || policy_version FROM crm.installation")?;
-    Ok(text.and_then(|text| {
-        let (config, policy) = text.split_once(' ')?;
-        Some(Versions {
-            config: config.parse().ok()?,
-            policy: policy.parse().ok()?,
-        })
-    }))
-}
-
 /// Makes the installation's row and the first partitions if they are missing.
 pub(crate) fn prepare() -> Result<()> {
     spi::write(
@@ -121,14 +100,17 @@ pub(crate) fn prepare() -> Result<()> {
     Ok(())
 }
 
-/// Reads the whole configuration as JSON text.
+/// Reads the whole configuration as JSON text, and takes note of the changes
+/// that it shows: what commits later leaves a new one.
 pub(crate) fn read() -> Result<String> {
-    Ok(spi::read_text(CONFIG)?.unwrap_or_default())
+    spi::write("DELETE FROM crm.config_change", &[])?;
+    Ok(spi::write_text(CONFIG, &[])?.unwrap_or_default())
 }
 
 const CONFIG: &str = "
 SELECT pg_catalog.jsonb_build_object(
     'installation', (SELECT id FROM crm.installation),
+    'policy_version', (SELECT policy_version FROM crm.installation),
     'paused_servers', coalesce((SELECT jsonb_agg(server) FROM crm.server_state WHERE paused), '[]'),
     'mirrors', coalesce((SELECT jsonb_agg(jsonb_build_object(
         'id', m.id, 'server', m.server, 'object', m.object,
