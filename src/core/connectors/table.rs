@@ -112,3 +112,15 @@ pub(crate) fn clean(text: &str, max: usize) -> String {
         .trim()
         .to_owned()
 }
+
+/// What is wrong with a body, without any of it: it may hold people's data,
+/// and errors are kept longer than they may be.
+pub(crate) fn where_json_fails(why: &serde_json::Error) -> String {
+    let what = match why.classify() {
+        serde_json::error::Category::Io => "unreadable",
+        serde_json::error::Category::Syntax => "not JSON",
+        serde_json::error::Category::Data => "not of the expected shape",
+        serde_json::error::Category::Eof => "cut short",
+    };
+    format!("{what} at line {} column {}", why.line(), why.column())
+}

@@ -222,8 +222,10 @@ fn malformed(code: &str, message: &str) -> RemoteError {
 
 /// Decodes a webhook body: a JSON array of at most [`EVENTS_MAX`] events.
 pub fn decode(body: &[u8]) -> Result<Vec<Change>, RemoteError> {
-    let events: Vec<Event> = serde_json::from_slice(body)
-        .map_err(|e| malformed("not_json", &format!("not a list of events: {e}")))?;
+    let events: Vec<Event> = serde_json::from_slice(body).map_err(|e| {
+        let place = table::where_json_fails(&e);
+        malformed("not_json", &format!("not a list of events: {place}"))
+    })?;
     if events.len() > EVENTS_MAX {
         let message = format!(
             "{} events in one delivery, {EVENTS_MAX} allowed",

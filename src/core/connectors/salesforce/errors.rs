@@ -199,12 +199,17 @@ pub(crate) fn classify(response: &HttpResponse) -> RemoteError {
         .find(|i| !i.code().is_empty());
     let mut error = match (&first, response.status) {
         (Some(item), status) if status >= 300 => item.remote_error(status),
+        (_, status) if status < 300 => {
+            let kind = response.header("content-type").unwrap_or("unknown type");
+            let size = response.body.len();
+            let message = format!("HTTP {status}, not the answer expected: {size} bytes, {kind}");
+            table::error(&rule(status, ""), status, "not_json", &message)
+        }
         (_, status) => {
             let start = &response.body[..response.body.len().min(120)];
             let text = String::from_utf8_lossy(start);
-            let code = if status < 300 { "not_json" } else { "" };
             let message = format!("HTTP {status}, not the answer expected: {text}");
-            table::error(&rule(status, ""), status, code, &message)
+            table::error(&rule(status, ""), status, "", &message)
         }
     };
     if error.code.is_empty() {
@@ -224,7 +229,10 @@ pub(crate) fn classify(response: &HttpResponse) -> RemoteError {
 pub(crate) fn not_expected(response: &HttpResponse, why: &serde_json::Error) -> RemoteError {
     let mut error = classify(response);
     if response.status < 300 {
-        error.message = table::clean(&format!("{}: {why}", error.message), 500);
+        error.message = table::clean(
+            &format!("{}, {}", error.message, table::where_json_fails(why)),
+            500,
+        );
     }
     error
 }

@@ -251,6 +251,30 @@ fn an_undefined_property_is_named_and_is_a_matter_of_mapping() {
 }
 
 #[test]
+fn an_answer_that_cannot_be_read_leaves_nothing_of_it_in_the_error() {
+    for body in [
+        r#"{"results":[{"id":"1","properties":{"email":"canary@example.com""#,
+        r#"{"results":"canary@example.com"}"#,
+        r#"["canary@example.com"]"#,
+    ] {
+        let response = answer(200, body);
+        let page = hubspot().page("contacts", &[], &response).unwrap_err();
+        let count = hubspot().count(&response).unwrap_err();
+        let writes = [Write {
+            key: "k".into(),
+            record_id: None,
+            unique_value: None,
+            values: Vec::new(),
+        }];
+        let pushed = hubspot().pushed(WriteKind::Create, None, &writes, &response);
+        let event = super::super::webhook::decode(body.as_bytes()).unwrap_err();
+        let all = format!("{page:?}{count:?}{pushed:?}{event:?}");
+        assert!(!all.contains("canary"), "{all}");
+        assert!(page.message.contains("at line 1 column"), "{page}");
+    }
+}
+
+#[test]
 fn messages_are_bounded_and_printable() {
     let long = format!(r#"{{"message":"a\n\u0007{}"}}"#, "x".repeat(5_000));
     let error = hubspot().classify(&answer(400, &long));
