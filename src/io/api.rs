@@ -97,6 +97,19 @@ pub struct ServerSpec {
     pub calls_per_window: Option<u32>,
 }
 
+impl ServerSpec {
+    /// Whether the other one says the same.
+    pub(crate) fn same(&self, other: &Self) -> bool {
+        self.id == other.id
+            && self.connector.name() == other.connector.name()
+            && self.config == other.config
+            && self.credential == other.credential
+            && self.allowed_hosts == other.allowed_hosts
+            && self.ca_pem == other.ca_pem
+            && self.calls_per_window == other.calls_per_window
+    }
+}
+
 impl std::fmt::Debug for ServerSpec {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ServerSpec")
@@ -161,8 +174,8 @@ pub enum Command {
         /// The writes.
         writes: Vec<Write>,
     },
-    /// Open a stream of changes. A hundred events may come before the first
-    /// [`Command::Credit`].
+    /// Open a stream of changes. At most a hundred events are under way or
+    /// waiting for [`Command::Credit`].
     Subscribe {
         /// The caller's number for it.
         stream: u64,
@@ -178,7 +191,8 @@ pub enum Command {
         /// Stream.
         stream: u64,
     },
-    /// Allow that many more events: given when earlier ones are committed.
+    /// So many events are committed: as many others may come. Too much credit
+    /// is forgotten, it never lifts the bound of a hundred.
     Credit {
         /// Stream.
         stream: u64,

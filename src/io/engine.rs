@@ -162,7 +162,7 @@ impl Engine {
             self.ended(stream, no_room(stream));
             return;
         }
-        let credit = Credit::initial();
+        let credit = Arc::<Credit>::default();
         let subscription = Subscription {
             stream,
             server: Arc::clone(server),

@@ -30,11 +30,9 @@ use crate::server::Server;
 use messages::{ConsumerEvent, FetchRequest, FetchResponse, ReplayPreset};
 use rpc::{Failure, Rpc, failure};
 
-/// Events asked for and not yet delivered: the API's bound, and what a new
-/// stream may deliver before the session gives credit.
-pub(crate) const MAX_OUTSTANDING: u32 = 100;
-/// Unused credit beyond this is forgotten.
-const MAX_CREDIT: u32 = 10_000;
+/// Events asked for or delivered, and not yet credited: the API's bound on the
+/// former.
+const MAX_OUTSTANDING: u32 = 100;
 /// The server gives a sign of life at least every 270 seconds.
 const SILENCE: Duration = Duration::from_secs(300);
 /// Schemas kept; an object has a new one whenever its fields change.
@@ -46,35 +44,34 @@ const RECONNECT: Backoff = Backoff {
     attempts: 8,
 };
 
-/// Credit of a stream: shared between the thread's loop and the stream's task.
+/// The window of a stream: shared between the thread's loop and the stream's
+/// task. Events delivered and not yet credited take room in it, so credit given
+/// twice, or for changes instead of events, never adds up.
 #[derive(Default)]
 pub(crate) struct Credit {
-    events: AtomicU32,
+    unsettled: AtomicU32,
     more: Notify,
 }
 
 impl Credit {
-    /// Credit to begin with.
-    pub(crate) fn initial() -> Arc<Self> {
-        let credit = Self::default();
-        credit.give(MAX_OUTSTANDING);
-        Arc::new(credit)
-    }
-
-    /// Adds to it.
+    /// The session has settled that many events.
     pub(crate) fn give(&self, events: u32) {
-        let add = |n: u32| Some(n.saturating_add(events).min(MAX_CREDIT));
+        let settle = |n: u32| Some(n.saturating_sub(events));
         // The closure never declines.
         let _ = self
-            .events
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, add);
+            .unsettled
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, settle);
         self.more.notify_one();
     }
 
-    fn take(&self, at_most: u32) -> u32 {
-        let n = self.events.load(Ordering::Acquire).min(at_most);
-        self.events.fetch_sub(n, Ordering::AcqRel);
-        n
+    fn delivered(&self, events: u32) {
+        self.unsettled.fetch_add(events, Ordering::AcqRel);
+    }
+
+    /// Events that may be asked for while `outstanding` are under way.
+    fn room(&self, outstanding: u32) -> u32 {
+        let taken = self.unsettled.load(Ordering::Acquire);
+        MAX_OUTSTANDING.saturating_sub(taken.saturating_add(outstanding))
     }
 }
 
@@ -142,11 +139,11 @@ impl Subscription {
         let target = self.server.target();
         let token = match target.token(&self.server).await {
             Ok(token) => token,
-            Err(e) => return Err(self.give_back(first, verdict(e))),
+            Err(e) => return Err(verdict(e)),
         };
         let rpc = match Rpc::connect(&target, &token, &self.settings).await {
             Ok(rpc) => rpc,
-            Err(e) => return Err(self.give_back(first, verdict(e))),
+            Err(e) => return Err(verdict(e)),
         };
         let (requests, receiver) = mpsc::channel(MAX_OUTSTANDING as usize + 1);
         let mut open = Open {
@@ -157,8 +154,6 @@ impl Subscription {
             heard: Instant::now(),
         };
         let result = self.converse(&mut open, receiver, failures).await;
-        // What was asked for and did not come is asked for on the next connection.
-        self.credit.give(open.outstanding);
         if let Err(Failure::Reauth(_)) = &result {
             target.token_refused(&token).await;
         }
@@ -168,17 +163,12 @@ impl Subscription {
     async fn wait_for_credit(&self) -> u32 {
         loop {
             let more = self.credit.more.notified();
-            let n = self.credit.take(MAX_OUTSTANDING);
+            let n = self.credit.room(0);
             if n > 0 {
                 return n;
             }
             more.await;
         }
-    }
-
-    fn give_back(&self, events: u32, failure: Failure) -> Failure {
-        self.credit.give(events);
-        failure
     }
 
     async fn converse(
@@ -223,8 +213,8 @@ impl Subscription {
             let more = self.credit.more.notified();
             tokio::select! {
                 opened = &mut opening => break opened.map_err(|s| failure(&s)),
-                () = more, if asked < MAX_OUTSTANDING => {
-                    let n = self.credit.take(MAX_OUTSTANDING - asked);
+                () = more => {
+                    let n = self.credit.room(asked);
                     asked += n;
                     if n > 0 {
                         send(&requests, self.later(n)).await?;
@@ -252,16 +242,14 @@ impl Subscription {
                     open.heard = Instant::now();
                     return message.map_err(|s| failure(&s));
                 }
-                () = more, if open.outstanding < MAX_OUTSTANDING => {}
+                () = more => {}
                 () = sleep_until(quiet), if open.outstanding > 0 => return Err(silent()),
             }
         }
     }
 
     async fn request_more(&self, open: &mut Open) -> Result<(), Failure> {
-        let n = self
-            .credit
-            .take(MAX_OUTSTANDING.saturating_sub(open.outstanding));
+        let n = self.credit.room(open.outstanding);
         if n == 0 {
             return Ok(());
         }
@@ -310,7 +298,7 @@ impl Subscription {
         }
         open.outstanding = open.outstanding.saturating_sub(count);
         // The session cannot give credit for what it never sees.
-        self.credit.give(silent_events);
+        self.credit.delivered(count.saturating_sub(silent_events));
         let latest_replay_id = (!latest.is_empty()).then_some(latest);
         if let Some(id) = &latest_replay_id {
             self.replay = Replay::After(id.clone());

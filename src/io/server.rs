@@ -113,8 +113,12 @@ impl Server {
         }
     }
 
-    /// Replaces the target; queue and budget stay.
+    /// Replaces the target; queue and budget stay. The same once more changes
+    /// nothing: session and connections live on.
     pub(crate) fn reconfigure(&self, spec: ServerSpec) {
+        if self.target().spec.same(&spec) {
+            return;
+        }
         let max = self.settings.max_in_flight_per_server;
         self.work().limiter.reconfigure(max, spec.calls_per_window);
         let target = Arc::new(Target::new(spec, &self.settings));

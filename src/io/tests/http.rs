@@ -295,6 +295,9 @@ fn many_callers_share_one_login_and_an_expiring_token_is_renewed() {
     let io = started(Settings::default(), spec_with_login(&server.url));
     ask(&io, get("/first")).unwrap();
     for job in 0..10 {
+        // The same configuration once more ends no session.
+        let again = Box::new(spec_with_login(&server.url));
+        submit(&io, Command::Configure(again));
         submit(&io, call(job, get("/many")));
     }
     for _ in 0..10 {
