@@ -337,9 +337,16 @@ mod tests {
     }
 
     #[test]
-    fn help_names_every_option() {
+    fn help_and_the_page_in_the_docs_name_every_option() {
         let help = help();
+        let page = include_str!("../../../docs/emulator.md");
         for spec in TABLE {
+            let row = format!("| `--{}", spec.name);
+            assert!(
+                page.contains(&row),
+                "docs/emulator.md lacks --{}",
+                spec.name
+            );
             assert!(help.contains(&format!("--{}", spec.name)), "{}", spec.name);
         }
     }

@@ -13,7 +13,6 @@ mod clock;
 mod fault;
 mod gate;
 mod hubspot;
-#[allow(dead_code, reason = "half of it is for Salesforce")]
 mod people;
 mod request_log;
 mod salesforce;
@@ -71,6 +70,7 @@ async fn run(options: cli::Options) -> Result<(), String> {
     let app = axum::Router::new()
         .merge(hubspot::router(Arc::clone(&hubspot)))
         .merge(salesforce::router(Arc::clone(&salesforce)))
+        .fallback(gate::not_found)
         .layer(axum::middleware::from_fn_with_state(
             Arc::clone(&shared),
             gate::pass,
@@ -81,8 +81,7 @@ async fn run(options: cli::Options) -> Result<(), String> {
             salesforce: salesforce.clone(),
         }))
         .merge(hubspot::admin(hubspot))
-        .merge(salesforce::admin(Arc::clone(&salesforce)))
-        .fallback(gate::not_found);
+        .merge(salesforce::admin(Arc::clone(&salesforce)));
 
     let listener = bind(&shared.options.listen).await?;
     let http = listener.local_addr().map_err(|e| e.to_string())?;

@@ -259,20 +259,6 @@ impl People {
         let person = self.person(n, home);
         (person.email() == lower).then_some(person)
     }
-
-    /// The company with this domain (any case), if it is a base record's.
-    pub(crate) fn find_domain(&self, domain: &str) -> Option<Company> {
-        let lower = domain.trim().to_ascii_lowercase();
-        let home = [Home::Common, Home::SalesforceOnly]
-            .into_iter()
-            .find(|h| lower.ends_with(h.top_domain()))?;
-        let n: u64 = lower.split('.').next()?.rsplit('-').next()?.parse().ok()?;
-        if n == 0 || n > self.count(Kind::Company) {
-            return None;
-        }
-        let company = self.company(n, home);
-        (company.domain() == lower).then_some(company)
-    }
 }
 
 fn string(write: impl FnOnce(&mut Vec<u8>)) -> String {
@@ -344,10 +330,6 @@ impl Company {
         push_number(out, self.n, 6);
         out.push(b'.');
         out.extend_from_slice(self.home.top_domain().as_bytes());
-    }
-
-    pub(crate) fn domain(&self) -> String {
-        string(|out| self.push_domain(out))
     }
 
     /// `+1 555 0123456`.

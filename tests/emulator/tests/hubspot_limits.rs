@@ -263,6 +263,11 @@ async fn every_request_is_counted_by_route_and_admin_calls_are_not() {
             .sum::<u64>()
     };
     assert_eq!((count(200), count(404)), (2, 1), "{counts}");
+    assert!(
+        rows.iter()
+            .any(|r| r["route"] == "(unknown)" && r["status"] == 404),
+        "{counts}"
+    );
     let log = emulator.get("/_admin/requests?since=1").await.body;
     let paths: Vec<&str> = log["requests"]
         .as_array()

@@ -177,6 +177,11 @@ async fn values_are_checked_and_kept_as_hubspot_keeps_them() {
         );
         assert_eq!(read(name).await, kept, "{name} {given}");
     }
+}
+
+#[tokio::test]
+async fn one_bad_value_refuses_the_whole_write_and_says_why() {
+    let emulator = Emulator::start(&[]);
     for (name, given, code) in [
         ("loyalty_points", json!("many"), "INVALID_INTEGER"),
         ("vip", json!("perhaps"), "INVALID_OPTION"),
@@ -191,16 +196,14 @@ async fn values_are_checked_and_kept_as_hubspot_keeps_them() {
         ("nosuch", json!("1"), "PROPERTY_DOESNT_EXIST"),
         ("city", json!("x".repeat(65_537)), "INVALID_LENGTH"),
     ] {
-        let answer = patch(json!({name: given, "zip": "never"})).await;
+        let body = json!({"properties": {name: given, "zip": "never"}});
+        let answer = emulator.call("PATCH", &format!("{CONTACTS}/5"), body).await;
         assert_eq!(answer.status, 400, "{name}");
         assert_eq!(answer.body["errors"][0]["code"], code);
         assert!(answer.body["correlationId"].is_string());
     }
-    assert_ne!(
-        read("zip").await,
-        "never",
-        "one bad value refuses the whole write"
-    );
+    let read = emulator.get(&format!("{CONTACTS}/5?properties=zip")).await;
+    assert_ne!(read.body["properties"]["zip"], "never");
 }
 
 #[tokio::test]

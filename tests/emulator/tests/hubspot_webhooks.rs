@@ -90,6 +90,34 @@ async fn a_receiver_slower_than_five_seconds_counts_as_failed() {
     .await;
 }
 
+/// How many events of each type, each with the keys that its shape must have.
+fn counted(events: &[Value]) -> BTreeMap<String, u32> {
+    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
+    for event in events {
+        *counts
+            .entry(event["subscriptionType"].as_str().expect("text").to_owned())
+            .or_default() += 1;
+        for key in [
+            "eventId",
+            "subscriptionId",
+            "portalId",
+            "appId",
+            "occurredAt",
+            "attemptNumber",
+            "objectId",
+        ] {
+            assert!(event[key].is_u64(), "{key} of {event}");
+        }
+        let generic = event["subscriptionType"]
+            .as_str()
+            .expect("text")
+            .starts_with("object.");
+        assert_eq!(event.get("objectTypeId").is_some(), generic, "{event}");
+        assert_eq!(event["changeSource"], "CRM_UI");
+    }
+    counts
+}
+
 #[tokio::test]
 async fn each_deed_raises_its_events_in_both_shapes() {
     let (emulator, receiver) = connected(&["--webhook-shape", "both"]).await;
@@ -121,29 +149,7 @@ async fn each_deed_raises_its_events_in_both_shapes() {
         .await;
     // Twice: creation, two properties, deletion, restore, merge, deletion; once: privacy deletion.
     let events = receiver.expect(15).await;
-    let mut counts: BTreeMap<String, u32> = BTreeMap::new();
-    for event in &events {
-        *counts
-            .entry(event["subscriptionType"].as_str().unwrap().to_owned())
-            .or_default() += 1;
-        for key in [
-            "eventId",
-            "subscriptionId",
-            "portalId",
-            "appId",
-            "occurredAt",
-            "attemptNumber",
-            "objectId",
-        ] {
-            assert!(event[key].is_u64(), "{key} of {event}");
-        }
-        let generic = event["subscriptionType"]
-            .as_str()
-            .unwrap()
-            .starts_with("object.");
-        assert_eq!(event.get("objectTypeId").is_some(), generic, "{event}");
-        assert_eq!(event["changeSource"], "CRM_UI");
-    }
+    let mut counts = counted(&events);
     for (name, count) in [
         ("creation", 1),
         ("propertyChange", 2),

@@ -141,9 +141,10 @@ pub(crate) fn record_limits(call: &Call<'_>) -> Outcome {
             .iter()
             .filter(|t| t.facts.custom == custom)
             .map(|t| {
+                let count = t.read().count;
                 json!({"objectTypeId": t.facts.type_id, "singularLabel": t.facts.singular,
-                    "pluralLabel": t.facts.plural, "limit": 15_000_000, "usage": t.read().count,
-                    "percentage": t.read().count as f64 / 150_000.0})
+                    "pluralLabel": t.facts.plural, "limit": 15_000_000, "usage": count,
+                    "percentage": count as f64 / 150_000.0})
             })
             .collect()
     };

@@ -225,10 +225,37 @@ fn values(
 }
 
 impl Groups {
-    /// Whether only the id and the stamp are looked at, so that counting needs no scan.
-    pub(crate) fn is_cheap(&self) -> bool {
-        let cheap = |f: &Filter| matches!(f.target, Target::Id | Target::Modified);
-        self.0.iter().flatten().all(cheap)
+    /// Whether a page in the order of stamps can be counted without looking at every record: a
+    /// range of stamps, or a keyset, that is stamps beyond one and ids beyond one at that stamp.
+    pub(crate) fn is_stamp_range(&self, descending: bool) -> bool {
+        let beyond = |f: &Filter| match f.operator {
+            Operator::Gt | Operator::Gte => !descending,
+            Operator::Lt | Operator::Lte => descending,
+            _ => false,
+        };
+        if let [group] = &self.0[..] {
+            return group
+                .iter()
+                .all(|f| f.target == Target::Modified && f.is_range());
+        }
+        self.0.iter().all(|group| {
+            let tied = group
+                .iter()
+                .any(|f| f.target == Target::Modified && f.operator == Operator::Eq);
+            group.iter().all(|f| match f.target {
+                Target::Modified => beyond(f) || f.operator == Operator::Eq,
+                Target::Id => tied && beyond(f),
+                Target::Property(_) | Target::Associated(_) => false,
+            })
+        })
+    }
+
+    /// Whether a single range of ids is asked for.
+    pub(crate) fn is_id_range(&self) -> bool {
+        match &self.0[..] {
+            [group] => group.iter().all(|f| f.target == Target::Id && f.is_range()),
+            _ => false,
+        }
     }
 
     /// Smallest and largest value of `target` that can match any group.
@@ -244,8 +271,10 @@ impl Groups {
                     |at: usize| filter.numbers.get(at).copied().flatten().map(|f| f as i64);
                 let (low, high) = match filter.operator {
                     Operator::Eq => (number(0), number(0)),
-                    Operator::Gte | Operator::Gt => (number(0), None),
-                    Operator::Lte | Operator::Lt => (None, number(0)),
+                    Operator::Gte => (number(0), None),
+                    Operator::Gt => (number(0).map(|n| n.saturating_add(1)), None),
+                    Operator::Lte => (None, number(0)),
+                    Operator::Lt => (None, number(0).map(|n| n.saturating_sub(1))),
                     Operator::Between => (number(0), number(1)),
                     _ => (None, None),
                 };
@@ -267,7 +296,7 @@ impl Groups {
             })
     }
 
-    /// The same from stamp and id alone, for [`Groups::is_cheap`] ones.
+    /// The same from stamp and id alone, for [`Groups::is_stamp_range`].
     pub(crate) fn matches_stamp(&self, modified_ms: i64, id: u64) -> bool {
         self.0.is_empty()
             || self.0.iter().any(|group| {
@@ -280,6 +309,21 @@ impl Groups {
 }
 
 impl Filter {
+    /// Whether it is a range of whole numbers, so that bounds say all.
+    fn is_range(&self) -> bool {
+        let whole = |n: &Option<f64>| n.is_some_and(|n| n.fract() == 0.0);
+        let range = matches!(
+            self.operator,
+            Operator::Eq
+                | Operator::Lt
+                | Operator::Lte
+                | Operator::Gt
+                | Operator::Gte
+                | Operator::Between
+        );
+        range && self.numbers.iter().all(whole)
+    }
+
     fn matches(&self, state: &State, catalog: &Catalog, view: &View<'_>) -> bool {
         match self.target {
             Target::Id => self.holds(Some((view.id as f64, view.id.to_string()))),

@@ -169,6 +169,24 @@ impl Index {
         base + self.by_modified.range((low, 0)..=(high, u64::MAX)).count() as u64
     }
 
+    /// How many live records have ids in `low..=high`.
+    pub(crate) fn count_ids(&self, low: u64, high: u64) -> u64 {
+        if low > high {
+            return 0;
+        }
+        let id_base = self.ground.id_base;
+        let first = low.saturating_sub(id_base).max(1);
+        let last = high.saturating_sub(id_base).min(self.ground.count);
+        let base = if first > last {
+            0
+        } else {
+            let moved = self.moved_up_to(last) - self.moved_up_to(first - 1);
+            last - first + 1 - moved
+        };
+        let written = self.overlay.range(low..=high);
+        base + written.filter(|(_, record)| record.is_live()).count() as u64
+    }
+
     /// `(stamp, id)` of live records with stamps in `low..=high`, in order.
     pub(crate) fn by_modified(
         &self,

@@ -233,9 +233,21 @@ fn run(
             return (total, found.into_iter().skip(after).take(limit).collect());
         }
     };
-    let by_stamp = matches!(question.order, Order::Modified { .. });
-    if question.words.is_empty() && question.groups.is_cheap() && by_stamp {
-        return cheap(index, question, ordered, (low, high));
+    if question.words.is_empty() {
+        match question.order {
+            Order::Modified { descending } if question.groups.is_stamp_range(descending) => {
+                return cheap(index, question, ordered, (low, high));
+            }
+            Order::Id { .. } if question.groups.is_id_range() => {
+                let (low, high) = question.groups.bounds(Target::Id);
+                let total = index.count_ids(low.max(0) as u64, high.max(0) as u64);
+                return (
+                    total,
+                    ordered.map(|p| p.1).skip(after).take(limit).collect(),
+                );
+            }
+            _ => {}
+        }
     }
     if question.words.is_empty() && question.groups.0.is_empty() {
         return (
@@ -254,8 +266,8 @@ fn run(
     (total as u64, page)
 }
 
-/// A page by stamp whose filters look at stamp and id only. Everything after the page counts as
-/// matching, which is exact for the ranges and keysets that such filters express.
+/// A page by stamp of a range or keyset: what does not match comes first, so everything after the
+/// page counts as matching.
 fn cheap(
     index: &Index,
     question: &Question,
