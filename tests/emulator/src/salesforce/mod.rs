@@ -20,6 +20,8 @@ mod settings;
 mod soql;
 mod stamps;
 mod store;
+#[cfg(test)]
+mod tests;
 mod tx;
 mod validate;
 mod value;

@@ -3,6 +3,7 @@
 use super::{Answer, Call, Reply, rows};
 use crate::people::FIRST_MS;
 use crate::salesforce::State;
+use crate::salesforce::error::Error;
 use crate::salesforce::schema::{Field, Kind, Obj, Object, Schema, at, flag};
 use crate::salesforce::stamps;
 use serde_json::{Map, Value, json};
@@ -181,6 +182,19 @@ fn dated(call: &Call<'_>, body: &Value) -> Reply {
     reply
         .with("last-modified", stamps::http_date(FIRST_MS))
         .with("etag", tag)
+}
+
+/// `GET /event/eventSchema/{id}`: the Avro schema of a change event.
+pub(crate) fn schema_by_id(org: &State, id: &str) -> Answer {
+    let codec = org.codecs.by_id(id).ok_or_else(Error::not_found)?;
+    Ok(Reply::bytes(codec.schema_json.clone().into_bytes()))
+}
+
+/// `GET /sobjects/XChangeEvent/eventSchema`
+pub(crate) fn schema_of(org: &State, event: &str) -> Answer {
+    let found = Obj::ALL.into_iter().find(|obj| obj.change_event() == event);
+    let codec = org.codecs.of(found.ok_or_else(Error::not_found)?);
+    Ok(Reply::bytes(codec.schema_json.clone().into_bytes()))
 }
 
 /// Objects that refer to this one.

@@ -161,9 +161,11 @@ pub(crate) fn route(org: &State, call: &Call<'_>, tx: Option<&mut Tx<'_>>) -> An
         ("GET", ["sobjects"]) => Ok(describe::global(org, call)),
         ("GET", ["sobjects", object]) => describe::basic(org, call, object),
         ("GET", ["sobjects", object, "describe"]) => describe::full(org, call, object),
-        ("GET", ["sobjects" | "query" | "queryAll", ..]) => {
-            with_store(org, tx, |store| read(org, call, store, &path))
-        }
+        ("GET", ["query"]) => query::start(org, call, tx, false),
+        ("GET", ["queryAll"]) => query::start(org, call, tx, true),
+        ("GET", ["event", "eventSchema", id]) => describe::schema_by_id(org, id),
+        ("GET", ["sobjects", event, "eventSchema"]) => describe::schema_of(org, event),
+        ("GET", ["sobjects", ..]) => with_store(org, tx, |store| read(org, call, store, &path)),
         (_, ["composite", "sobjects", ..]) => collections::route(org, call, &path[2..], tx),
         ("POST", ["composite"]) if tx.is_none() => composite::composite(org, call),
         ("POST", ["composite", "batch"]) if tx.is_none() => composite::batch(org, call),
@@ -195,8 +197,6 @@ pub(crate) fn with_store<T>(
 
 fn read(org: &State, call: &Call<'_>, store: &Store, path: &[&str]) -> Answer {
     match path {
-        ["query"] => query::start(org, call, store, false),
-        ["queryAll"] => query::start(org, call, store, true),
         ["sobjects", object, "updated"] => replicate::updated(org, call, store, object),
         ["sobjects", object, "deleted"] => replicate::deleted(org, call, store, object),
         ["sobjects", object, id] => rows::get(org, call, store, object, id),

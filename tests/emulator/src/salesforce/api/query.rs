@@ -62,41 +62,61 @@ impl Cursors {
 }
 
 /// `GET /query?q=…`
-pub(crate) fn start(org: &State, call: &Call<'_>, store: &Store, with_deleted: bool) -> Answer {
+pub(crate) fn start(
+    org: &State,
+    call: &Call<'_>,
+    tx: Option<&mut Tx<'_>>,
+    with_deleted: bool,
+) -> Answer {
     let text = call
         .parameter("q")
         .ok_or_else(|| Error::bad("MALFORMED_QUERY", "A query string has to be specified"))?;
     let query = parse(&org.schema, text, org.now())?;
     let object = org.schema.object(query.obj);
-    let source = Source {
-        table: store.table(query.obj),
-        object,
-        people: &org.shared.people,
-        with_deleted,
-    };
+    let people = &org.shared.people;
     if query.count {
-        let total = run::count(source, &query);
-        return Ok(Reply::json(
-            200,
-            &json!({"totalSize": total, "done": true, "records": []}),
-        ));
+        let total = with_store(org, tx, |store| {
+            let table = store.table(query.obj);
+            run::count(
+                Source {
+                    table,
+                    object,
+                    people,
+                    with_deleted,
+                },
+                &query,
+            )
+        });
+        let body = json!({"totalSize": total, "done": true, "records": []});
+        return Ok(Reply::json(200, &body));
     }
     let size = page_size(org, call, &query);
-    let page = run::first(source, &query, size);
-    let lines = lines(store, &query, &page, org);
+    let (page, lines) = with_store(org, tx, |store| {
+        let table = store.table(query.obj);
+        let page = run::first(
+            Source {
+                table,
+                object,
+                people,
+                with_deleted,
+            },
+            &query,
+            size,
+        );
+        let lines = lines(store, &query, &page, org);
+        (page, lines)
+    });
     let sent = page.hits.len() as u64;
     let next = match page.rest {
         Rest::Done => None,
         rest => {
-            let query = Arc::new(query.clone());
-            let places = BTreeMap::from([(sent, rest)]);
             let cursor = Cursor {
-                query,
+                query: Arc::new(query.clone()),
                 with_deleted,
                 total: page.total,
                 size,
                 opened: org.now(),
-                places,
+                places: BTreeMap::from([(sent, rest)]),
             };
             Some(format!(
                 "{}/query/{}-{sent}",
