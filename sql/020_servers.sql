@@ -238,6 +238,8 @@ BEGIN
            AND NOT EXISTS (SELECT FROM crm.server_state t WHERE t.server = made.server) THEN
             PERFORM crm._server_renamed(stray[1], made.server);
         END IF;
+        -- Fires the trigger that tells the worker to read its configuration again.
+        UPDATE crm.server_state t SET paused = t.paused WHERE t.server = made.server;
         PERFORM crm._wake();
     END LOOP;
 END $$;
@@ -318,6 +320,42 @@ BEGIN
     DELETE FROM crm.review_item r WHERE r.mirror = m.id;
 END $$;
 COMMENT ON FUNCTION crm._mirror_gone(text, text) IS 'Forgets a mirror whose table was dropped; refuses while a link uses it.';
+
+-- A mirror is known by its capture trigger, which carries its number.
+CREATE FUNCTION crm._mirror_ddl() RETURNS event_trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    seen    record;
+    missing name[];
+    renamed name;
+BEGIN
+    FOR seen IN
+        SELECT m.id, m.schema_name, m.table_name, c.oid, n.nspname, c.relname
+        FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
+        JOIN crm.mirror m ON m.id::text = split_part(encode(g.tgargs, 'escape'), '\000', 1)
+        WHERE g.tgname = 'zz_crm_capture' AND n.nspname <> 'pg_temp'
+    LOOP
+        IF (seen.schema_name, seen.table_name) <> (seen.nspname, seen.relname) THEN
+            UPDATE crm.mirror m SET schema_name = seen.nspname, table_name = seen.relname WHERE m.id = seen.id;
+        END IF;
+        SELECT array_agg(k.column_name) INTO missing FROM crm.mirror_column k
+        WHERE k.mirror = seen.id AND NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = seen.oid AND a.attname = k.column_name AND NOT a.attisdropped);
+        CONTINUE WHEN missing IS NULL;
+        SELECT a.attname INTO renamed FROM pg_event_trigger_ddl_commands() d JOIN pg_attribute a ON a.attrelid = d.objid AND a.attnum = d.objsubid
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = seen.oid AND d.object_type = 'table column';
+        IF renamed IS NOT NULL AND cardinality(missing) = 1 THEN
+            UPDATE crm.mirror_column k SET column_name = renamed WHERE k.mirror = seen.id AND k.column_name = missing[1];
+        ELSE
+            DELETE FROM crm.field_map f USING crm.link l, crm.mirror_column k
+            WHERE l.name = f.link AND k.mirror = seen.id AND k.column_name = ANY (missing)
+              AND ((l.left_mirror = seen.id AND f.left_field = k.field) OR (l.right_mirror = seen.id AND f.right_field = k.field));
+            DELETE FROM crm.mirror_column k WHERE k.mirror = seen.id AND k.column_name = ANY (missing);
+            RAISE NOTICE 'columns % of mirror %.% are no longer synced', array_to_string(missing, ', '), quote_ident(seen.nspname), quote_ident(seen.relname)
+                USING HINT = 'crm.import with columns => … brings a field back.';
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm._mirror_ddl() IS 'After ALTER TABLE or ALTER SCHEMA: follows renamed mirrors and columns, and lets go of dropped columns.';
 
 CREATE EVENT TRIGGER pg_crm_sync_server ON ddl_command_end WHEN TAG IN ('CREATE SERVER', 'ALTER SERVER') EXECUTE FUNCTION crm._server_ddl();
 COMMENT ON EVENT TRIGGER pg_crm_sync_server IS 'Lets the worker of pg_crm_sync learn of new and altered servers.';
@@ -422,3 +460,5 @@ BEGIN
     END IF;
 END $$;
 COMMENT ON FUNCTION crm._hosts_checked(text) IS 'Raises when an option of the server names a host outside pg_crm_sync.allowed_hosts.';
+CREATE EVENT TRIGGER pg_crm_sync_alter ON ddl_command_end WHEN TAG IN ('ALTER TABLE', 'ALTER SCHEMA') EXECUTE FUNCTION crm._mirror_ddl();
+COMMENT ON EVENT TRIGGER pg_crm_sync_alter IS 'Follows renamed mirrors and columns.';

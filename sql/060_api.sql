@@ -393,7 +393,7 @@ END $$;
 COMMENT ON FUNCTION crm.server_check(text, interval) IS 'Tries the server as the worker sees it: host, TLS, credentials, scopes, limits, streams; one row each with what to do where it fails.';
 
 CREATE FUNCTION crm.fence_status() RETURNS TABLE (state text, reason text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY SELECT f.state, f.reason FROM crm._fence() f;
 END $$;

@@ -3,6 +3,7 @@
 //! * [`Cluster`] a PostgreSQL cluster of its own with the extension preloaded, [`Db`] a connection to it;
 //! * [`Emulator`] both CRMs in one process, with levers for edits, faults and a look at the truth;
 //! * [`Pair`] both put together: servers, mirrors, a link, live;
+//! * [`catalog`] servers and mirrors without a CRM behind them, for the SQL functions;
 //! * [`wait_until`] the only way to wait.
 //!
 //! Fixtures panic with a text that says what was expected: they serve tests, where a panic is the report.
@@ -11,6 +12,7 @@
 //! PostgreSQL 15) and `CRM_EMULATOR` (the emulator's binary; default beside the test binary). When the tests run as
 //! root, servers run as `CRM_TEST_PG_USER` (default `postgres`), because PostgreSQL refuses to run as root.
 
+pub mod catalog;
 mod cluster;
 mod db;
 mod emulator;
