@@ -4,6 +4,13 @@ CREATE FUNCTION crm._span(since timestamptz) RETURNS interval
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT date_trunc('milliseconds', clock_timestamp() - since) $$;
 COMMENT ON FUNCTION crm._span(timestamptz) IS 'How long ago.';
 
+-- Not to_regclass: it fails on schemas that the reader may not use.
+CREATE FUNCTION crm._relation_of(schema_name name, table_name name) RETURNS oid
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2
+$$;
+COMMENT ON FUNCTION crm._relation_of(name, name) IS 'OID of a table, null if it is missing.';
+
 CREATE VIEW crm.progress AS
 SELECT format('%I.%I', m.schema_name, m.table_name) AS mirror, b.state, b.done, b.total,
        CASE WHEN b.total > 0 THEN round(100.0 * least(b.done, b.total) / b.total, 1) END AS percent,
@@ -88,9 +95,9 @@ LEFT JOIN LATERAL (
     WHERE m.server = s.server AND w.state IN ('queued', 'in_flight', 'unknown')) n ON true
 UNION ALL
 SELECT 4, 'mirror', format('%I.%I', m.schema_name, m.table_name),
-       CASE WHEN to_regclass(format('%I.%I', m.schema_name, m.table_name)) IS NULL THEN 'table missing'
+       CASE WHEN crm._relation_of(m.schema_name, m.table_name) IS NULL THEN 'table missing'
             WHEN NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
-                             WHERE g.tgrelid = to_regclass(format('%I.%I', m.schema_name, m.table_name)) AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN 'not captured'
+                             WHERE g.tgrelid = crm._relation_of(m.schema_name, m.table_name) AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN 'not captured'
             WHEN m.paused THEN 'paused' WHEN b.state IN ('waiting', 'running', 'failed') THEN 'backfill ' || b.state ELSE m.mode END,
        concat_ws(', ', m.server || '.' || m.object, format('%s of %s rows copied', b.done, coalesce(b.total::text, '?')),
                  nullif(n.held, 0) || ' held', nullif(n.shadow, 0) || ' would be sent', nullif(n.dead, 0) || ' dead'),

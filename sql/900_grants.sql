@@ -63,15 +63,15 @@ DECLARE
     f record;
 BEGIN
     FOR f IN SELECT p.oid::regprocedure AS signature, p.proname AS name, p.prosecdef AS definer FROM pg_proc p WHERE p.pronamespace = 'crm'::regnamespace LOOP
-        IF f.name IN ('_capture', '_mirror_attach', '_mirror_detach', 'import', 'mirror_drop', 'link', 'unlink', 'preview', 'go_live', 'activate')
-           OR f.name ~ '^_(import|mirror|match|map|preview|fence_open|standard|wanted|per_object|new_columns|row_filter|object_checked|catalog|hosts|column|table)' THEN
+        -- Helpers run with the caller's rights; these do not and trust their arguments.
+        IF f.name NOT IN ('_as_engine', '_fence_write', '_role_ensure', '_event_partition_ensure') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
         END IF;
         IF f.name IN ('pause', 'resume', 'server_check', 'approve', 'reject', 'dead_letter_retry', 'dead_letter_discard', '_pause_set', '_ask', '_request',
                       '_wait_possible', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;
-        IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_table_of', '_column_of', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
+        IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
                       '_mirror_named', '_host_allowed') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;

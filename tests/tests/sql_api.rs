@@ -282,7 +282,7 @@ async fn roles_see_and_do_what_their_name_says() {
     let (cluster, db) = start().await;
     mirrors(&db).await;
     db.exec("CREATE ROLE boss LOGIN IN ROLE crm_admin; CREATE ROLE viewer LOGIN IN ROLE crm_reader; CREATE ROLE nobody LOGIN; CREATE ROLE ops LOGIN IN ROLE crm_operator;
-             GRANT CREATE ON DATABASE postgres TO boss; GRANT USAGE ON FOREIGN SERVER hubspot TO boss; SELECT crm.mirror_drop('hubspot.deals')")
+             GRANT CREATE ON DATABASE postgres TO boss; GRANT USAGE ON SCHEMA hubspot TO viewer; GRANT SELECT ON hubspot.contacts TO viewer; GRANT USAGE ON FOREIGN SERVER hubspot TO boss; SELECT crm.mirror_drop('hubspot.deals')")
         .await;
     let nobody = cluster.connect_as("nobody", "postgres").await;
     assert_eq!(
