@@ -17,6 +17,9 @@ use crate::{
     shared::{Shared, Side},
 };
 
+/// Largest body read only to be thrown away.
+const MAX_BODY: usize = 16 << 20;
+
 /// Request headers worth showing in the log.
 const LOGGED: [&str; 4] = [
     "sforce-call-options",
@@ -63,7 +66,11 @@ pub(crate) async fn pass(
         .on_request(side, request.method().as_str(), request.uri().path());
     let response = match verdict {
         Verdict::Pass => next.run(request).await,
-        Verdict::Answer(answer) => answer.into_response(),
+        Verdict::Answer(answer) => {
+            // A body left unread would cost the client its connection.
+            let _unused = axum::body::to_bytes(request.into_body(), MAX_BODY).await;
+            answer.into_response()
+        }
         Verdict::After(answer) => {
             let _performed = next.run(request).await;
             answer.into_response()

@@ -215,30 +215,30 @@ pub(crate) fn guarded(
 
 async fn serve(state: &State, access: Access, handler: Handler, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
-    let (standing, outcome) = match admit(state, access, &parts) {
-        Err((error, standing)) => (standing, Err(error)),
-        Ok(standing) => {
-            let outcome = match axum::body::to_bytes(body, MAX_BODY).await {
-                Err(_) => Err(ApiError::new(
-                    413,
-                    "VALIDATION_ERROR",
-                    "The request body is too large",
-                )),
-                Ok(body) => {
-                    let call = Call {
-                        state,
-                        params: params(&mut parts).await,
-                        query: Query::parse(parts.uri.query().unwrap_or_default()),
-                        body,
-                        target: parts.uri.to_string(),
-                        headers: parts.headers,
-                    };
-                    // A search may scan for long: the runtime moves other work away meanwhile.
-                    match access {
-                        Access::Search => tokio::task::block_in_place(|| handler(&call)),
-                        Access::Normal | Access::Open => handler(&call),
-                    }
-                }
+    // Read before anything is refused: otherwise the refusal would cost the client its connection.
+    let body = axum::body::to_bytes(body, MAX_BODY).await;
+    let (standing, outcome) = match (admit(state, access, &parts), body) {
+        (Err((error, standing)), _) => (standing, Err(error)),
+        (Ok(standing), Err(_)) => {
+            let message = "The request body is too large";
+            (
+                standing,
+                Err(ApiError::new(413, "VALIDATION_ERROR", message)),
+            )
+        }
+        (Ok(standing), Ok(body)) => {
+            let call = Call {
+                state,
+                params: params(&mut parts).await,
+                query: Query::parse(parts.uri.query().unwrap_or_default()),
+                body,
+                target: parts.uri.to_string(),
+                headers: parts.headers,
+            };
+            // A search may scan for long: the runtime moves other work away meanwhile.
+            let outcome = match access {
+                Access::Search => tokio::task::block_in_place(|| handler(&call)),
+                Access::Normal | Access::Open => handler(&call),
             };
             (standing, outcome)
         }
