@@ -315,9 +315,10 @@ BEGIN
     PERFORM crm._import_arguments(objects, into_schema, row_filter, poll_interval);
     SELECT * INTO s FROM crm._server_checked(server);
     PERFORM crm._hosts_checked(server);
-    PERFORM crm._server_state_ensure(server);
     PERFORM crm._per_object(columns, '', objects, 'columns'), crm._per_object(row_filter, '', objects, 'row_filter');
     PERFORM crm._catalog_wait(server, s.server_oid, objects, wait);
+    -- Not before: while we wait, the worker writes this very row.
+    PERFORM crm._server_state_ensure(server);
     FOREACH o IN ARRAY objects LOOP
         PERFORM crm._wanted_fields(server, (crm._object_checked(server, o)).object, crm._per_object(columns, o, objects, 'columns'));
     END LOOP;

@@ -2,6 +2,10 @@
 //! delays; see `history`. `SEED=n` replays one history, `HISTORIES=n` runs so
 //! many from `SEED` on.
 #![allow(unreachable_pub, clippy::cast_possible_truncation)]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the bans keep the core pure; this program tells a person how fast it was, and reads what to replay"
+)]
 
 mod crm;
 mod engine;
