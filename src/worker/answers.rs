@@ -1,6 +1,6 @@
 //! What the session does with answers: pages, results, ends of streams.
 
-use crm_core::connectors::Keyset;
+use crm_core::connectors::{self, Keyset};
 use crm_core::model::{Millis, Page, RemoteError};
 
 use crate::pg::store::streams::{self, Advance};
@@ -199,11 +199,12 @@ impl Session {
             return Ok(());
         };
         let (server, object) = (m.server.clone(), m.object.clone());
+        // In the CRM's order, which is not that of ids as text.
         let last = page
             .records
             .iter()
-            .filter_map(|r| Some((r.modified_at?, r.id.clone())))
-            .max();
+            .rev()
+            .find_map(|r| Some((r.modified_at?, r.id.clone())));
         let more = page.next.is_some();
         let events = i64::try_from(page.records.len()).unwrap_or_default();
         let to = last.clone().map(|(at, id)| Advance {
@@ -233,7 +234,10 @@ impl Session {
         page: Page,
         now: Millis,
     ) -> Step<()> {
-        let (missing, merged) = (page.missing.clone(), page.merged.clone());
+        // Not every CRM names what it did not find.
+        let missing = connectors::missing(&ids, &page);
+        let missing: Vec<String> = missing.into_iter().map(str::to_owned).collect();
+        let merged = page.merged.clone();
         inbound::page(&mut self.engine, mirror, "read", page, now, |applied| {
             let done: Vec<String> = ids
                 .iter()

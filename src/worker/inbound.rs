@@ -4,7 +4,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crm_core::connectors::SignatureError;
+use crm_core::connectors::{self, SignatureError};
 use crm_core::http::Delivery;
 use crm_core::identity;
 use crm_core::model::{Change, Millis, Page, RemoteError};
@@ -335,6 +335,25 @@ pub(crate) fn page(
     let Some(m) = world.mirrors.get(&mirror) else {
         return Ok(pages::PageApplied::default());
     };
+    if page.ids_only {
+        let object = m.object.clone();
+        let arrivals = connectors::rereads(&object, &page)
+            .into_iter()
+            .map(|change| Arrival {
+                server: m.server.clone(),
+                source,
+                change,
+            })
+            .collect();
+        // What is to be read is stored before the offset passes it.
+        apply(engine, arrivals, Vec::new(), now)?;
+        let applied = pages::PageApplied {
+            examined: page.records.len(),
+            ..pages::PageApplied::default()
+        };
+        tx::in_transaction(|| advance(&applied))?;
+        return Ok(applied);
+    }
     let applied = tx::in_transaction(|| {
         let applied = pages::apply(world, m, source, page.records, now)?;
         advance(&applied)?;
