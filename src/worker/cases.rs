@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use crm_core::decide::{self, Decision, Observed, Outcome};
+use crm_core::decide::{self, Decision, Observed, Outcome, Source};
 use crm_core::model::{Millis, Value};
 use crm_core::state::{Entity, FieldState, SideRecord, SideState};
 
@@ -33,8 +33,11 @@ pub(crate) struct Case {
     pub(super) states: BTreeSet<usize>,
     /// Newest stamp seen from each side's own CRM in this batch.
     pub(super) stamps: Vec<Millis>,
-    /// Who the changes written to the rows come from.
+    /// Who caused the writes that follow.
     pub(super) source: String,
+    /// Per side: whose value was put into a field that people write; empty if
+    /// only the CRM's own bookkeeping changed.
+    pub(super) writers: Vec<String>,
     pub(super) tx: Option<i64>,
     pub(super) held: bool,
 }
@@ -57,6 +60,18 @@ impl Case {
             HORIZON_MS,
         );
         self.source.clone_from(&observed.origin);
+        for (side, field, _) in &outcome.rows {
+            let column = info.group.column(*field, *side);
+            let decision = outcome.decisions.iter().find(|d| d.field == *field);
+            if let (Some(true), Some(decision)) = (column.map(|c| c.writable), decision)
+                && !decision.winner.is_empty()
+            {
+                self.writers[*side].clone_from(&decision.winner);
+            }
+        }
+        if observed.source == Source::Local {
+            self.writers[observed.side].clone_from(&observed.origin);
+        }
         self.absorb(outcome)
     }
 
@@ -207,6 +222,7 @@ fn new_case(
         })
         .collect();
     let stamps = vec![0; sides.len()];
+    let writers = vec![String::new(); sides.len()];
     Case {
         group,
         entity_id,
@@ -224,6 +240,7 @@ fn new_case(
         states: BTreeSet::new(),
         stamps,
         source: String::new(),
+        writers,
         tx: None,
         held: false,
     }

@@ -132,7 +132,7 @@ fn flush_rows(world: &World, cases: &[Case]) -> Result<()> {
                     values.push(value.clone());
                 }
             }
-            if columns.is_empty() && stamp <= row.modified_at {
+            if columns.is_empty() && stamp <= row.modified_at && case.writers[side].is_empty() {
                 continue;
             }
             batches
@@ -140,7 +140,7 @@ fn flush_rows(world: &World, cases: &[Case]) -> Result<()> {
                 .or_default()
                 .push(RowUpdate {
                     row_id: row.row_id,
-                    source: case.source.clone(),
+                    source: case.writers[side].clone(),
                     modified_at: stamp,
                     values,
                 });

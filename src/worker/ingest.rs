@@ -281,6 +281,11 @@ impl<'w> Work<'w> {
                 values.push((*field, value, None));
             }
         }
+        if values.is_empty() {
+            // Fields that this mirror does not hold are nobody's news here.
+            self.cases[index].stamp(mirror.side, item.change.occurred_at);
+            return;
+        }
         let case = &mut self.cases[index];
         let observed = Observed {
             side: mirror.side,

@@ -37,6 +37,7 @@ pub(crate) struct Row {
 #[derive(Clone, Debug)]
 pub(crate) struct RowUpdate {
     pub(crate) row_id: i64,
+    /// New `_sync_source`; empty leaves it as it is.
     pub(crate) source: String,
     /// Milliseconds; 0 leaves `_remote_modified_at` as it is.
     pub(crate) modified_at: i64,
@@ -180,14 +181,17 @@ pub(crate) fn update(table: &Table, columns: &[&ColumnRow], rows: Vec<RowUpdate>
     }
     let (arrays, names) = unnest_columns(4, columns.len());
     let mut sets = String::new();
-    let mut differs = String::from("v.at > 0 AND m._remote_modified_at IS NULL");
+    let mut differs = String::from(
+        "v.src <> '' AND m._sync_source IS DISTINCT FROM v.src \
+         OR v.at > 0 AND m._remote_modified_at IS DISTINCT FROM to_timestamp(v.at / 1000.0)",
+    );
     for (i, column) in columns.iter().enumerate() {
         let value = input(column, i);
         let _ = write!(sets, "{} = {value}, ", column.quoted);
         let _ = write!(differs, " OR m.{} IS DISTINCT FROM {value}", column.quoted);
     }
     let sql = format!(
-        "UPDATE {} m SET {sets}_sync_source = v.src, _remote_modified_at = CASE WHEN v.at > 0 \
+        "UPDATE {} m SET {sets}_sync_source = CASE WHEN v.src = '' THEN m._sync_source ELSE v.src END, _remote_modified_at = CASE WHEN v.at > 0 \
          THEN greatest(m._remote_modified_at, to_timestamp(v.at / 1000.0)) ELSE m._remote_modified_at END \
          FROM unnest($1::bigint[], $2::text[], $3::bigint[]{arrays}) AS v(_id, src, at{names}) \
          WHERE m._id = v._id AND ({differs})",
