@@ -7,6 +7,7 @@ use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes;
 use crate::pg::tx;
 use crate::worker::deliver;
+use crate::worker::doubt;
 use crate::worker::engine::{Job, Step};
 use crate::worker::inbound;
 use crate::worker::session::Session;
@@ -104,7 +105,7 @@ impl Session {
                     .map(|r| (r.id.clone(), r))
                     .collect();
                 let world = &self.engine.world;
-                tx::in_transaction(|| Ok(deliver::settle(world, m, writes, &found, now)?))?;
+                tx::in_transaction(|| Ok(doubt::settle(world, m, writes, &found, now)?))?;
                 self.engine.may_send = true;
                 Ok(())
             }
@@ -121,7 +122,7 @@ impl Session {
                     // A search index lags: only the third look without a hit counts.
                     [] if write.attempts < 5 => Ok(()),
                     _ => {
-                        deliver::hold_create(m, &write)?;
+                        doubt::hold_create(m, &write)?;
                         Ok(())
                     }
                 })

@@ -321,7 +321,8 @@ fn load_states(
             xrefs.iter().map(|x| x.mirror).collect(),
             xrefs.iter().map(|x| x.row_id).collect(),
         )?;
-        for write in pending.iter().filter(|w| w.claimed_at > 0) {
+        let out = |w: &&WriteRow| matches!(w.state.as_str(), "in_flight" | "unknown");
+        for write in pending.iter().filter(out) {
             overlay_claim(info, write, &mut states);
         }
     }

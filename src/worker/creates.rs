@@ -234,8 +234,8 @@ fn find(
             .filter(|r| !found.contains_key(r))
             .collect();
         let hits = matches::candidates(
-            (mirror, &mirror.columns[*a].quoted),
-            (other, &other.columns[*b].quoted),
+            key_of(mirror, *a),
+            key_of(other, *b),
             key.to_left.contains("domain") || key.to_right.contains("domain"),
             open,
         )?;
@@ -244,6 +244,14 @@ fn find(
         }
     }
     Ok(found)
+}
+
+fn key_of(mirror: &Mirror, column: usize) -> matches::Key<'_> {
+    matches::Key {
+        mirror: mirror.id,
+        table: &mirror.table,
+        column: &mirror.columns[column].quoted,
+    }
 }
 
 /// Makes the rows' counterparts: a row without id in the other mirror, a
@@ -260,49 +268,16 @@ fn create_counterparts(
     if orphans.is_empty() {
         return Ok(());
     }
-    let info = &world.groups[mirror.group];
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
-    let sources = cases::lock(mirror, &all, orphans)?;
     let columns: Vec<_> = other.columns.iter().collect();
+    let shadow = world.groups[mirror.group].group.sides[other.side].shadow;
     let mut queue = Vec::new();
     let mut ties = (Vec::new(), Vec::new(), Vec::new());
-    for source in sources.into_iter().filter(|r| !r.deleted) {
-        let mut values = vec![None; info.group.fields.len()];
-        for (column, value) in all.iter().zip(&source.values) {
-            if let Some(field) = info.field_of[mirror.side].get(column) {
-                values[*field].clone_from(value);
-            }
-        }
-        let mapping::Projection { mapped, refused } =
-            mapping::project(&info.group, mirror.side, other.side, &values);
-        if !refused.is_empty() {
-            let reasons: BTreeMap<_, _> = refused
-                .iter()
-                .map(|(f, why)| (info.group.fields[*f].name.clone(), why.to_string()))
-                .collect();
-            let reasons = serde_json::json!(reasons).to_string();
-            streams::open_review(
-                None,
-                mirror.id,
-                source.row_id,
-                None,
-                None,
-                "cannot be created there",
-                &reasons,
-            )?;
+    let sources = cases::lock(mirror, &all, orphans)?;
+    for source in sources.iter().filter(|r| !r.deleted) {
+        let Some((row, vals)) = counterpart(world, mirror, other, source)? else {
             continue;
-        }
-        let mut row = vec![None; columns.len()];
-        let mut vals = serde_json::Map::new();
-        for (field, value) in mapped {
-            if let Some(column) = info.column_of[field][other.side] {
-                vals.insert(
-                    other.columns[column].field.clone(),
-                    serde_json::json!(value),
-                );
-                row[column] = value;
-            }
-        }
+        };
         let made = rows::insert(
             &other.table,
             &columns,
@@ -317,8 +292,7 @@ fn create_counterparts(
         let Some((row_id, _)) = made.first().cloned() else {
             continue;
         };
-        let key = source.row_id;
-        ties.0.extend([key, key]);
+        ties.0.extend([source.row_id, source.row_id]);
         ties.1.extend([mirror.id, other.id]);
         ties.2.extend([source.row_id, row_id]);
         queue.push(NewWrite {
@@ -327,10 +301,10 @@ fn create_counterparts(
             entity: None,
             kind: "create",
             record_id: None,
-            vals: serde_json::Value::Object(vals).to_string(),
+            vals,
             old_vals: "{}".to_owned(),
             origin: origin.to_owned(),
-            state: flush::state_of(world, other.id, info.group.sides[other.side].shadow, held),
+            state: flush::state_of(world, other.id, shadow, held),
             tx,
         });
     }
@@ -338,6 +312,53 @@ fn create_counterparts(
         ledger::link_rows(ties.0, ties.1, ties.2)?;
     }
     writes::enqueue(queue)
+}
+
+/// The values of a row on the other side, by column and as JSON by field; none
+/// if a required one has no image, which is asked about in review.
+fn counterpart(
+    world: &World,
+    mirror: &Mirror,
+    other: &Mirror,
+    source: &Row,
+) -> Result<Option<(Vec<Option<String>>, String)>> {
+    let info = &world.groups[mirror.group];
+    let mut values = vec![None; info.group.fields.len()];
+    for (column, value) in source.values.iter().enumerate() {
+        if let Some(field) = info.field_of[mirror.side].get(&column) {
+            values[*field].clone_from(value);
+        }
+    }
+    let mapping::Projection { mapped, refused } =
+        mapping::project(&info.group, mirror.side, other.side, &values);
+    if !refused.is_empty() {
+        let reasons: BTreeMap<_, _> = refused
+            .iter()
+            .map(|(f, why)| (info.group.fields[*f].name.clone(), why.to_string()))
+            .collect();
+        streams::open_review(
+            None,
+            mirror.id,
+            source.row_id,
+            None,
+            None,
+            "cannot be created there",
+            &serde_json::json!(reasons).to_string(),
+        )?;
+        return Ok(None);
+    }
+    let mut row = vec![None; other.columns.len()];
+    let mut vals = serde_json::Map::new();
+    for (field, value) in mapped {
+        if let Some(column) = info.column_of[field][other.side] {
+            vals.insert(
+                other.columns[column].field.clone(),
+                serde_json::json!(value),
+            );
+            row[column] = value;
+        }
+    }
+    Ok(Some((row, serde_json::Value::Object(vals).to_string())))
 }
 
 /// Rows that their CRM deleted: the other sides are untied, or deleted too if

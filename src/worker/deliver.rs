@@ -10,7 +10,6 @@ use crm_core::state::{self, Answer, FieldState};
 use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
-use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::worker::cases;
 use crate::worker::creates;
@@ -31,7 +30,7 @@ const BACKOFF: Backoff = Backoff {
     attempts: u32::MAX,
 };
 
-fn kind_of(row: &WriteRow) -> WriteKind {
+pub(super) fn kind_of(row: &WriteRow) -> WriteKind {
     match row.kind.as_str() {
         "delete" => WriteKind::Delete,
         "create" => WriteKind::Create,
@@ -178,7 +177,7 @@ pub(crate) fn record(
 }
 
 /// A write that succeeded: the record's id and the values the answer shows.
-type Landed = (WriteRow, String, Vec<(String, Option<String>)>);
+pub(super) type Landed = (WriteRow, String, Vec<(String, Option<String>)>);
 
 #[derive(Default)]
 struct Sorted {
@@ -279,7 +278,7 @@ impl Sorted {
     }
 }
 
-fn result_event(mirror: &Mirror, row: &WriteRow, id: String, now: Millis) -> EventRow {
+pub(super) fn result_event(mirror: &Mirror, row: &WriteRow, id: String, now: Millis) -> EventRow {
     let (fields, new_values) = cases::json_values(&row.vals).into_iter().unzip();
     EventRow {
         mirror: mirror.id,
@@ -346,7 +345,7 @@ pub(crate) fn adopt(mirror: &Mirror, made: Vec<(i64, String)>) -> Result<()> {
 }
 
 /// Tells the states of fields what became of the writes.
-fn remember(
+pub(super) fn remember(
     world: &World,
     mirror: &Mirror,
     done: &[Landed],
@@ -375,6 +374,7 @@ fn remember(
         .map(|(r, _, echoed)| (r, echoed, true))
         .chain(refused.iter().map(|r| (r, &no_echo, false)));
     let mut touched = HashSet::new();
+    let mut normals: BTreeMap<usize, Vec<(i64, Option<String>)>> = BTreeMap::new();
     for (row, echoed, good) in all {
         let Some(entity) = row.entity else { continue };
         for (name, value) in cases::json_values(&row.vals) {
@@ -391,15 +391,18 @@ fn remember(
             state::claimed(state, mirror.side, &value, row.claimed_at);
             let answer = if good {
                 Answer::Done {
-                    echoed: echoed
-                        .iter()
-                        .find(|(n, _)| *n == name)
-                        .map(|(_, v)| v.clone()),
+                    echoed: echoed_value(world, mirror, echoed, &name),
                 }
             } else {
                 Answer::Failed
             };
-            state::answered(state, mirror.side, &value, answer, now);
+            let normal = state::answered(state, mirror.side, &value, answer, now);
+            if let (Some(value), Some(column)) = (normal, mirror.by_field.get(&name)) {
+                normals
+                    .entry(*column)
+                    .or_default()
+                    .push((row.row_id, value));
+            }
             touched.insert(key);
         }
     }
@@ -410,84 +413,37 @@ fn remember(
             Some((key.0, key.1, Some(json)))
         })
         .collect();
-    ledger::store_field_states(stored)
+    ledger::store_field_states(stored)?;
+    show_normal_forms(mirror, normals)
 }
 
-/// Settles unknown writes with what the CRM shows now. `found` holds the
-/// records read, by id, values in the order of the mirror's columns.
-pub(crate) fn settle(
+/// Puts the CRM's form of values into rows, where it is not ours.
+fn show_normal_forms(
+    mirror: &Mirror,
+    normals: BTreeMap<usize, Vec<(i64, Option<String>)>>,
+) -> Result<()> {
+    for (column, cells) in normals {
+        let updates = cells
+            .into_iter()
+            .map(|(row_id, value)| rows::RowUpdate {
+                row_id,
+                source: String::new(),
+                modified_at: 0,
+                values: vec![value],
+            })
+            .collect();
+        rows::update(&mirror.table, &[&mirror.columns[column]], updates)?;
+    }
+    Ok(())
+}
+
+/// What the answer shows of a field, in canonical text.
+fn echoed_value(
     world: &World,
     mirror: &Mirror,
-    pending: Vec<WriteRow>,
-    found: &HashMap<String, crm_core::model::Record>,
-    now: Millis,
-) -> Result<()> {
-    let mut landed = Vec::new();
-    let mut again = Vec::new();
-    for row in pending {
-        let record = row.record_id.as_ref().and_then(|id| found.get(id));
-        let deleted = record.is_none_or(|r| r.deleted);
-        let there = match kind_of(&row) {
-            WriteKind::Delete => deleted,
-            WriteKind::Create => false,
-            WriteKind::Update => record.is_some_and(|r| {
-                cases::json_values(&row.vals).iter().all(|(name, value)| {
-                    mirror.by_field.get(name).is_none_or(|c| {
-                        crm_core::value::same(mirror.types[*c], &r.values[*c], value)
-                    })
-                })
-            }),
-        };
-        if there {
-            let id = row.record_id.clone().unwrap_or_default();
-            landed.push((row, id, Vec::new()));
-        } else {
-            again.push(row);
-        }
-    }
-    writes::finish(landed.iter().map(|(r, _, _)| r.id).collect())?;
-    remember(world, mirror, &landed, &[], now)?;
-    let setbacks: Vec<Setback> = again
-        .iter()
-        .map(|r| Setback {
-            id: r.id,
-            state: "queued",
-            wait_ms: 0,
-            status: 0,
-            class: "retry".to_owned(),
-            code: "not_landed".to_owned(),
-            message: "the answer was lost and the CRM does not show the write".to_owned(),
-            advice: String::new(),
-        })
-        .collect();
-    writes::set_back(&setbacks)?;
-    let events = landed
-        .into_iter()
-        .map(|(row, id, _)| result_event(mirror, &row, id, now))
-        .collect();
-    flush::append(world, events)
-}
-
-/// Opens a review for a create whose fate nobody can find out.
-pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
-    streams::open_review(
-        None,
-        mirror.id,
-        row.row_id,
-        row.entity,
-        None,
-        "a create may or may not have happened in the CRM",
-        &row.vals,
-    )?;
-    writes::set_back(&[Setback {
-        id: row.id,
-        state: "held",
-        wait_ms: 0,
-        status: 0,
-        class: "fix_data".to_owned(),
-        code: "unknown_create".to_owned(),
-        message: "the answer to the create was lost and no record was found".to_owned(),
-        advice: "Look for the record in the CRM; then approve or discard the write.".to_owned(),
-    }])?;
-    Ok(())
+    echoed: &[(String, Option<String>)],
+    name: &str,
+) -> Option<Option<String>> {
+    let (_, raw) = echoed.iter().find(|(n, _)| n == name)?;
+    world.canonical(mirror, *mirror.by_field.get(name)?, raw)
 }

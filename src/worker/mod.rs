@@ -10,6 +10,7 @@ mod cases;
 mod creates;
 pub(crate) mod credential;
 mod deliver;
+mod doubt;
 mod engine;
 mod flush;
 mod inbound;

@@ -8,10 +8,9 @@ use crm_core::state::Interval;
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger::EventRow;
-use crate::pg::store::rows::{self, RowInsert};
+use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
-use crate::pg::store::streams;
-use crate::worker::cases;
+use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::ingest::decision_json;
@@ -118,6 +117,52 @@ fn same(field_type: FieldType, a: &Value, b: &Value) -> bool {
     a == b || crm_core::value::same(field_type, a, b)
 }
 
+/// Rows that a page shows otherwise, and what it shows of them.
+struct Differing {
+    rows: Vec<Row>,
+    records: HashMap<String, Record>,
+}
+
+/// Locks the rows of known records and keeps those worth a decision. Records
+/// whose row somebody else holds are noted in `applied`.
+fn differing(mirror: &Mirror, known: Vec<Record>, applied: &mut PageApplied) -> Result<Differing> {
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    let ids: Vec<String> = known.iter().map(|r| r.id.clone()).collect();
+    let locked = rows::lock_by_record(&mirror.table, &columns, ids)?;
+    let row_ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
+    let undrained: HashSet<i64> = changes::undrained(mirror.id, row_ids)?
+        .into_iter()
+        .collect();
+    let records: HashMap<String, Record> = known.into_iter().map(|r| (r.id.clone(), r)).collect();
+    let mut free: BTreeSet<String> = BTreeSet::new();
+    let mut rows = Vec::new();
+    for row in locked {
+        let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) else {
+            continue;
+        };
+        if undrained.contains(&row.row_id) {
+            continue;
+        }
+        free.insert(record.id.clone());
+        let at = record.modified_at.unwrap_or(0);
+        let older = at > 0 && interval(at).to < row.modified_at;
+        let equal = row.deleted == record.deleted && changed(mirror, &row, record).is_empty();
+        if !older && (!equal || at > row.modified_at) {
+            rows.push(row);
+        }
+    }
+    let held = records.keys().filter(|id| !free.contains(*id));
+    applied.locked.extend(held.cloned());
+    Ok(Differing { rows, records })
+}
+
+/// Columns in which a record differs from its row.
+fn changed(mirror: &Mirror, row: &Row, record: &Record) -> Vec<usize> {
+    (0..mirror.columns.len())
+        .filter(|c| !same(mirror.types[*c], &row.values[*c], &record.values[*c]))
+        .collect()
+}
+
 fn compare_known(
     world: &World,
     mirror: &Mirror,
@@ -126,47 +171,18 @@ fn compare_known(
     applied: &mut PageApplied,
     now: Millis,
 ) -> Result<()> {
-    let info = &world.groups[mirror.group];
+    let Differing { rows, records } = differing(mirror, known, applied)?;
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
-    let columns: Vec<_> = mirror.columns.iter().collect();
-    let ids: Vec<String> = known.iter().map(|r| r.id.clone()).collect();
-    let locked = rows::lock_by_record(&mirror.table, &columns, ids)?;
-    let row_ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
-    let undrained: HashSet<i64> = changes::undrained(mirror.id, row_ids)?
-        .into_iter()
+    let ids: HashMap<i64, String> = rows
+        .iter()
+        .filter_map(|r| Some((r.row_id, r.record_id.clone()?)))
         .collect();
-    // Only rows that differ are worth a decision.
-    let records: HashMap<String, Record> = known.into_iter().map(|r| (r.id.clone(), r)).collect();
-    let mut seen: BTreeSet<String> = BTreeSet::new();
-    let mut differing = Vec::new();
-    for row in locked {
-        let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) else {
-            continue;
-        };
-        if undrained.contains(&row.row_id) {
-            continue;
-        }
-        seen.insert(record.id.clone());
-        let older = record
-            .modified_at
-            .is_some_and(|at| interval(at).to < row.modified_at);
-        let equal = row.deleted == record.deleted
-            && all
-                .iter()
-                .all(|c| same(mirror.types[*c], &row.values[*c], &record.values[*c]));
-        if !older && (!equal || record.modified_at.unwrap_or(0) > row.modified_at) {
-            differing.push(row);
-        }
-    }
+    let (mut batch, blocked) = cases::load(world, mirror, &all, rows)?;
     applied
         .locked
-        .extend(records.keys().filter(|id| !seen.contains(*id)).cloned());
-    let (mut batch, blocked) = cases::load(world, mirror, &all, differing)?;
-    if !blocked.is_empty() {
-        streams::server_error(&mirror.server, None)?;
-    }
+        .extend(blocked.iter().filter_map(|row| ids.get(row).cloned()));
     let mut events = Vec::new();
-    let mut deletions = (Vec::new(), Vec::new());
+    let (mut gone, mut back) = (Vec::new(), Vec::new());
     for case in &mut batch {
         let Some(row) = case.rows[mirror.side].clone() else {
             continue;
@@ -175,64 +191,71 @@ fn compare_known(
             continue;
         };
         if row.deleted != record.deleted {
-            if record.deleted {
-                &mut deletions.0
-            } else {
-                &mut deletions.1
-            }
-            .push(row.row_id);
+            if record.deleted { &mut gone } else { &mut back }.push(row.row_id);
         }
-        let at = record.modified_at.unwrap_or(now);
-        let changed: Vec<usize> = all
-            .iter()
-            .copied()
-            .filter(|c| !same(mirror.types[*c], &row.values[*c], &record.values[*c]))
-            .collect();
-        let observed = Observed {
-            side: mirror.side,
-            source: Source::Page,
-            origin: mirror.server.clone(),
-            values: changed
-                .iter()
-                .filter_map(|c| {
-                    let field = info.field_of[mirror.side].get(c)?;
-                    Some((*field, record.values[*c].clone(), None))
-                })
-                .collect(),
-            at: interval(at),
-            seq: 0,
-            mark_is_ours: false,
-        };
-        let decisions = case.observe(world, &observed, now);
-        case.stamp(mirror.side, at);
-        if changed.is_empty() {
-            continue;
-        }
-        events.push(EventRow {
-            mirror: mirror.id,
-            row_id: Some(row.row_id),
-            record_id: row.record_id.clone(),
-            kind: "update",
-            origin: mirror.server.clone(),
-            source: source.to_owned(),
-            occurred_at: at,
-            fields: changed
-                .iter()
-                .map(|c| mirror.columns[*c].field.clone())
-                .collect(),
-            old_values: changed.iter().map(|c| row.values[*c].clone()).collect(),
-            new_values: changed.iter().map(|c| record.values[*c].clone()).collect(),
-            decision: decision_json(world, mirror.group, &decisions),
-            ..EventRow::default()
-        });
+        events.extend(show(world, mirror, source, case, &row, record, now));
     }
     flush::flush(world, batch, events)?;
-    if !deletions.0.is_empty() {
-        creates::after_remote_delete(world, mirror, &deletions.0)?;
-        rows::mark_deleted(&mirror.table, deletions.0, true, &mirror.server)?;
+    if !gone.is_empty() {
+        creates::after_remote_delete(world, mirror, &gone)?;
+        rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
     }
-    if !deletions.1.is_empty() {
-        rows::mark_deleted(&mirror.table, deletions.1, false, &mirror.server)?;
+    if !back.is_empty() {
+        rows::mark_deleted(&mirror.table, back, false, &mirror.server)?;
     }
     Ok(())
+}
+
+/// Lets a record of a page be decided against its row; the line for the ledger.
+fn show(
+    world: &World,
+    mirror: &Mirror,
+    source: &'static str,
+    case: &mut Case,
+    row: &Row,
+    record: &Record,
+    now: Millis,
+) -> Option<EventRow> {
+    let info = &world.groups[mirror.group];
+    let at = record.modified_at.unwrap_or(now);
+    let changed = changed(mirror, row, record);
+    let values = changed
+        .iter()
+        .filter_map(|c| {
+            let field = info.field_of[mirror.side].get(c)?;
+            Some((*field, record.values[*c].clone(), None))
+        })
+        .collect();
+    let observed = Observed {
+        side: mirror.side,
+        source: Source::Page,
+        origin: mirror.server.clone(),
+        values,
+        at: interval(at),
+        seq: 0,
+        mark_is_ours: false,
+    };
+    let decisions = case.observe(world, &observed, now);
+    case.stamp(mirror.side, at);
+    if changed.is_empty() {
+        return None;
+    }
+    let pick = |values: &[Value]| changed.iter().map(|c| values[*c].clone()).collect();
+    Some(EventRow {
+        mirror: mirror.id,
+        row_id: Some(row.row_id),
+        record_id: row.record_id.clone(),
+        kind: "update",
+        origin: mirror.server.clone(),
+        source: source.to_owned(),
+        occurred_at: at,
+        fields: changed
+            .iter()
+            .map(|c| mirror.columns[*c].field.clone())
+            .collect(),
+        old_values: pick(&row.values),
+        new_values: pick(&record.values),
+        decision: decision_json(world, mirror.group, &decisions),
+        ..EventRow::default()
+    })
 }

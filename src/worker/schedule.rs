@@ -11,6 +11,7 @@ use crate::pg::store::streams::{self, Advance, BackfillRow};
 use crate::pg::store::{changes, config, writes};
 use crate::pg::tx;
 use crate::worker::deliver::{self, Batch};
+use crate::worker::doubt;
 use crate::worker::engine::{Engine, Job, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
 
@@ -426,7 +427,7 @@ impl Engine {
                         },
                     ),
                     None => {
-                        tx::in_transaction(|| Ok(deliver::hold_create(mirror, &row)?))?;
+                        tx::in_transaction(|| Ok(doubt::hold_create(mirror, &row)?))?;
                         continue;
                     }
                 },

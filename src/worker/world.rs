@@ -364,5 +364,17 @@ fn policy(links: &[LinkRow], rows: &[PolicyRow], version: i64) -> Policy {
                 .collect(),
         });
     }
+    if links.is_empty() && policy.rules.is_empty() {
+        // A mirror without link has two writers, its CRM and SQL, and nobody
+        // to name a rule for: the later one wins.
+        policy.rules.extend(
+            crm_core::strategy::by_name("last_write_wins").map(|entry| Rule {
+                id: 0,
+                field: None,
+                strategy: entry.strategy,
+                winner: Vec::new(),
+            }),
+        );
+    }
     policy
 }

@@ -2,7 +2,6 @@
 
 use super::rows::Table;
 use super::spi::{self, Result};
-use crate::worker::world::Mirror;
 
 /// Which of these rows have no CRM id yet.
 pub(crate) fn without_id(table: &Table, row_ids: Vec<i64>) -> Result<Vec<i64>> {
@@ -15,12 +14,21 @@ pub(crate) fn without_id(table: &Table, row_ids: Vec<i64>) -> Result<Vec<i64>> {
     })
 }
 
+/// A column that identifies records.
+#[derive(Clone, Copy)]
+pub(crate) struct Key<'a> {
+    pub(crate) mirror: i32,
+    pub(crate) table: &'a Table,
+    /// Quoted.
+    pub(crate) column: &'a str,
+}
+
 /// Rows of `theirs` whose key equals that of our rows in normal form:
 /// `(our row, their row)`. Rows that are tied to another row of our mirror
 /// already are no candidates.
 pub(crate) fn candidates(
-    ours: (&Mirror, &str),
-    theirs: (&Mirror, &str),
+    ours: Key<'_>,
+    theirs: Key<'_>,
     domain: bool,
     row_ids: Vec<i64>,
 ) -> Result<Vec<(i64, i64)>> {
@@ -40,14 +48,14 @@ pub(crate) fn candidates(
          AND NOT EXISTS (SELECT 1 FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $3 \
            WHERE x.mirror = $2 AND x.row_id = b._id) \
          ORDER BY 1, 2",
-        ours.0.table.name,
-        theirs.0.table.name,
-        normal("a", ours.1),
-        normal("b", theirs.1),
+        ours.table.name,
+        theirs.table.name,
+        normal("a", ours.column),
+        normal("b", theirs.column),
     );
     spi::write_rows(
         &sql,
-        &[row_ids.into(), theirs.0.id.into(), ours.0.id.into()],
+        &[row_ids.into(), theirs.mirror.into(), ours.mirror.into()],
         |row| {
             Ok((
                 row.get(1)?.unwrap_or_default(),

@@ -1,0 +1,92 @@
+//! Writes in doubt: the answer was lost, so the CRM is asked what it shows.
+
+use std::collections::HashMap;
+
+use crm_core::model::{Millis, Record, WriteKind};
+
+use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
+use crate::pg::store::writes::{self, Setback, WriteRow};
+use crate::worker::cases;
+use crate::worker::deliver::{kind_of, remember, result_event};
+use crate::worker::flush;
+use crate::worker::world::{Mirror, World};
+
+/// Settles unknown writes with what the CRM shows now. `found` holds the
+/// records read, by id, values in the order of the mirror's columns.
+pub(crate) fn settle(
+    world: &World,
+    mirror: &Mirror,
+    pending: Vec<WriteRow>,
+    found: &HashMap<String, Record>,
+    now: Millis,
+) -> Result<()> {
+    let mut landed = Vec::new();
+    let mut again = Vec::new();
+    for row in pending {
+        let record = row.record_id.as_ref().and_then(|id| found.get(id));
+        let deleted = record.is_none_or(|r| r.deleted);
+        let there = match kind_of(&row) {
+            WriteKind::Delete => deleted,
+            WriteKind::Create => false,
+            WriteKind::Update => record.is_some_and(|r| {
+                cases::json_values(&row.vals).iter().all(|(name, value)| {
+                    mirror.by_field.get(name).is_none_or(|c| {
+                        crm_core::value::same(mirror.types[*c], &r.values[*c], value)
+                    })
+                })
+            }),
+        };
+        if there {
+            let id = row.record_id.clone().unwrap_or_default();
+            landed.push((row, id, Vec::new()));
+        } else {
+            again.push(row);
+        }
+    }
+    writes::finish(landed.iter().map(|(r, _, _)| r.id).collect())?;
+    remember(world, mirror, &landed, &[], now)?;
+    let setbacks: Vec<Setback> = again
+        .iter()
+        .map(|r| Setback {
+            id: r.id,
+            state: "queued",
+            wait_ms: 0,
+            status: 0,
+            class: "retry".to_owned(),
+            code: "not_landed".to_owned(),
+            message: "the answer was lost and the CRM does not show the write".to_owned(),
+            advice: String::new(),
+        })
+        .collect();
+    writes::set_back(&setbacks)?;
+    let events = landed
+        .into_iter()
+        .map(|(row, id, _)| result_event(mirror, &row, id, now))
+        .collect();
+    flush::append(world, events)
+}
+
+/// Opens a review for a create whose fate nobody can find out.
+pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
+    streams::open_review(
+        None,
+        mirror.id,
+        row.row_id,
+        row.entity,
+        None,
+        "a create may or may not have happened in the CRM",
+        &row.vals,
+    )?;
+    writes::set_back(&[Setback {
+        id: row.id,
+        state: "held",
+        wait_ms: 0,
+        status: 0,
+        class: "fix_data".to_owned(),
+        code: "unknown_create".to_owned(),
+        message: "the answer to the create was lost and no record was found".to_owned(),
+        advice: "Look for the record in the CRM; then approve or discard the write.".to_owned(),
+    }])?;
+    Ok(())
+}
