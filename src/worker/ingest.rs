@@ -357,27 +357,26 @@ impl<'w> Work<'w> {
     }
 }
 
-/// Decisions worth keeping, as a JSON object by field: all but "one side
-/// changed, so it applies".
+/// Decisions worth keeping as JSON: all but "one side changed, so it applies".
 pub(crate) fn decision_json(world: &World, group: usize, decisions: &[Decision]) -> Option<String> {
     let fields = &world.groups[group].group.fields;
-    let kept: serde_json::Map<String, serde_json::Value> = decisions
+    let kept: Vec<serde_json::Value> = decisions
         .iter()
         .filter(|d| d.conflict || d.held.is_some() || !d.losers.is_empty() || d.rule.is_some())
         .map(|d| {
-            let lost: Vec<_> = d
+            let losers: Vec<_> = d
                 .losers
                 .iter()
                 .map(|(origin, value)| serde_json::json!({"origin": origin, "value": value}))
                 .collect();
-            let decision = serde_json::json!({
-                "step": d.step, "rule": d.rule, "strategy": d.strategy.map(|s| s.entry().name),
-                "winner": d.winner, "value": d.value, "lost": lost, "held": d.held,
-            });
-            (fields[d.field].name.clone(), decision)
+            serde_json::json!({
+                "field": fields[d.field].name, "step": d.step, "rule": d.rule,
+                "strategy": d.strategy.map(|s| s.entry().name), "winner": d.winner,
+                "value": d.value, "losers": losers, "conflict": d.conflict, "held": d.held,
+            })
         })
         .collect();
-    (!kept.is_empty()).then(|| serde_json::Value::Object(kept).to_string())
+    (!kept.is_empty()).then(|| serde_json::Value::Array(kept).to_string())
 }
 
 /// Events of records that have no row: made here if the event carries the
