@@ -31,6 +31,7 @@ const wrong = new jsforce.Connection({
   oauth2: { clientId: 'emulator-app', clientSecret: 'wrong', loginUrl: base },
 });
 await assert.rejects(wrong.authorize({ grant_type: 'client_credentials' }), /invalid client credentials/);
+console.log('ok session');
 
 // --- describe and query ----------------------------------------------------------------------------
 const global = await conn.describeGlobal();
@@ -50,6 +51,7 @@ for (;;) {
 }
 assert.equal(seen.size, totalSize);
 assert.ok(page.records[0].Account.Name);
+console.log('ok describe and query');
 
 // --- rows and collections --------------------------------------------------------------------------
 const one = await conn.sobject('Account').create({ Name: 'jsforce' });
@@ -85,6 +87,7 @@ assert.ok(gone.every((r) => r.success));
 assert.equal((await conn.query(`SELECT Id FROM Contact WHERE Id IN ('${ids.join("','")}')`)).totalSize, 0);
 const all = await conn.query(`SELECT Id FROM Contact WHERE Id IN ('${ids.join("','")}')`, { scanAll: true });
 assert.equal(all.totalSize, 2);
+console.log('ok rows and collections');
 
 // --- replication, limits, errors -------------------------------------------------------------------
 const start = new Date(Date.now() - 3_600_000).toISOString();
@@ -98,8 +101,9 @@ assert.ok(limits.DailyApiRequests.Remaining < limits.DailyApiRequests.Max);
 assert.ok(conn.limitInfo.apiUsage.used > 0);
 await refused(conn.sobject('Account').retrieve(`001xx0${'z'.repeat(9)}`), 'NOT_FOUND');
 await refused(conn.query('SELECT Id FROM Contact WHERE'), 'MALFORMED_QUERY');
+console.log('ok replication, limits, errors');
 
 // --- the mark reached the request log ----------------------------------------------------------------
 const log = await (await fetch(`${base}/_admin/requests?since=0`)).json();
 assert.ok(JSON.stringify(log).includes('client=pg_crm_sync_jsforce'));
-console.log('jsforce: ok');
+console.log('ok mark');

@@ -112,6 +112,7 @@ await admin('restore', { object: 'Contact', id: made.Id });
 await live.next('UNDELETE', event(made.Id, 'UNDELETE'));
 const ids = live.items.filter((item) => item.type === 'event').map((item) => Number(item.data.replayId));
 assert.ok(ids.every((id, i) => i === 0 || id > ids[i - 1]), `replay ids rise: ${ids}`);
+console.log("ok events of a human's work");
 
 // --- the mark of an API write --------------------------------------------------------------------
 await fetch(`${http}/services/data/v62.0/sobjects/Contact/${made.Id}`, {
@@ -121,6 +122,7 @@ await fetch(`${http}/services/data/v62.0/sobjects/Contact/${made.Id}`, {
 });
 const marked = await live.next('marked UPDATE', (item) => event(made.Id, 'UPDATE')(item) && item.data.payload.Title === 'Analyst');
 assert.equal(marked.payload.ChangeEventHeader.changeOrigin, 'com/salesforce/api/rest/62.0;client=pg_crm_sync_test');
+console.log("ok the mark of an API write");
 
 // --- resume from a stored id, on the channel of everything ----------------------------------------
 const second = await connect(token);
@@ -129,6 +131,16 @@ await second.subscribeFromReplayId('/data/ChangeEvents', replayed.callback.bind(
 const again = await replayed.next('replayed UPDATE', event(made.Id, 'UPDATE'));
 assert.equal(again.payload.Phone, '+44 1');
 assert.ok(!replayed.items.some(event(made.Id, 'CREATE')), 'events up to the stored id do not come again');
+console.log("ok resumption");
+
+// --- a quiet stream is kept alive ------------------------------------------------------------------
+await admin('settings', { keepalive_ms: 100 });
+const quietly = await connect(token);
+const idle = collector();
+await quietly.subscribe('/data/Subscription__ChangeEvent', idle.callback.bind(idle), 1);
+await idle.next('keepalive', (item) => item.type === 'grpcKeepAlive');
+quietly.close();
+console.log("ok keepalive");
 
 // --- an expired id and a bad token ----------------------------------------------------------------
 await admin('expire-replay-ids');
@@ -147,5 +159,5 @@ const denial = await denied.next('error', (item) => item.type === 'error');
 assert.equal(denial.code, 16, 'UNAUTHENTICATED');
 
 for (const open of [client, second, third, stranger]) open.close();
-console.log('pubsub client: ok');
+console.log('ok refusals');
 process.exit(0);

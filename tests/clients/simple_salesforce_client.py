@@ -56,6 +56,7 @@ assert len(fields["Email"]) == 57 and fields["Email"]["type"] == "email" and fie
 assert fields["LastName"]["nillable"] is False and fields["MailingCity"]["compoundFieldName"] == "MailingAddress"
 assert fields["pg_crm_sync_id__c"]["externalId"] and fields["pg_crm_sync_id__c"]["unique"]
 assert sf.Account.metadata()["objectDescribe"]["keyPrefix"] == "001"
+print("ok describe")
 
 # Queries and their pages.
 count = sf.query("SELECT COUNT() FROM Contact")["totalSize"]
@@ -77,6 +78,7 @@ quoted = "O'Neill \\ Söhne"
 made = sf.Account.create({"Name": quoted})
 escaped = quoted.replace("\\", "\\\\").replace("'", "\\'")
 assert sf.query(f"SELECT Id FROM Account WHERE Name = '{escaped}'")["records"][0]["Id"] == made["id"]
+print("ok queries")
 
 # Rows.
 sf.Account.update(made["id"], {"Phone": "+1 555 0100", "AnnualRevenue": 1234.4})
@@ -90,6 +92,7 @@ contact = everyone["records"][0]
 assert sf.Contact.upsert(f"Email/{contact['Email']}", {"Title": "Found by address"}) == 200
 sf.Contact.create({"LastName": "Twin", "Email": contact["Email"]})
 refused(SalesforceMoreThanOneRecord, lambda: sf.Contact.get_by_custom_id("Email", contact["Email"]))
+print("ok rows")
 
 # Errors.
 error = refused(SalesforceMalformedRequest, lambda: sf.Contact.create({"FirstName": "Nobody"}))
@@ -102,6 +105,7 @@ error = refused(SalesforceMalformedRequest, lambda: sf.Account.create({"Name": "
 assert error[0]["errorCode"] == "DUPLICATE_VALUE", error
 error = refused(SalesforceMalformedRequest, lambda: sf.query("SELECT Nope FROM Contact"))
 assert "No such column 'Nope'" in error[0]["message"], error
+print("ok errors")
 
 # Collections.
 people = [{"attributes": {"type": "Contact"}, "LastName": f"Batch {n}"} for n in range(3)]
@@ -112,6 +116,7 @@ assert "id" not in results[3] and results[3]["errors"][0]["statusCode"] == "REQU
 results = sf.restful("composite/sobjects", method="POST", json={"allOrNone": True, "records": people})
 assert results[0]["errors"][0]["statusCode"] == "ALL_OR_NONE_OPERATION_ROLLED_BACK", results
 assert sf.query("SELECT COUNT() FROM Contact WHERE LastName LIKE 'Batch%'")["totalSize"] == 3
+print("ok collections")
 
 # What changed, what is gone.
 sf.Account.delete(made["id"])
@@ -124,9 +129,10 @@ span = (now - datetime.timedelta(hours=1), now + datetime.timedelta(minutes=2))
 assert made["id"] in [entry["id"] for entry in sf.Account.deleted(*span)["deletedRecords"]]
 assert contact["Id"] in sf.Contact.updated(*span)["ids"]
 assert sf.limits()["DailyApiRequests"]["Remaining"] < sf.limits()["DailyApiRequests"]["Max"]
+print("ok replication and limits")
 
 # A session that ended.
 call("/_admin/salesforce/expire-tokens", body={})
 error = refused(SalesforceExpiredSession, lambda: sf.query("SELECT Id FROM User"))
 assert error[0]["errorCode"] == "INVALID_SESSION_ID", error
-print("simple-salesforce: ok")
+print("ok expired session")

@@ -6,8 +6,23 @@ use super::value::Value;
 use crate::people::{Company, Deal, FIRST_MS, Home, Kind, People, Person};
 use std::cell::OnceCell;
 
-/// Users of the org: 1 is the integration's, the others are people who own records.
-pub(crate) const USERS: u64 = 6;
+/// Users of the org: first name, last name, user name (and address), active. The first is the integration's; the next
+/// three own records in HubSpot too, by the same address.
+const PEOPLE: [(&str, &str, &str, bool); 6] = [
+    ("Sync", "User", "sync@example.com", true),
+    ("Olga", "Owner", "olga.owner@example.com", true),
+    ("Sam", "Seller", "sam.seller@example.com", true),
+    ("Gone", "Goodbye", "gone.goodbye@example.com", false),
+    ("Dana", "Director", "dana.director@example.org", true),
+    ("Sven", "Service", "sven.service@example.org", true),
+];
+
+/// How many users there are.
+pub(crate) const USERS: u64 = PEOPLE.len() as u64;
+
+fn user(n: u64) -> &'static (&'static str, &'static str, &'static str, bool) {
+    &PEOPLE[(n.max(1) - 1) as usize % PEOPLE.len()]
+}
 
 fn kind(obj: Obj) -> Option<Kind> {
     match obj {
@@ -135,24 +150,35 @@ impl<'a> Gen<'a> {
     }
 
     pub(crate) fn owner(&self) -> SfId {
-        SfId::new(Obj::User.prefix(), 2 + self.n % (USERS - 1))
+        SfId::new(Obj::User.prefix(), 2 + self.n % 2)
+    }
+
+    fn names(&self) -> (&'static str, &'static str) {
+        if self.obj == Obj::User {
+            return (user(self.n).0, user(self.n).1);
+        }
+        (self.person().first, self.person().last)
     }
 
     pub(crate) fn first(&self) -> Value {
-        Value::text(self.person().first)
+        Value::text(self.names().0)
     }
 
     pub(crate) fn last(&self) -> Value {
-        Value::text(self.person().last)
+        Value::text(self.names().1)
     }
 
     pub(crate) fn full_name(&self) -> Value {
-        let person = self.person();
+        let (first, last) = self.names();
         built(|out| {
-            out.extend_from_slice(person.first.as_bytes());
+            out.extend_from_slice(first.as_bytes());
             out.push(b' ');
-            out.extend_from_slice(person.last.as_bytes());
+            out.extend_from_slice(last.as_bytes());
         })
+    }
+
+    pub(crate) fn active(&self) -> Value {
+        Value::Bool(user(self.n).3)
     }
 
     pub(crate) fn salutation(&self) -> Value {
@@ -324,9 +350,5 @@ impl<'a> Gen<'a> {
 
 /// Address and user name of user `n`.
 pub(crate) fn user_email(n: u64) -> String {
-    if n == 1 {
-        "sync@example.com".to_owned()
-    } else {
-        format!("owner{}@example.com", n - 1)
-    }
+    user(n).2.to_owned()
 }

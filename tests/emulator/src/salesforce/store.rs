@@ -104,6 +104,8 @@ pub(crate) struct Table {
     next: u64,
     rows: BTreeMap<u64, Arc<Row>>,
     by_stamp: BTreeSet<(i64, u64)>,
+    /// The part of `by_stamp` that is in the recycle bin.
+    dead: BTreeSet<(i64, u64)>,
     /// Per indexed field and key, the written rows that have it.
     index: HashMap<(usize, String), BTreeSet<u64>>,
     indexed: Vec<usize>,
@@ -123,6 +125,7 @@ impl Table {
             next: base + 1,
             rows: BTreeMap::new(),
             by_stamp: BTreeSet::new(),
+            dead: BTreeSet::new(),
             index: HashMap::new(),
             indexed,
             live: base,
@@ -192,6 +195,9 @@ impl Table {
             Some(row) => {
                 if !row.purged {
                     self.by_stamp.insert((row.stamp(), number));
+                    if row.deleted() {
+                        self.dead.insert((row.stamp(), number));
+                    }
                     self.enter(number, &row);
                 }
                 self.rows
@@ -206,6 +212,12 @@ impl Table {
                 .is_none_or(|new| new.purged || new.stamp() != old.stamp())
             {
                 self.by_stamp.remove(&(old.stamp(), number));
+            }
+            let still_dead = new
+                .as_ref()
+                .is_some_and(|new| !new.purged && new.deleted() && new.stamp() == old.stamp());
+            if !still_dead {
+                self.dead.remove(&(old.stamp(), number));
             }
             self.leave(number, &old, new.as_deref().filter(|new| !new.purged));
         }
@@ -328,11 +340,10 @@ impl Table {
         }
         let (low, high) = self.base_range(from, to);
         let overlaid = self.rows.range(low..high).count() as u64;
-        let written = self
-            .by_stamp
-            .range(from..=to)
-            .filter(|(_, number)| with_deleted || self.is_live(*number))
-            .count() as u64;
+        let mut written = self.by_stamp.range(from..=to).count() as u64;
+        if !with_deleted {
+            written -= self.dead.range(from..=to).count() as u64;
+        }
         (high - low) - overlaid + written
     }
 

@@ -165,7 +165,7 @@ pub(super) fn user() -> Vec<Field> {
         text("Alias", 8, |gen_| Value::text(&format!("u{:05}", gen_.n))).with(flag::REQUIRED),
         text("CompanyName", 80, |_| Value::text("Emulator")),
         text("Title", 80, |gen_| gen_.title()),
-        flagged("IsActive", |_| Value::Bool(true)),
+        flagged("IsActive", |gen_| gen_.active()),
         pick(
             "TimeZoneSidKey",
             &["GMT", "Europe/Berlin", "America/New_York"],

@@ -105,11 +105,23 @@ fn counted(source: Source<'_>, plan: &Plan) -> u64 {
 
 /// A result that is exactly a range of an order the store keeps.
 fn walked(source: Source<'_>, query: &Query, plan: &Plan, size: usize) -> Page {
+    let skip = usize::try_from(query.offset).unwrap_or(usize::MAX);
+    let limit = query
+        .limit
+        .map(|limit| usize::try_from(limit).unwrap_or(usize::MAX));
+    if let Some(limit) = limit.filter(|limit| *limit <= size) {
+        // All of it is on this page: nothing else has to be counted.
+        let hits: Vec<Hit> = along(source, &plan.walk).skip(skip).take(limit).collect();
+        return Page {
+            total: hits.len() as u64,
+            hits,
+            rest: Rest::Done,
+        };
+    }
     let total = counted(source, plan)
         .saturating_sub(query.offset)
         .min(query.limit.unwrap_or(u64::MAX));
     let page = usize::try_from(total).unwrap_or(usize::MAX).min(size);
-    let skip = usize::try_from(query.offset).unwrap_or(usize::MAX);
     let hits: Vec<Hit> = along(source, &plan.walk).skip(skip).take(page).collect();
     let remaining = total - hits.len() as u64;
     let rest = match hits.last() {
