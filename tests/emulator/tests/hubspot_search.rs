@@ -191,3 +191,37 @@ async fn every_operator_selects_what_it_says() {
         "the query looks at the default properties"
     );
 }
+
+#[tokio::test]
+async fn short_pages_and_ids_as_text_do_not_lose_records_of_a_patient_client() {
+    let emulator = Emulator::start(&[
+        "--rate-limits",
+        "off",
+        "--search-short-pages",
+        "on",
+        "--search-id-order",
+        "text",
+    ]);
+    let mut seen = Vec::new();
+    let (mut after, mut short) = (json!("0"), 0);
+    loop {
+        let body = json!({"sorts": ["hs_object_id"], "limit": 10, "after": after});
+        let answer = emulator.post("/crm/v3/objects/contacts/search", body).await;
+        let page = ids(&answer.body);
+        let next = &answer.body["paging"]["next"]["after"];
+        short += u32::from(page.len() < 10 && !next.is_null());
+        seen.extend(page);
+        if next.is_null() {
+            break;
+        }
+        after = next.clone();
+    }
+    let mut expected: Vec<String> = (1..=50).map(|n| n.to_string()).collect();
+    expected.sort();
+    assert_eq!(seen, expected);
+    assert!(short > 0);
+    let beyond = json!({"filterGroups": [{"filters": [filter("hs_object_id", "GT", "49")]}],
+        "sorts": ["hs_object_id"]});
+    let (_, page) = emulator.search(beyond).await;
+    assert_eq!(page, ["5", "50", "6"], "half a page, by text");
+}

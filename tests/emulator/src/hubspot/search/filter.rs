@@ -164,6 +164,7 @@ fn one(
              NOT_IN, HAS_PROPERTY, NOT_HAS_PROPERTY, CONTAINS_TOKEN, NOT_CONTAINS_TOKEN]"
         )));
     };
+    let as_text = state.shared.options.search_id_text;
     let (target, kind) = if let Some(other) = name.strip_prefix("associations.") {
         let other = state.table(other)?;
         (Target::Associated(other.index), Type::Number)
@@ -175,6 +176,7 @@ fn one(
         };
         let property = catalog.get(id);
         let target = match name {
+            "hs_object_id" if as_text => return id_as_text(id, operator, name, filter),
             "hs_object_id" => Target::Id,
             _ if name == table.facts.modified => Target::Modified,
             _ => Target::Property(id),
@@ -196,6 +198,23 @@ fn one(
         values,
         numbers,
         kind,
+    })
+}
+
+/// A filter of ids that compares texts: no bounds of the index follow from it.
+fn id_as_text(
+    id: PropertyId,
+    operator: Operator,
+    name: &str,
+    filter: &Value,
+) -> Result<Filter, ApiError> {
+    let values = values(operator, Type::Text, name, filter)?;
+    Ok(Filter {
+        target: Target::Property(id),
+        operator,
+        numbers: vec![None; values.len()],
+        values,
+        kind: Type::Text,
     })
 }
 

@@ -23,9 +23,20 @@ const REACHABLE: u64 = 10_000;
 const LONGEST_BODY: usize = 3_000;
 
 enum Order {
-    Id { descending: bool },
-    Modified { descending: bool },
-    Property { id: PropertyId, descending: bool },
+    /// Ids as texts: 10 before 9.
+    IdText {
+        descending: bool,
+    },
+    Id {
+        descending: bool,
+    },
+    Modified {
+        descending: bool,
+    },
+    Property {
+        id: PropertyId,
+        descending: bool,
+    },
 }
 
 struct Question {
@@ -53,7 +64,11 @@ pub(crate) fn search(call: &Call<'_>) -> Outcome {
     // Unique values are looked up before the index is locked: writers hold the records first.
     let candidates = candidates(table, &catalog, &question);
     let index = table.search.open();
-    let (total, ids) = run(call.state, &index, &catalog, &question, candidates);
+    let (total, mut ids) = run(call.state, &index, &catalog, &question, candidates);
+    // By the total, so that the same question gets the same pages.
+    if call.state.shared.options.search_short_pages && ids.len() > 1 && total % 2 == 0 {
+        ids.truncate(ids.len().div_ceil(2));
+    }
     let mut out = Vec::with_capacity(64 + ids.len() * 800);
     out.extend_from_slice(b"{\"total\":");
     push_number(&mut out, total, 1);
@@ -124,7 +139,7 @@ fn read(
         .collect();
     Ok(Question {
         groups: filter::read(state, table, catalog, body)?,
-        order: order(table, catalog, body.get("sorts"))?,
+        order: order(state, table, catalog, body.get("sorts"))?,
         words,
         limit,
         after,
@@ -132,7 +147,12 @@ fn read(
 }
 
 /// One sort at most: `{"propertyName","direction"}`, `"x"` or `"-x"`.
-fn order(table: &Table, catalog: &Catalog, sorts: Option<&Value>) -> Result<Order, ApiError> {
+fn order(
+    state: &State,
+    table: &Table,
+    catalog: &Catalog,
+    sorts: Option<&Value>,
+) -> Result<Order, ApiError> {
     let sorts = sorts
         .and_then(Value::as_array)
         .map_or(&[][..], Vec::as_slice);
@@ -160,6 +180,7 @@ fn order(table: &Table, catalog: &Catalog, sorts: Option<&Value>) -> Result<Orde
         )));
     };
     Ok(match name {
+        "hs_object_id" if state.shared.options.search_id_text => Order::IdText { descending },
         "hs_object_id" => Order::Id { descending },
         _ if name == table.facts.modified => Order::Modified { descending },
         _ => Order::Property { id, descending },
@@ -222,7 +243,7 @@ fn run(
             let (low, high) = question.groups.bounds(Target::Id);
             index.by_id(low.max(0) as u64, high.max(0) as u64, descending)
         }
-        Order::Property { .. } => {
+        Order::Property { .. } | Order::IdText { .. } => {
             let mut found: Vec<u64> = index
                 .by_modified(low, high, false)
                 .map(|(_, id)| id)
@@ -309,6 +330,12 @@ fn sort(index: &Index, catalog: &Catalog, order: &Order, ids: &mut [u64]) {
         }
         Order::Modified { descending } => {
             ids.sort_by_key(|id| (index.view(*id).map_or(0, |v| v.modified_ms), *id));
+            if *descending {
+                ids.reverse();
+            }
+        }
+        Order::IdText { descending } => {
+            ids.sort_by_cached_key(u64::to_string);
             if *descending {
                 ids.reverse();
             }
