@@ -47,6 +47,8 @@ struct Inner {
     last: u64,
     /// Ids below are expired.
     floor: u64,
+    /// Id of the newest event that is no longer kept.
+    dropped: u64,
     rng: Rng,
 }
 
@@ -76,6 +78,7 @@ impl Bus {
             bytes: 0,
             last,
             floor: last,
+            dropped: 0,
             rng,
         };
         Self {
@@ -121,6 +124,7 @@ impl Bus {
             };
             inner.bytes -= gone.payload.len();
             inner.floor = gone.replay;
+            inner.dropped = gone.replay;
         }
         let last = inner.last;
         drop(inner);
@@ -145,6 +149,11 @@ impl Bus {
     /// The id before the oldest event kept.
     pub(crate) fn earliest(&self) -> u64 {
         self.lock().floor
+    }
+
+    /// Whether a reader that stands at `after` has missed an event for good.
+    pub(crate) fn missed(&self, after: u64) -> bool {
+        after < self.lock().dropped
     }
 
     /// A newer id without an event, as keepalive answers carry, if `seen` is still the latest.
@@ -200,6 +209,9 @@ impl Bus {
     /// Makes every id issued so far unusable, as after 72 hours.
     pub(crate) fn expire(&self) {
         let mut inner = self.lock();
+        if let Some(newest) = inner.events.back().map(|event| event.replay) {
+            inner.dropped = newest;
+        }
         inner.events.clear();
         inner.bytes = 0;
         inner.floor = inner.issue();

@@ -375,7 +375,7 @@ impl Subscription<'_> {
             return Ok(Progress::Nothing(None));
         }
         let org = &self.service.org;
-        if *after < org.bus.earliest() {
+        if org.bus.missed(*after) {
             let message =
                 "The Replay ID validation failed: events were dropped before they were fetched.";
             return Err(failure(

@@ -262,6 +262,17 @@ async fn unusable_ids_topics_and_sessions_have_their_codes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn expiry_of_ids_does_not_touch_a_reader_that_is_up_to_date() {
+    let service = service().await;
+    let mut stream = service.subscribe(preset::LATEST, b"", 5).await;
+    service.edit(1, "before");
+    assert_eq!(stream.next().await.unwrap().events.len(), 1);
+    service.org.bus.expire();
+    service.edit(2, "after");
+    assert_eq!(stream.next().await.unwrap().events.len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_stream_ends_when_its_session_does() {
     use crate::admin::Crm;
     let service = service().await;
