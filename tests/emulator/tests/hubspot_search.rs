@@ -89,6 +89,19 @@ async fn totals_and_pages_are_exact_among_a_million() {
         1_000_000 - 4,
         "what was written since is not old any more"
     );
+    let all = json!({"sorts": ["lastmodifieddate"], "limit": 1, "filterGroups": [{"filters": [
+        filter("lastmodifieddate", "GTE", "0")]}]});
+    assert_eq!(emulator.search(all).await.0, 999_999);
+    let range = json!({"sorts": ["hs_object_id"], "limit": 2, "filterGroups": [{"filters": [
+        filter("hs_object_id", "GT", 499_998), filter("hs_object_id", "LTE", "500010")]}]});
+    let (total, page) = emulator.search(range).await;
+    assert_eq!(
+        (total, page),
+        (11, vec!["499999".to_owned(), "500000".to_owned()])
+    );
+    let newer = json!({"sorts": ["-lastmodifieddate"], "limit": 2, "filterGroups": [{"filters": [
+        filter("lastmodifieddate", "GT", "2026-06-01")]}]});
+    assert_eq!(emulator.search(newer).await.0, 3);
     let by_email =
         emulator.get("/crm/v3/objects/contacts/777777").await.body["properties"]["email"].clone();
     let (total, page) = emulator

@@ -52,7 +52,11 @@ impl Record {
         let property = past.property;
         match self.values.binary_search_by_key(&property, |v| v.0) {
             Ok(at) => self.values[at].1.clone_from(&past.value),
-            Err(at) => self.values.insert(at, (property, past.value.clone())),
+            Err(at) => {
+                // A million written records are kept: no room to spare in any of them.
+                self.values.reserve_exact(1);
+                self.values.insert(at, (property, past.value.clone()));
+            }
         }
         let same = |p: &Past| p.property == property;
         if self.history.iter().filter(|p| same(p)).count() >= HISTORY
@@ -60,6 +64,7 @@ impl Record {
         {
             self.history.remove(at);
         }
+        self.history.reserve_exact(1);
         self.history.push(past);
     }
 

@@ -3,6 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    ops::Bound,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
@@ -166,7 +167,26 @@ impl Index {
         }
         let (from, to) = self.base_range(low, high);
         let base = (to - from) - (self.moved_up_to(to - 1) - self.moved_up_to(from - 1));
-        base + self.by_modified.range((low, 0)..=(high, u64::MAX)).count() as u64
+        base + self.count_written(low, high)
+    }
+
+    /// Written live records with stamps in `low..=high`. Walks those inside and those outside by
+    /// turns: polls ask for the newest, first pages for nearly all, and both end soon.
+    fn count_written(&self, low: i64, high: i64) -> u64 {
+        let mut inside = self.by_modified.range((low, 0)..=(high, u64::MAX));
+        let below = self.by_modified.range(..(low, 0));
+        let above = (Bound::Excluded((high, u64::MAX)), Bound::Unbounded);
+        let mut outside = below.chain(self.by_modified.range(above));
+        let mut steps = 0;
+        loop {
+            if inside.next().is_none() {
+                return steps;
+            }
+            if outside.next().is_none() {
+                return self.by_modified.len() as u64 - steps;
+            }
+            steps += 1;
+        }
     }
 
     /// How many live records have ids in `low..=high`.
