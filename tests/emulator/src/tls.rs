@@ -1,7 +1,7 @@
 //! TLS with a certificate authority made at start, and the accept loops of the ports that need more than `axum::serve`.
 
 use axum::Router;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -102,6 +102,7 @@ async fn http1<S: AsyncRead + AsyncWrite + Send + Unpin + 'static>(stream: S, ap
     let service = TowerToHyperService::new(app);
     // A broken connection is the client's business.
     let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }
@@ -147,7 +148,7 @@ where
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
     builder
-        .timer(hyper_util::rt::TokioTimer::new())
+        .timer(TokioTimer::new())
         .keep_alive_interval(Some(Duration::from_secs(60)));
     let _ = builder.serve_connection(TokioIo::new(stream), answer).await;
 }

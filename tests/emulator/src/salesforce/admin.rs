@@ -110,7 +110,13 @@ pub(super) fn text<'a>(map: &'a Map<String, Json>, key: &str) -> Result<&'a str,
 
 impl State {
     pub(super) fn named(&self, object: &str) -> Result<&Object, Refused> {
-        self.schema.find(object).ok_or_else(|| {
+        // Plurals too, so that one test can name the objects of both CRMs alike.
+        let plural = |known: &&Object| known.plural.eq_ignore_ascii_case(object);
+        let found = self
+            .schema
+            .find(object)
+            .or_else(|| self.schema.objects.iter().find(plural));
+        found.ok_or_else(|| {
             Refused::NotFound(format!("no object `{object}`; known are {}", known()))
         })
     }

@@ -317,3 +317,52 @@ fn identified(
     }
     Reply::json(200, &body)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A key made for this test, and its signature of `head.claims`.
+    const KEY: &str = "-----BEGIN PUBLIC KEY-----\n\
+        MIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8AMIIBCgKCAQEAt3KVXiwt/aMBirpKvPC+\n\
+        78PM/vbOIGEL7ayAltDrgid7UPxRvRIRmIKNIt11+BtUyEy1TfwxHp+Tre+g1/7y\n\
+        rhjQ/vUeasJygz2FvFiVahJ68Dn2+YMKoeng1n1Ge3yMeqv9MoVWehOohsT/XnMh\n\
+        dEtPoY+vxAE5F9ofzDUmW2YAHPhnukWffusK1mmvMyRM5zHyo22VVy+E/2RKSO4D\n\
+        qx9xIXKSCejKMjYbFJ23C0QakcmqObfUHRn770PK8wem2tiAosj/zhrNbaV3cU4J\n\
+        dLaVtAyXdr4XdKczRwB8EoVnObAi6s/xlkCT9M2VydJjsYB627ZTo2BLvax2f4S1\n\
+        0QIDAQAB\n\
+        -----END PUBLIC KEY-----\n";
+    const SIGNATURE: &str = "Yu6BlacfW11snspPkqgDa0KaNVYh3NFghvJu8U58slzSSjU8+8sqwVHW/VFKIB0lQg77DBKfnXfKGvqV5BBMWhbn\
+        hMeVUklNwtS6gCVEU0+qy+2Kb6uGtOiqP8W5xngmWzNdxbCZ9dMhX/z8bqseD4QtjLtkYlvc+LBeCbjmqdvrK4N6\
+        sxkHQehGM3pN/XKjkpzOJK1DlVTnRcA51g50I4B5dYi5B58V3enqIMHNZscndXscBYif3JgcE9uCqPqrG4wEHx8w\
+        zn8+angoJT8z1HP6OH2WiCyQXreX2chdsjr58LJKZ8dssNxHZBxa2ru56XwGNUBdufoKgDb689Cf6A==";
+
+    #[test]
+    fn a_signature_verifies_with_its_key_and_its_message_only() {
+        let path = std::env::temp_dir().join(format!("crm-emulator-{}.pem", std::process::id()));
+        let name = path.to_str().unwrap();
+        std::fs::write(&path, KEY).unwrap();
+        let key = PublicKey::read(name).unwrap_or_else(|error| panic!("{error}"));
+        std::fs::write(&path, KEY.replace("PUBLIC", "PRIVATE")).unwrap();
+        let wrong = PublicKey::read(name).err().unwrap();
+        std::fs::remove_file(&path).unwrap();
+        assert!(wrong.contains("BEGIN PUBLIC KEY"), "{wrong}");
+        let signature = STANDARD.decode(SIGNATURE).unwrap();
+        assert!(key.verifies(b"head.claims", &signature));
+        assert!(!key.verifies(b"head.claimz", &signature));
+        assert!(!key.verifies(b"head.claims", &signature[1..]));
+    }
+
+    #[test]
+    fn broken_der_is_refused_not_read_past_its_end() {
+        for bytes in [
+            &b""[..],
+            b"\x30",
+            b"\x30\x05\x00",
+            b"\x30\x84\xff\xff\xff\xff",
+            b"\x30\x8f",
+        ] {
+            assert!(inner_key(bytes).is_none(), "{bytes:?}");
+        }
+    }
+}

@@ -103,6 +103,14 @@ impl<'a> Tx<'a> {
         self.store.table_mut(obj).put(number, Some(row));
     }
 
+    fn checks(&self) -> validate::Org<'_> {
+        validate::Org {
+            schema: &self.org.schema,
+            store: &self.store,
+            people: &self.org.shared.people,
+        }
+    }
+
     fn mode(&self, create: bool) -> Mode {
         if self.writer.system {
             Mode::System
@@ -121,7 +129,7 @@ impl<'a> Tx<'a> {
     ) -> Result<SfId, Error> {
         let object = self.object(obj);
         self.org.row_fault(obj)?;
-        let values = validate::values(object, &self.store, fields, self.mode(true))?;
+        let values = validate::values(object, self.checks(), fields, self.mode(true))?;
         let mut row = defaults(object);
         let number = self.store.table(obj).last() + 1;
         let id = SfId::new(obj.prefix(), number);
@@ -176,7 +184,7 @@ impl<'a> Tx<'a> {
     ) -> Result<(), Error> {
         let (obj, hit) = self.alive(id)?;
         self.org.row_fault(obj)?;
-        let values = validate::values(self.object(obj), &self.store, fields, self.mode(false))?;
+        let values = validate::values(self.object(obj), self.checks(), fields, self.mode(false))?;
         self.apply(obj, &hit, values)
     }
 

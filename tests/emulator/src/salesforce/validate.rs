@@ -2,10 +2,11 @@
 
 use super::error::Error;
 use super::ids::{SfId, looks_like_id};
-use super::schema::{Field, Kind, Obj, Object, flag};
+use super::schema::{Field, Kind, Obj, Object, Schema, flag};
 use super::stamps;
 use super::store::Store;
 use super::value::Value;
+use crate::people::People;
 use serde_json::{Map, Value as Json};
 
 /// What a write may touch.
@@ -20,10 +21,18 @@ pub(crate) enum Mode {
 /// Values to write, by field position.
 pub(crate) type Values = Vec<(usize, Value)>;
 
+/// What a write is checked against.
+#[derive(Clone, Copy)]
+pub(crate) struct Org<'a> {
+    pub(crate) schema: &'a Schema,
+    pub(crate) store: &'a Store,
+    pub(crate) people: &'a People,
+}
+
 /// Reads the fields of a record. `attributes` is skipped; a nested object names a parent by its external id.
 pub(crate) fn values(
     object: &Object,
-    store: &Store,
+    org: Org<'_>,
     fields: &Map<String, Json>,
     mode: Mode,
 ) -> Result<Values, Error> {
@@ -33,7 +42,10 @@ pub(crate) fn values(
         if name == "attributes" {
             continue;
         }
-        let Some(index) = object.index(name) else {
+        let parent = json
+            .as_object()
+            .and_then(|key| Some((relation(object, name)?, key)));
+        let Some(index) = object.index(name).or(parent.map(|(index, _)| index)) else {
             let message = format!(
                 "No such column '{name}' on sobject of type {}",
                 object.obj.name()
@@ -50,8 +62,11 @@ pub(crate) fn values(
             refused.push(field.name);
             continue;
         }
-        let value = typed(field, json)?;
-        checked(object, store, field, &value)?;
+        let value = match parent {
+            Some((_, key)) => by_key(org, field, key)?,
+            None => typed(field, json)?,
+        };
+        checked(object, org.store, field, &value)?;
         out.retain(|(known, _)| *known != index);
         out.push((index, value));
     }
@@ -64,6 +79,60 @@ pub(crate) fn values(
         return Err(Error::bad("INVALID_FIELD_FOR_INSERT_UPDATE", message).on(&refused));
     }
     Ok(out)
+}
+
+/// The reference field whose relationship is called `name`.
+fn relation(object: &Object, name: &str) -> Option<usize> {
+    let is_it = |field: &Field| {
+        field
+            .relationship
+            .is_some_and(|known| known.eq_ignore_ascii_case(name))
+    };
+    object.fields.iter().position(is_it)
+}
+
+/// The parent that `{"Ext__c":"value"}` names; a field with several parent types needs `attributes` to choose one.
+fn by_key(org: Org<'_>, field: &Field, key: &Map<String, Json>) -> Result<Value, Error> {
+    let chosen = key
+        .get("attributes")
+        .and_then(|attributes| attributes["type"].as_str());
+    let obj = match chosen {
+        Some(name) => field
+            .refers
+            .iter()
+            .find(|obj| obj.name().eq_ignore_ascii_case(name)),
+        None => field.refers.first().filter(|_| field.refers.len() == 1),
+    };
+    let pair = key.iter().find(|(name, _)| *name != "attributes");
+    let (Some(obj), Some((name, value))) = (obj, pair) else {
+        let message = "Nested object for polymorphic foreign key must have an attributes field before any other fields.";
+        return Err(Error::json(message));
+    };
+    let parent = org.schema.object(*obj);
+    let missing = |what: String| Error::bad("INVALID_FIELD", what).on(&[field.name]);
+    let index = parent
+        .index(name)
+        .filter(|index| parent.fields[*index].is_key());
+    let index = index.ok_or_else(|| {
+        missing(format!(
+            "{name} is not an External ID or indexed field for {}",
+            obj.name()
+        ))
+    })?;
+    let value = typed(&parent.fields[index], value)?;
+    let mut found = org
+        .store
+        .table(*obj)
+        .lookup(parent, org.people, index, &value);
+    found.retain(|hit| !hit.deleted());
+    match found.as_slice() {
+        [hit] => Ok(Value::Id(SfId::new(obj.prefix(), hit.number()))),
+        _ => Err(missing(format!(
+            "Foreign key external ID: {} not found for field {name} in entity {}",
+            value.index_key().unwrap_or_default(),
+            obj.name()
+        ))),
+    }
 }
 
 fn parser_error(field: &Field, json: &Json) -> Error {

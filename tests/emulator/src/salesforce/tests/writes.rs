@@ -362,3 +362,46 @@ fn an_org_over_its_daily_calls_is_refused() {
         (403, "REQUEST_LIMIT_EXCEEDED")
     );
 }
+
+#[test]
+fn a_parent_can_be_named_by_its_external_id() {
+    let org = org(50);
+    let (_, parent) = send(
+        &org,
+        "PATCH",
+        "sobjects/Account/pg_crm_sync_id__c/acme",
+        json!({"Name": "Acme"}),
+    );
+    let (status, child) = send(
+        &org,
+        "POST",
+        "sobjects/Contact",
+        json!({"LastName": "x", "Account": {"pg_crm_sync_id__c": "ACME"}}),
+    );
+    assert_eq!(status, 201, "{child}");
+    let path = format!(
+        "sobjects/Contact/{}?fields=AccountId",
+        child["id"].as_str().unwrap()
+    );
+    assert_eq!(
+        send(&org, "GET", &path, Value::Null).1["AccountId"],
+        parent["id"]
+    );
+    for (key, part) in [
+        (json!({"pg_crm_sync_id__c": "nobody"}), "not found"),
+        (json!({"Phone": "1"}), "not an External ID"),
+        (json!({}), "attributes"),
+    ] {
+        let (status, error) = send(
+            &org,
+            "POST",
+            "sobjects/Contact",
+            json!({"LastName": "x", "Account": key}),
+        );
+        assert_eq!(status, 400);
+        assert!(
+            error[0]["message"].as_str().unwrap().contains(part),
+            "{error}"
+        );
+    }
+}
