@@ -8,9 +8,12 @@ use crate::pg::store::writes;
 use crate::pg::tx;
 use crate::worker::deliver;
 use crate::worker::doubt;
-use crate::worker::engine::{Job, Step};
+use crate::worker::engine::{Copied, Job, Step};
 use crate::worker::inbound;
 use crate::worker::session::Session;
+
+/// Rows of a first copy that are applied together.
+const COPY_ROWS: usize = 2_000;
 
 impl Session {
     pub(super) fn stream_up(&mut self, stream: u64) {
@@ -94,6 +97,7 @@ impl Session {
         match job {
             Job::Backfill { mirror } => self.backfilled(mirror, page, now),
             Job::Poll { mirror } => self.polled(mirror, page, now),
+            Job::Removed { mirror } => self.removed(mirror, page),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
             Job::Settle { mirror, writes } => {
                 let Some(m) = self.engine.world.mirrors.get(&mirror) else {
@@ -135,6 +139,7 @@ impl Session {
         let mirror = match &job {
             Job::Backfill { mirror }
             | Job::Poll { mirror }
+            | Job::Removed { mirror }
             | Job::Read { mirror, .. }
             | Job::Settle { mirror, .. }
             | Job::FindCreated { mirror, .. } => *mirror,
@@ -148,7 +153,7 @@ impl Session {
                 watch.backfilling = false;
                 watch.backfill_at = now + wait;
             }
-            Job::Poll { .. } => {
+            Job::Poll { .. } | Job::Removed { .. } => {
                 watch.polling = false;
                 watch.poll_at = watch.poll_at.max(now + wait);
             }
@@ -173,24 +178,51 @@ impl Session {
 
     pub(super) fn backfilled(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {
         let next = page.next.clone();
-        let rows = i64::try_from(page.records.len()).unwrap_or_default();
-        // The next page is fetched while this one is applied.
+        // The next page is on its way while this one is applied.
         if next.is_some() {
             self.engine.backfill_page(mirror, next.as_deref());
         }
-        let applied = inbound::page(&mut self.engine, mirror, "backfill", page, now, |_| {
-            streams::backfill_advance(mirror, next.clone(), rows)?;
-            Ok(())
-        });
+        let ids_only = page.ids_only;
+        let watch = self.engine.watch(mirror);
+        let last = next.is_none();
+        watch.copied.cursor = next;
+        watch.copied.since.get_or_insert(now);
+        watch.copied.page.records.extend(page.records);
+        watch.copied.page.ids_only |= ids_only;
+        if last {
+            watch.backfilling = false;
+        }
+        if last || ids_only || watch.copied.page.records.len() >= COPY_ROWS {
+            self.flush_copied(mirror, now)?;
+        }
+        Ok(())
+    }
+
+    /// Applies the pages of a first copy that were collected, with the cursor
+    /// behind them. A crash loses both: hence no wait for the disk.
+    pub(super) fn flush_copied(&mut self, mirror: i32, now: Millis) -> Step<()> {
+        let copied = std::mem::take(&mut self.engine.watch(mirror).copied);
+        let rows = i64::try_from(copied.page.records.len()).unwrap_or_default();
+        let cursor = copied.cursor;
+        let applied = inbound::page(
+            &mut self.engine,
+            mirror,
+            "backfill",
+            copied.page,
+            now,
+            |_| {
+                streams::relax_commit()?;
+                streams::backfill_advance(mirror, cursor.clone(), rows)?;
+                Ok(())
+            },
+        );
         if let Err(error) = applied {
             let watch = self.engine.watch(mirror);
             watch.backfilling = false;
+            watch.copied = Copied::default();
             watch.backfill_at = now + 5_000;
             tx::in_transaction(|| Ok(streams::backfill_error(mirror, &error.to_string())?))?;
             return Err(error);
-        }
-        if next.is_none() {
-            self.engine.watch(mirror).backfilling = false;
         }
         Ok(())
     }
@@ -224,6 +256,19 @@ impl Session {
         self.engine.watch(mirror).polling = false;
         if let (true, Some((modified_at, id))) = (more, last) {
             self.engine.poll_from(mirror, &Keyset { modified_at, id });
+        }
+        Ok(())
+    }
+
+    fn removed(&mut self, mirror: i32, page: Page) -> Step<()> {
+        let ids: Vec<String> = page.records.into_iter().map(|r| r.id).collect();
+        let world = &self.engine.world;
+        if let Some(m) = world.mirrors.get(&mirror) {
+            tx::in_transaction(|| inbound::gone(world, m, ids, Vec::new()))?;
+        }
+        self.engine.watch(mirror).polling = false;
+        if let Some(next) = page.next {
+            self.engine.removed_from(mirror, Some(&next));
         }
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use crm_core::catalog::ServerCheck;
 use crm_core::connectors::{Connector, ServerConfig};
 use crm_core::http::HttpRequest;
-use crm_core::model::Millis;
+use crm_core::model::{Millis, Page};
 use crm_core::secret::Secret;
 use crm_io::{Command, Event, IoThread, Replay};
 use std::cell::RefCell;
@@ -39,6 +39,8 @@ pub(crate) enum Job {
     Backfill { mirror: i32 },
     /// A page of changes.
     Poll { mirror: i32 },
+    /// A page of removed records.
+    Removed { mirror: i32 },
     /// Records that events named.
     Read { mirror: i32, ids: Vec<String> },
     /// Records whose writes are in doubt.
@@ -65,6 +67,8 @@ pub(crate) struct Stream {
 pub(crate) struct Watch {
     pub(crate) poll_at: Millis,
     pub(crate) polling: bool,
+    /// Polls since removed records were last asked for.
+    pub(crate) polls: u32,
     pub(crate) backfilling: bool,
     pub(crate) backfill_at: Millis,
     /// A change stream brings this mirror's changes; polling is a net below it.
@@ -76,6 +80,16 @@ pub(crate) struct Watch {
     pub(crate) reads: BTreeSet<String>,
     pub(crate) reading: bool,
     pub(crate) failures: u32,
+    pub(crate) copied: Copied,
+}
+
+/// Pages of a first copy that wait to be applied together.
+#[derive(Default)]
+pub(crate) struct Copied {
+    pub(crate) page: Page,
+    /// Where the copy goes on behind them; none at its end.
+    pub(crate) cursor: Option<String>,
+    pub(crate) since: Option<Millis>,
 }
 
 /// The I/O thread, shared with whatever must stop it before the process may end.

@@ -169,6 +169,8 @@ struct Work<'w> {
     by_row: HashMap<i64, usize>,
     events: Vec<EventRow>,
     deleted: Vec<i64>,
+    /// Rows whose values must be forgotten everywhere.
+    erased: Vec<i64>,
     restored: Vec<i64>,
     unlinked: Vec<i64>,
     now: Millis,
@@ -189,6 +191,7 @@ impl<'w> Work<'w> {
             by_row,
             events: Vec::new(),
             deleted: Vec::new(),
+            erased: Vec::new(),
             restored: Vec::new(),
             unlinked: Vec::new(),
             now,
@@ -241,8 +244,15 @@ impl<'w> Work<'w> {
                 if !item.change.fields.is_empty() {
                     self.decide(index, item);
                 }
-                let incomplete = !item.change.reread.is_empty()
-                    || (item.change.kind == ChangeKind::Create && item.change.fields.is_empty());
+                // What our own write changed besides (a computed name) is
+                // brought by the next poll: an echo costs no call.
+                let ours = item.change.mark.contains(&self.mark);
+                let incomplete = !ours
+                    && item
+                        .change
+                        .reread
+                        .iter()
+                        .any(|f| self.mirror.by_field.contains_key(f));
                 return incomplete.then_some("read");
             }
             ChangeKind::Reread | ChangeKind::Merge { .. } => return Some("read"),
@@ -250,7 +260,12 @@ impl<'w> Work<'w> {
                 self.restored.push(row_id);
                 return Some("read");
             }
-            ChangeKind::Delete | ChangeKind::PrivacyDelete => {
+            ChangeKind::PrivacyDelete => {
+                self.erased.push(row_id);
+                self.deleted.push(row_id);
+                self.note(index, item, "privacy_delete", Vec::new());
+            }
+            ChangeKind::Delete => {
                 self.deleted.push(row_id);
                 if self.cases[index].entity_id.is_some() {
                     self.unlinked.push(row_id);
@@ -346,6 +361,11 @@ impl<'w> Work<'w> {
     fn finish(self) -> Result<()> {
         flush::flush(self.world, self.cases, self.events)?;
         let server = &self.mirror.server;
+        if !self.erased.is_empty() {
+            let columns: Vec<_> = self.mirror.columns.iter().collect();
+            rows::erase(&self.mirror.table, &columns, self.erased.clone())?;
+            ledger::erase(self.mirror.id, self.erased)?;
+        }
         if !self.deleted.is_empty() {
             creates::after_remote_delete(self.world, self.mirror, &self.unlinked)?;
             rows::mark_deleted(&self.mirror.table, self.deleted, true, server)?;

@@ -19,6 +19,8 @@ use crate::worker::ingest::{self, Inbound};
 const PUSHES: usize = 4;
 /// Writes claimed at a time per mirror.
 const CLAIM: i64 = 400;
+/// One poll in so many asks for removed records instead.
+const REMOVED_EVERY: u32 = 10;
 /// How far a poll looks back before the last stamp it saw: rows that commit
 /// late, and a search index that lags.
 const LOOK_BACK_MS: Millis = 5_000;
@@ -183,10 +185,11 @@ impl Engine {
         }
         // A stream that works leaves little for polling to find.
         let interval = if watch.streaming {
-            interval.max(300_000)
+            interval.saturating_mul(5)
         } else {
             interval
         };
+        watch.polls += 1;
         watch.poll_at = now + interval;
         let Some(row) = tx::in_transaction(|| Ok(streams::stream(&name, "poll", &object)?))? else {
             return Ok(Millis::MAX);
@@ -195,7 +198,10 @@ impl Engine {
             modified_at: row.modified_at.unwrap_or(created) - LOOK_BACK_MS,
             id: String::new(),
         };
-        self.poll_from(id, &since);
+        // A poll shows no removals where the CRM lists them apart.
+        if !self.watch(id).polls.is_multiple_of(REMOVED_EVERY) || !self.removed_from(id, None) {
+            self.poll_from(id, &since);
+        }
         Ok(now + interval)
     }
 
@@ -211,6 +217,19 @@ impl Engine {
         });
         let sent = request.is_some_and(|r| self.fetch(id, r, Job::Poll { mirror: id }));
         self.watch(id).polling = sent;
+    }
+
+    /// Asks for a page of removed records; false where polls list them.
+    pub(crate) fn removed_from(&mut self, id: i32, cursor: Option<&str>) -> bool {
+        let request = self.world.mirrors.get(&id).and_then(|m| {
+            let server = self.server(&m.server)?;
+            server
+                .connector
+                .removed_request(&server.config, &m.object, cursor)
+        });
+        let sent = request.is_some_and(|r| self.fetch(id, r, Job::Removed { mirror: id }));
+        self.watch(id).polling |= sent;
+        sent
     }
 
     /// Reads records that events named, a batch at a time.

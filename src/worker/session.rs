@@ -10,6 +10,7 @@ use crm_io::{Event, IoThread, Level, ListenerSettings, Settings};
 use pgrx::prelude::*;
 
 use super::SessionContext;
+use crate::pg::capture::segment;
 use crate::pg::guc;
 use crate::pg::store::config;
 use crate::pg::store::streams;
@@ -98,6 +99,7 @@ pub(super) struct Session {
     stale: bool,
     usage: HashMap<(u32, Purpose), (i64, i64)>,
     usage_at: Millis,
+    maintain_at: Millis,
 }
 
 /// What waits in the database, read in one statement.
@@ -159,6 +161,7 @@ impl Session {
             stale: true,
             usage: HashMap::new(),
             usage_at: 0,
+            maintain_at: 0,
         })
     }
 
@@ -178,8 +181,22 @@ impl Session {
         let mut drained = 0;
         if pending.changes {
             drained = self.drain(now)?;
+            if drained == 0 || now >= self.maintain_at {
+                self.maintain_at = now + 1_000;
+                segment::maintain(context.slot)?;
+            }
         }
         context.service();
+        let late: Vec<i32> = self
+            .engine
+            .watches
+            .iter()
+            .filter(|(_, w)| w.copied.since.is_some_and(|s| now - s > 500))
+            .map(|(id, _)| *id)
+            .collect();
+        for mirror in late {
+            self.flush_copied(mirror, now)?;
+        }
         let next = self.engine.schedule(engine::now())?;
         if now >= self.usage_at && !self.usage.is_empty() {
             self.usage_at = now + 5_000;

@@ -311,3 +311,23 @@ pub(crate) fn note_merges(mirror: i32, merged: Vec<(String, String)>) -> Result<
     )?;
     Ok(())
 }
+
+/// Forgets the values that the ledger, the queue, the dead letters and the
+/// review hold of rows. What happened, and when, stays.
+pub(crate) fn erase(mirror: i32, row_ids: Vec<i64>) -> Result<()> {
+    for sql in [
+        "DELETE FROM crm.field_state WHERE entity IN \
+         (SELECT entity FROM crm.xref WHERE mirror = $1 AND row_id = ANY($2))",
+        "UPDATE crm.event SET old_values = NULL, new_values = NULL, decision = NULL, actor = NULL \
+         WHERE mirror = $1 AND row_id = ANY($2)",
+        "DELETE FROM crm.write WHERE mirror = $1 AND row_id = ANY($2)",
+        "DELETE FROM crm.review_item WHERE mirror = $1 AND row_id = ANY($2)",
+        "DELETE FROM crm.poison WHERE mirror = $1 AND record_id IN \
+         (SELECT record_id FROM crm.event WHERE mirror = $1 AND row_id = ANY($2))",
+        "DELETE FROM crm.deferred WHERE mirror = $1 AND record_id IN \
+         (SELECT record_id FROM crm.event WHERE mirror = $1 AND row_id = ANY($2))",
+    ] {
+        spi::write(sql, &[mirror.into(), row_ids.clone().into()])?;
+    }
+    Ok(())
+}

@@ -346,3 +346,16 @@ pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) 
     as_owner(table, || spi::write(&sql, &[row_id.into()]))?;
     Ok(())
 }
+
+/// Forgets the values of rows: the CRM erased the person.
+pub(crate) fn erase(table: &Table, columns: &[&ColumnRow], row_ids: Vec<i64>) -> Result<usize> {
+    let sets = columns.iter().fold(String::new(), |mut sets, column| {
+        let _ = write!(sets, "{} = NULL, ", column.quoted);
+        sets
+    });
+    let sql = format!(
+        "UPDATE {} m SET {sets}_sync_error = NULL WHERE m._id = ANY($1)",
+        table.name
+    );
+    as_owner(table, || spi::write(&sql, &[row_ids.into()]))
+}
