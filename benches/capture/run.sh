@@ -3,7 +3,7 @@
 #
 #   benches/capture/run.sh OUT.json [BINDIR]
 #
-# Starts a throw-away cluster with the servers's programs in BINDIR (default: those
+# Starts a throw-away cluster with the server's programs in BINDIR (default: those
 # of pg_config on the path), where the extension must be installed, in a release
 # build. The same statement runs on three equal tables in turn: without trigger,
 # with the native trigger, with a PL/pgSQL trigger that logs a jsonb difference.
@@ -72,7 +72,8 @@ for ((round = 1; round <= rounds; round++)); do
     case $((round % 3)) in 0) order="bare native plpgsql" ;; 1) order="native plpgsql bare" ;; *) order="plpgsql bare native" ;; esac
     for what in insert copy update noop; do
         for variant in $order; do
-            if [ "$variant" = plpgsql ] && [ "$what" != update ]; then continue; fi
+            # COPY fills the table that UPDATE then changes.
+            if [ "$variant" = plpgsql ] && [ "$what" != update ] && [ "$what" != copy ]; then continue; fi
             bulk "$round" "$what" "$variant"
         done
     done
