@@ -160,13 +160,31 @@ unsafe fn arguments(trigger: &pg_sys::Trigger) -> (i32, Vec<String>) {
     (id, (1..count).map(text).collect())
 }
 
+/// The descriptor's array of attributes, which the server reaches by a macro.
+#[cfg(not(feature = "pg18"))]
+unsafe fn attributes_of(descriptor: pg_sys::TupleDesc) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: a descriptor ends with its attributes.
+    unsafe { (*descriptor).attrs.as_ptr() }
+}
+
+/// The descriptor's array of attributes, which the server reaches by a macro.
+#[cfg(feature = "pg18")]
+unsafe fn attributes_of(descriptor: pg_sys::TupleDesc) -> *const pg_sys::FormData_pg_attribute {
+    // SAFETY: a descriptor ends with short forms of its attributes and, after as
+    // many of them as there are attributes, the attributes themselves.
+    unsafe {
+        (*descriptor)
+            .compact_attrs
+            .as_ptr()
+            .add((*descriptor).natts as usize)
+            .cast()
+    }
+}
+
 unsafe fn attribute(descriptor: pg_sys::TupleDesc, at: i32, read_only: &[String]) -> Attribute {
     // SAFETY: `at` is below the descriptor's number of attributes.
     unsafe {
-        #[cfg(not(feature = "pg18"))]
-        let form = &*(*descriptor).attrs.as_ptr().add(at as usize);
-        #[cfg(feature = "pg18")]
-        let form = &*pg_sys::TupleDescAttr(descriptor, at);
+        let form = &*attributes_of(descriptor).add(at as usize);
         let name = CStr::from_ptr((&raw const form.attname.data).cast()).to_string_lossy();
         let role = match name.as_ref() {
             _ if form.attisdropped => Role::Dropped,
