@@ -106,33 +106,33 @@ pub(crate) fn start(
         let lines = lines(store, &query, &page, org);
         (page, lines)
     });
+    let total = page.total;
+    let next = opened(org, call, &query, with_deleted, size, page);
+    Ok(rendered(org, call, &query, &lines, total, next.as_deref()))
+}
+
+/// Opens a cursor for what a first page left; the URL of the next page.
+fn opened(
+    org: &State,
+    call: &Call<'_>,
+    query: &Query,
+    with_deleted: bool,
+    size: usize,
+    page: Page,
+) -> Option<String> {
+    if matches!(page.rest, Rest::Done) {
+        return None;
+    }
     let sent = page.hits.len() as u64;
-    let next = match page.rest {
-        Rest::Done => None,
-        rest => {
-            let cursor = Cursor {
-                query: Arc::new(query.clone()),
-                with_deleted,
-                total: page.total,
-                size,
-                opened: org.now(),
-                places: BTreeMap::from([(sent, rest)]),
-            };
-            Some(format!(
-                "{}/query/{}-{sent}",
-                call.root(),
-                org.cursors.open(cursor)
-            ))
-        }
-    };
-    Ok(rendered(
-        org,
-        call,
-        &query,
-        &lines,
-        page.total,
-        next.as_deref(),
-    ))
+    let name = org.cursors.open(Cursor {
+        query: Arc::new(query.clone()),
+        with_deleted,
+        total: page.total,
+        size,
+        opened: org.now(),
+        places: BTreeMap::from([(sent, page.rest)]),
+    });
+    Some(format!("{}/query/{name}-{sent}", call.root()))
 }
 
 /// `GET /query/{cursor}-{offset}`

@@ -264,7 +264,7 @@ async fn unusable_ids_topics_and_sessions_have_their_codes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn expiry_of_ids_does_not_touch_a_reader_that_is_up_to_date() {
     let service = service().await;
-    let mut stream = service.subscribe(preset::LATEST, b"", 5).await;
+    let mut stream = service.subscribe(preset::EARLIEST, b"", 5).await;
     service.edit(1, "before");
     assert_eq!(stream.next().await.unwrap().events.len(), 1);
     service.org.bus.expire();

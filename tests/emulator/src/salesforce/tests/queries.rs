@@ -9,75 +9,78 @@ fn error_of(answer: &Value) -> &str {
     answer[0]["errorCode"].as_str().unwrap_or("none")
 }
 
+/// Query, error code, part of the message.
+const WRONG: [(&str, &str, &str); 16] = [
+    (
+        "SELECT Id, Nope FROM Contact",
+        "INVALID_FIELD",
+        "ERROR at Row:1:Column:12",
+    ),
+    (
+        "SELECT Id FROM Nope__c",
+        "INVALID_TYPE",
+        "sObject type 'Nope__c' is not supported",
+    ),
+    ("SELECT Id FROM Contact WHERE", "MALFORMED_QUERY", "<EOF>"),
+    (
+        "SELECT Id FROM Contact WHERE Name = 'x",
+        "MALFORMED_QUERY",
+        "closing '",
+    ),
+    (
+        "SELECT Id FROM Contact WHERE Name = 'x\\q'",
+        "MALFORMED_QUERY",
+        "escape",
+    ),
+    (
+        "SELECT Id FROM Contact WHERE Name = 5",
+        "INVALID_FIELD",
+        "must be of type string",
+    ),
+    (
+        "SELECT Id FROM Contact WHERE SystemModstamp > '2024-01-01T00:00:00Z'",
+        "INVALID_FIELD",
+        "should not be enclosed in quotes",
+    ),
+    (
+        "SELECT Id FROM Contact WHERE Id = 'nonsense'",
+        "INVALID_QUERY_FILTER_OPERATOR",
+        "invalid ID field",
+    ),
+    (
+        "SELECT Id FROM Contact WHERE AccountId LIKE '001%'",
+        "INVALID_QUERY_FILTER_OPERATOR",
+        "LIKE",
+    ),
+    (
+        "SELECT Id FROM Contact ORDER BY Description",
+        "INVALID_FIELD",
+        "can not be sorted",
+    ),
+    (
+        "SELECT Id, Id FROM Contact",
+        "INVALID_FIELD",
+        "duplicate field",
+    ),
+    ("SELECT Id FROM Contact LIMIT -1", "MALFORMED_QUERY", "-1"),
+    (
+        "SELECT Id FROM Contact OFFSET 2001",
+        "NUMBER_OUTSIDE_VALID_RANGE",
+        "2000",
+    ),
+    ("SELECT Id FROM Contact; DELETE", "MALFORMED_QUERY", "';'"),
+    (
+        "SELECT Who.Name FROM Contact",
+        "INVALID_FIELD",
+        "relationship 'Who'",
+    ),
+    ("", "MALFORMED_QUERY", ""),
+];
+
 #[test]
 fn a_wrong_query_names_what_is_wrong_and_where() {
     let org = org(10);
-    for (query, code, part) in [
-        (
-            "SELECT Id, Nope FROM Contact",
-            "INVALID_FIELD",
-            "ERROR at Row:1:Column:12",
-        ),
-        (
-            "SELECT Id FROM Nope__c",
-            "INVALID_TYPE",
-            "sObject type 'Nope__c' is not supported",
-        ),
-        ("SELECT Id FROM Contact WHERE", "MALFORMED_QUERY", "<EOF>"),
-        (
-            "SELECT Id FROM Contact WHERE Name = 'x",
-            "MALFORMED_QUERY",
-            "closing '",
-        ),
-        (
-            "SELECT Id FROM Contact WHERE Name = 'x\\q'",
-            "MALFORMED_QUERY",
-            "escape",
-        ),
-        (
-            "SELECT Id FROM Contact WHERE Name = 5",
-            "INVALID_FIELD",
-            "must be of type string",
-        ),
-        (
-            "SELECT Id FROM Contact WHERE SystemModstamp > '2024-01-01T00:00:00Z'",
-            "INVALID_FIELD",
-            "should not be enclosed in quotes",
-        ),
-        (
-            "SELECT Id FROM Contact WHERE Id = 'nonsense'",
-            "INVALID_QUERY_FILTER_OPERATOR",
-            "invalid ID field",
-        ),
-        (
-            "SELECT Id FROM Contact WHERE AccountId LIKE '001%'",
-            "INVALID_QUERY_FILTER_OPERATOR",
-            "LIKE",
-        ),
-        (
-            "SELECT Id FROM Contact ORDER BY Description",
-            "INVALID_FIELD",
-            "can not be sorted",
-        ),
-        (
-            "SELECT Id, Id FROM Contact",
-            "INVALID_FIELD",
-            "duplicate field",
-        ),
-        ("SELECT Id FROM Contact LIMIT -1", "MALFORMED_QUERY", "-1"),
-        (
-            "SELECT Id FROM Contact OFFSET 2001",
-            "NUMBER_OUTSIDE_VALID_RANGE",
-            "2000",
-        ),
-        ("SELECT Id FROM Contact; DELETE", "MALFORMED_QUERY", "';'"),
-        (
-            "SELECT Who.Name FROM Contact",
-            "INVALID_FIELD",
-            "relationship 'Who'",
-        ),
-        ("", "MALFORMED_QUERY", ""),
-    ] {
+    for (query, code, part) in WRONG {
         let answer = soql(&org, query);
         assert_eq!(error_of(&answer), code, "{query}: {answer}");
         assert!(
@@ -172,6 +175,37 @@ fn order_by_puts_nulls_first_unless_told_and_breaks_ties_by_id() {
     );
 }
 
+/// 150 random edits, creates and deletes over a minute of the CRM's time.
+fn scramble(org: &super::State, rng: &mut Rng) {
+    for round in 0..150 {
+        let id = super::super::ids::SfId::new(*b"003", 1 + rng.below(300)).to_string();
+        org.shared.clock.set_skew_ms(
+            crate::shared::Side::Salesforce,
+            i64::from(round) * 400 - 40_000_000_000,
+        );
+        match rng.below(10) {
+            0 => send(
+                org,
+                "DELETE",
+                &format!("sobjects/Contact/{id}"),
+                Value::Null,
+            ),
+            1 => send(
+                org,
+                "POST",
+                "sobjects/Contact",
+                json!({"LastName": format!("New {round}")}),
+            ),
+            _ => send(
+                org,
+                "PATCH",
+                &format!("sobjects/Contact/{id}"),
+                json!({"Title": format!("T{round}")}),
+            ),
+        };
+    }
+}
+
 /// Edits, creates and deletes at random; a keyset reader with any page size must see every live record exactly once, in
 /// order, and exactly what a plain scan sees.
 #[test]
@@ -183,33 +217,7 @@ fn keyset_pages_agree_with_a_full_scan_after_random_writes() {
     println!("SEED={seed}");
     let mut rng = Rng::new(seed);
     let org = org(300);
-    for round in 0..150 {
-        let id = super::super::ids::SfId::new(*b"003", 1 + rng.below(300)).to_string();
-        org.shared.clock.set_skew_ms(
-            crate::shared::Side::Salesforce,
-            i64::from(round) * 400 - 40_000_000_000,
-        );
-        match rng.below(10) {
-            0 => send(
-                &org,
-                "DELETE",
-                &format!("sobjects/Contact/{id}"),
-                Value::Null,
-            ),
-            1 => send(
-                &org,
-                "POST",
-                "sobjects/Contact",
-                json!({"LastName": format!("New {round}")}),
-            ),
-            _ => send(
-                &org,
-                "PATCH",
-                &format!("sobjects/Contact/{id}"),
-                json!({"Title": format!("T{round}")}),
-            ),
-        };
-    }
+    scramble(&org, &mut rng);
     // The condition on LastName keeps this query off every shortcut.
     let rows = |query: &str| -> Vec<(String, String)> {
         let answer = soql(&org, query);
@@ -260,16 +268,21 @@ fn keyset_pages_agree_with_a_full_scan_after_random_writes() {
         }
         assert_eq!(seen, truth, "pages of {limit}");
     }
+    agrees(&org, truth);
+}
+
+/// Every order the store keeps yields the same rows, forwards and backwards.
+fn agrees(org: &super::State, mut truth: Vec<(String, String)>) {
     let mut by_id: Vec<String> = truth.iter().map(|(_, id)| id.clone()).collect();
     by_id.sort();
-    assert_eq!(ids(&org, "SELECT Id FROM Contact ORDER BY Id"), by_id);
+    assert_eq!(ids(org, "SELECT Id FROM Contact ORDER BY Id"), by_id);
     by_id.reverse();
-    assert_eq!(ids(&org, "SELECT Id FROM Contact ORDER BY Id DESC"), by_id);
+    assert_eq!(ids(org, "SELECT Id FROM Contact ORDER BY Id DESC"), by_id);
     truth.reverse();
     let descending: Vec<String> = truth.into_iter().map(|(_, id)| id).collect();
     assert_eq!(
         ids(
-            &org,
+            org,
             "SELECT Id FROM Contact ORDER BY SystemModstamp DESC, Id DESC"
         ),
         descending
