@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 /// Cursors kept at once; the oldest goes when one more is opened.
-const MAX_CURSORS: usize = 1_000;
+const MAX_CURSORS: usize = 100;
 /// Remaining places kept per cursor, so that a page can be fetched again after its answer was lost.
 const KEPT_PLACES: usize = 3;
 /// Life of a cursor.
@@ -157,7 +157,7 @@ pub(crate) fn more(org: &State, call: &Call<'_>, name: &str, tx: Option<&mut Tx<
         )
     };
     let given = match &rest {
-        Rest::Listed(numbers) => numbers.len().min(size) as u64,
+        Rest::Listed(numbers, from) => (numbers.len() - from).min(size) as u64,
         Rest::Along { remaining, .. } => (*remaining).min(size as u64),
         Rest::Done => 0,
     };

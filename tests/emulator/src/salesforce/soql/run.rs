@@ -7,14 +7,15 @@ use crate::salesforce::schema::Object;
 use crate::salesforce::store::{Hit, Table, View};
 use crate::salesforce::value::Value;
 use std::cmp::Ordering;
+use std::sync::Arc;
 
 /// What remains of a result after some pages.
 #[derive(Clone, Debug)]
 pub(crate) enum Rest {
     /// Nothing.
     Done,
-    /// These records, by number.
-    Listed(Vec<u64>),
+    /// These records, by number, from this place in the list on. Shared: every page's place holds it.
+    Listed(Arc<Vec<u64>>, usize),
     /// So many more along the plan's walk, after the last record already given.
     Along { after: (i64, u64), remaining: u64 },
 }
@@ -66,7 +67,7 @@ pub(crate) fn first(source: Source<'_>, query: &Query, size: usize) -> Page {
     let rest = if later.is_empty() {
         Rest::Done
     } else {
-        Rest::Listed(later.iter().map(Hit::number).collect())
+        Rest::Listed(Arc::new(later.iter().map(Hit::number).collect()), 0)
     };
     Page {
         total,
@@ -142,18 +143,18 @@ pub(crate) fn next(source: Source<'_>, query: &Query, total: u64, rest: Rest, si
             hits: Vec::new(),
             rest: Rest::Done,
         },
-        Rest::Listed(mut numbers) => {
-            let later = numbers.split_off(size.min(numbers.len()));
+        Rest::Listed(numbers, from) => {
+            let to = from.saturating_add(size).min(numbers.len());
             // Rows deleted meanwhile are left out, as in Salesforce.
-            let hits = numbers
+            let hits = numbers[from..to]
                 .iter()
                 .filter_map(|number| source.table.get(*number))
                 .filter(|hit| source.shows(hit))
                 .collect();
-            let rest = if later.is_empty() {
+            let rest = if to == numbers.len() {
                 Rest::Done
             } else {
-                Rest::Listed(later)
+                Rest::Listed(numbers, to)
             };
             Page { total, hits, rest }
         }
@@ -209,7 +210,13 @@ fn resumed(
                 .take(most)
                 .map(|hit| hit.number())
                 .collect();
-            next(source, query, total, Rest::Listed(numbers), size)
+            next(
+                source,
+                query,
+                total,
+                Rest::Listed(Arc::new(numbers), 0),
+                size,
+            )
         }
         Walk::Keys { .. } => Page {
             total,
