@@ -2,7 +2,8 @@
 //!
 //! These run on every supported version of PostgreSQL, so they use nothing newer than the oldest.
 
-use crm_tests::{Cluster, Options, Stop};
+use crm_tests::{Cluster, EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Stop};
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn create_and_drop_extension_leave_nothing_behind() {
@@ -72,4 +73,79 @@ async fn every_object_of_the_schema_has_a_comment() {
         )
         .await;
     assert!(bare.is_empty(), "without COMMENT: {bare:?}");
+}
+
+/// The whole path once: webhook in, CDC in, SQL out, each to both other sides.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_change_of_each_side_reaches_the_other_two() {
+    let options = PairOptions {
+        emulator: EmulatorOptions::default().contacts(50),
+        ..PairOptions::default()
+    };
+    let pair = Pair::contacts(options).await;
+    let row = pair
+        .db
+        .query_one(
+            "SELECT h.id, s.id FROM hubspot.contacts h JOIN salesforce.contact s ON lower(s.email) = lower(h.email) \
+             ORDER BY h._id LIMIT 1",
+            &[],
+        )
+        .await
+        .expect("some person is known to both");
+    let (hubspot, salesforce): (String, String) = (row.get(0), row.get(1));
+    let in_hubspot = |field: &str| pair.emulator.field("hubspot", "contacts", &hubspot, field);
+    let in_salesforce = |field: &str| {
+        pair.emulator
+            .field("salesforce", "Contact", &salesforce, field)
+    };
+    let settled = async |what: &str, column: &str, field: (&str, &str), value: &str| {
+        pair.cluster
+            .wait_until(what, PATIENCE, async || {
+                let sql = format!(
+                    "SELECT (SELECT {column} FROM hubspot.contacts WHERE id = '{hubspot}') = '{value}'"
+                );
+                let mirrored: Option<bool> = pair.db.one(&sql).await;
+                let there = Some(value.to_owned());
+                (mirrored == Some(true) && in_hubspot(field.0) == there && in_salesforce(field.1) == there)
+                    .then_some(())
+            })
+            .await;
+    };
+
+    pair.emulator
+        .edit("hubspot", "contacts", &hubspot, json!({"jobtitle": "Poet"}));
+    settled(
+        "HubSpot's change is everywhere",
+        "jobtitle",
+        ("jobtitle", "Title"),
+        "Poet",
+    )
+    .await;
+
+    pair.emulator.edit(
+        "salesforce",
+        "Contact",
+        &salesforce,
+        json!({"MailingCity": "Bath"}),
+    );
+    settled(
+        "Salesforce's change is everywhere",
+        "city",
+        ("city", "MailingCity"),
+        "Bath",
+    )
+    .await;
+
+    pair.db
+        .exec(&format!(
+            "UPDATE hubspot.contacts SET phone = '+44 20 7946 0000' WHERE id = '{hubspot}'"
+        ))
+        .await;
+    settled(
+        "SQL's change is everywhere",
+        "phone",
+        ("phone", "Phone"),
+        "+44 20 7946 0000",
+    )
+    .await;
 }
