@@ -344,6 +344,15 @@ pub(crate) fn adopt(mirror: &Mirror, made: Vec<(i64, String)>) -> Result<()> {
     Ok(())
 }
 
+/// The states of all unsettled fields of entities.
+fn states_of(entities: Vec<i64>) -> Result<HashMap<(i64, String), FieldState>> {
+    let rows = ledger::field_states(entities)?;
+    let parsed = rows.into_iter().filter_map(|(entity, field, json)| {
+        Some(((entity, field), serde_json::from_str(&json).ok()?))
+    });
+    Ok(parsed.collect())
+}
+
 /// Tells the states of fields what became of the writes.
 pub(super) fn remember(
     world: &World,
@@ -362,12 +371,7 @@ pub(super) fn remember(
     if entities.is_empty() {
         return Ok(());
     }
-    let mut states: HashMap<(i64, String), FieldState> = HashMap::new();
-    for (entity, field, json) in ledger::field_states(entities)? {
-        if let Ok(state) = serde_json::from_str(&json) {
-            states.insert((entity, field), state);
-        }
-    }
+    let mut states = states_of(entities)?;
     let no_echo = Vec::new();
     let all = done
         .iter()

@@ -88,6 +88,18 @@ impl Pair {
             .await;
     }
 
+    /// Record ids, in HubSpot and in Salesforce, of a person that both know.
+    pub async fn known_to_both(&self) -> (String, String) {
+        let sql = "SELECT h.id, s.id FROM hubspot.contacts h JOIN salesforce.contact s ON lower(s.email) = lower(h.email) \
+                   ORDER BY h._id LIMIT 1";
+        let row = self
+            .db
+            .query_one(sql, &[])
+            .await
+            .expect("a person known to both");
+        (row.get(0), row.get(1))
+    }
+
     /// Waits until every mirror holds what its CRM had.
     pub async fn backfilled(&self) {
         self.db

@@ -83,16 +83,7 @@ async fn one_change_of_each_side_reaches_the_other_two() {
         ..PairOptions::default()
     };
     let pair = Pair::contacts(options).await;
-    let row = pair
-        .db
-        .query_one(
-            "SELECT h.id, s.id FROM hubspot.contacts h JOIN salesforce.contact s ON lower(s.email) = lower(h.email) \
-             ORDER BY h._id LIMIT 1",
-            &[],
-        )
-        .await
-        .expect("some person is known to both");
-    let (hubspot, salesforce): (String, String) = (row.get(0), row.get(1));
+    let (hubspot, salesforce) = pair.known_to_both().await;
     let in_hubspot = |field: &str| pair.emulator.field("hubspot", "contacts", &hubspot, field);
     let in_salesforce = |field: &str| {
         pair.emulator

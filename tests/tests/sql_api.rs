@@ -33,6 +33,26 @@ async fn refused(db: &Db, cases: &[(&str, &str, &str)]) {
     assert_eq!(db.one::<String>(state).await, before, "something changed");
 }
 
+/// Options, SQLSTATE, words of the error.
+#[rustfmt::skip]
+const WRONG_OPTIONS: [(&str, &str, &str); 15] = [
+    ("credential 'file:a'", "HV00D", "Did you mean credentials"),
+    ("credentials 'file:../etc/passwd'", "HV024", "impossible file"),
+    ("credentials 'file:a..b'", "HV024", "impossible file"),
+    ("credentials 'env:HOME'", "HV024", "PG_CRM_SYNC_"),
+    ("base_url 'htp://x'", "HV024", "https://host"),
+    ("base_url 'http://example.com'", "HV024", "loopback only"),
+    ("base_url 'http://127.0.0.1.evil.com'", "HV024", "loopback only"),
+    ("base_url 'https://u:p@example.com'", "HV024", "without user"),
+    ("login_url 'https://example.com:99999'", "HV024", "port 99999"),
+    ("pubsub_endpoint 'example.com'", "HV024", "host:port"),
+    ("pubsub_endpoint 'http://example.com:7443'", "HV024", "loopback only"),
+    ("api_version 'latest'", "HV024", "62.0"),
+    ("ca_file 'ca.pem'", "HV024", "absolute path"),
+    ("calls_per_window '0'", "HV024", "whole number"),
+    ("allowed_hosts 'a b'", "HV024", "commas"),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn create_server_names_what_is_wrong_with_an_option() {
     let (_cluster, db) = start().await;
@@ -41,45 +61,9 @@ async fn create_server_names_what_is_wrong_with_an_option() {
             "CREATE SERVER s TYPE 'hubspot' FOREIGN DATA WRAPPER pg_crm_sync OPTIONS ({options})"
         )
     };
-    let cases: Vec<(String, &str, &str)> = [
-        ("credential 'file:a'", "HV00D", "Did you mean credentials"),
-        (
-            "credentials 'file:../etc/passwd'",
-            "HV024",
-            "impossible file",
-        ),
-        ("credentials 'file:a..b'", "HV024", "impossible file"),
-        ("credentials 'env:HOME'", "HV024", "PG_CRM_SYNC_"),
-        ("base_url 'htp://x'", "HV024", "https://host"),
-        ("base_url 'http://example.com'", "HV024", "loopback only"),
-        (
-            "base_url 'http://127.0.0.1.evil.com'",
-            "HV024",
-            "loopback only",
-        ),
-        (
-            "base_url 'https://u:p@example.com'",
-            "HV024",
-            "without user",
-        ),
-        (
-            "login_url 'https://example.com:99999'",
-            "HV024",
-            "port 99999",
-        ),
-        ("pubsub_endpoint 'example.com'", "HV024", "host:port"),
-        (
-            "pubsub_endpoint 'http://example.com:7443'",
-            "HV024",
-            "loopback only",
-        ),
-        ("api_version 'latest'", "HV024", "62.0"),
-        ("ca_file 'ca.pem'", "HV024", "absolute path"),
-        ("calls_per_window '0'", "HV024", "whole number"),
-        ("allowed_hosts 'a b'", "HV024", "commas"),
-    ]
-    .map(|(options, code, words)| (server(options), code, words))
-    .to_vec();
+    let cases: Vec<(String, &str, &str)> = WRONG_OPTIONS
+        .map(|(options, code, words)| (server(options), code, words))
+        .to_vec();
     let cases: Vec<(&str, &str, &str)> =
         cases.iter().map(|(s, c, w)| (s.as_str(), *c, *w)).collect();
     refused(&db, &cases).await;
@@ -277,22 +261,7 @@ async fn import_refuses_what_cannot_be_meant() {
         .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn roles_see_and_do_what_their_name_says() {
-    let (cluster, db) = start().await;
-    mirrors(&db).await;
-    db.exec("CREATE ROLE boss LOGIN IN ROLE crm_admin; CREATE ROLE viewer LOGIN IN ROLE crm_reader; CREATE ROLE nobody LOGIN; CREATE ROLE ops LOGIN IN ROLE crm_operator;
-             GRANT CREATE ON DATABASE postgres TO boss; GRANT USAGE ON SCHEMA hubspot TO viewer; GRANT SELECT ON hubspot.contacts TO viewer; GRANT USAGE ON FOREIGN SERVER hubspot TO boss; SELECT crm.mirror_drop('hubspot.deals')")
-        .await;
-    let nobody = cluster.connect_as("nobody", "postgres").await;
-    assert_eq!(
-        nobody.error("SELECT * FROM crm.status").await.code().code(),
-        "42501"
-    );
-    nobody
-        .exec("CREATE TEMP TABLE t (a int); DROP TABLE t")
-        .await;
-
+async fn a_reader_sees_and_does_not_touch(cluster: &Cluster) {
     let viewer = cluster.connect_as("viewer", "postgres").await;
     for view in [
         "status",
@@ -324,7 +293,25 @@ async fn roles_see_and_do_what_their_name_says() {
             "{denied}"
         );
     }
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn roles_see_and_do_what_their_name_says() {
+    let (cluster, db) = start().await;
+    mirrors(&db).await;
+    db.exec("CREATE ROLE boss LOGIN IN ROLE crm_admin; CREATE ROLE viewer LOGIN IN ROLE crm_reader; CREATE ROLE nobody LOGIN; CREATE ROLE ops LOGIN IN ROLE crm_operator;
+             GRANT CREATE ON DATABASE postgres TO boss; GRANT USAGE ON SCHEMA hubspot TO viewer; GRANT SELECT ON hubspot.contacts TO viewer; GRANT USAGE ON FOREIGN SERVER hubspot TO boss; SELECT crm.mirror_drop('hubspot.deals')")
+        .await;
+    let nobody = cluster.connect_as("nobody", "postgres").await;
+    assert_eq!(
+        nobody.error("SELECT * FROM crm.status").await.code().code(),
+        "42501"
+    );
+    nobody
+        .exec("CREATE TEMP TABLE t (a int); DROP TABLE t")
+        .await;
+
+    a_reader_sees_and_does_not_touch(&cluster).await;
     let ops = cluster.connect_as("ops", "postgres").await;
     ops.exec("SELECT crm.pause('mirror', 'hubspot.contacts'), crm.resume('mirror', 'hubspot.contacts'), crm.dead_letter_retry()").await;
     assert_eq!(

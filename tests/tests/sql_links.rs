@@ -94,57 +94,33 @@ async fn a_link_starts_from_the_standard_maps_that_both_sides_can_hold() {
         .await;
 }
 
+/// Field, strategy, winner, SQLSTATE, words of the error.
+#[rustfmt::skip]
+const WRONG_POLICIES: [(&str, &str, &str, &str, &str); 7] = [
+    ("phon", "owner", "'salesforce'", "42703", "Did you mean phone"),
+    ("MailingCity", "owner", "'salesforce'", "42703", "called city"),
+    ("phone", "last_writer", "NULL", "22023", "Did you mean last_write_wins"),
+    ("phone", "owner", "NULL", "22023", "needs a winner"),
+    ("phone", "owner", "'salesforce,hubspot'", "22023", "one winner"),
+    ("phone", "owner", "'salesfroce'", "22023", "Did you mean salesforce"),
+    ("phone", "priority", "' , '", "22023", "needs a winner"),
+];
+
+/// The statement that adds a policy of link `contacts`.
+fn row(field: &str, strategy: &str, winner: &str) -> String {
+    format!(
+        "INSERT INTO crm.conflict_policy (link, field, strategy, winner) VALUES ('contacts', '{field}', '{strategy}', {winner})"
+    )
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_decides_nothing_is_refused_and_every_change_is_kept() {
     let (_cluster, db) = start().await;
     db.exec("SELECT crm.link('hubspot.contacts', 'salesforce.contact')")
         .await;
-    let row = |field: &str, strategy: &str, winner: &str| {
-        format!(
-            "INSERT INTO crm.conflict_policy (link, field, strategy, winner) VALUES ('contacts', '{field}', '{strategy}', {winner})"
-        )
-    };
-    let cases: Vec<(String, &str, &str)> = [
-        (
-            "phon",
-            "owner",
-            "'salesforce'",
-            "42703",
-            "Did you mean phone",
-        ),
-        (
-            "MailingCity",
-            "owner",
-            "'salesforce'",
-            "42703",
-            "called city",
-        ),
-        (
-            "phone",
-            "last_writer",
-            "NULL",
-            "22023",
-            "Did you mean last_write_wins",
-        ),
-        ("phone", "owner", "NULL", "22023", "needs a winner"),
-        (
-            "phone",
-            "owner",
-            "'salesforce,hubspot'",
-            "22023",
-            "one winner",
-        ),
-        (
-            "phone",
-            "owner",
-            "'salesfroce'",
-            "22023",
-            "Did you mean salesforce",
-        ),
-        ("phone", "priority", "' , '", "22023", "needs a winner"),
-    ]
-    .map(|(f, s, w, code, words)| (row(f, s, w), code, words))
-    .to_vec();
+    let cases: Vec<(String, &str, &str)> = WRONG_POLICIES
+        .map(|(f, s, w, code, words)| (row(f, s, w), code, words))
+        .to_vec();
     let mut cases: Vec<(&str, &str, &str)> =
         cases.iter().map(|(s, c, w)| (s.as_str(), *c, *w)).collect();
     cases.push((
@@ -170,8 +146,13 @@ async fn a_policy_that_decides_nothing_is_refused_and_every_change_is_kept() {
             ["∅", "salesforce", "postgres"]
         ]
     );
+}
 
-    // Two links of one group cannot name two owners of one field.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_links_of_a_group_cannot_name_two_owners_of_a_field() {
+    let (_cluster, db) = start().await;
+    db.exec("SELECT crm.link('hubspot.contacts', 'salesforce.contact')")
+        .await;
     db.exec("CREATE SERVER portal2 TYPE 'hubspot' FOREIGN DATA WRAPPER pg_crm_sync OPTIONS (credentials 'file:none.json');
              INSERT INTO crm.remote_object SELECT 'portal2', object, type_id, label, label_plural, custom, createable, updateable, deletable, streamable FROM crm.remote_object WHERE server = 'hubspot';
              INSERT INTO crm.remote_field SELECT (jsonb_populate_record(f, '{\"server\": \"portal2\"}')).* FROM crm.remote_field f WHERE server = 'hubspot';
