@@ -322,6 +322,8 @@ BEGIN
     FOREACH o IN ARRAY objects LOOP
         PERFORM crm._wanted_fields(server, (crm._object_checked(server, o)).object, crm._per_object(columns, o, objects, 'columns'));
     END LOOP;
+    -- Not before the wait: the worker writes these rows too.
+    PERFORM crm._server_state_ensure(server), crm._fence_open();
     IF to_regnamespace(quote_ident(into_schema)) IS NULL THEN
         EXECUTE format('CREATE SCHEMA %I', into_schema);
         EXECUTE format('COMMENT ON SCHEMA %I IS %L', into_schema, format('Mirrors of server %s.', server));
@@ -416,6 +418,7 @@ BEGIN
     token := coalesce(token, replace(gen_random_uuid()::text, '-', ''));
     PERFORM crm._fence_write(token);
     UPDATE crm.installation SET activation = token, activated_at = clock_timestamp();
+    INSERT INTO crm.config_change DEFAULT VALUES;
     PERFORM crm._wake();
     -- What happened in the CRMs since the copy was taken is unknown: nothing that was sent or about to be is trusted.
     IF before = 'inert' THEN
@@ -424,4 +427,4 @@ BEGIN
     END IF;
     RETURN 'active';
 END $$;
-COMMENT ON FUNCTION crm.activate() IS 'Lets this very cluster write to the CRMs, and no copy of it. Needed once, and again after a restore, a failover or a move; make sure that the original is gone, or both will write.';
+COMMENT ON FUNCTION crm.activate() IS 'Lets this very cluster write to the CRMs, and no copy of it. crm.import does it the first time; it is needed again after a restore, a failover or a move: make sure that the original is gone, or both will write.';

@@ -70,8 +70,8 @@ CREATE VIEW crm._status_parts AS
 -- How the installation as a whole stands.
 SELECT 1 AS rank, 'fence'::text AS kind, current_database()::text AS name, f.state, f.reason AS detail, NULL::bigint AS waiting, NULL::interval AS lag,
        NULL::text AS last_error, NULL::timestamptz AS last_error_at,
-       CASE f.state WHEN 'inert' THEN 'Nothing is sent. If this cluster is meant to write to the CRMs: SELECT crm.activate();'
-                    WHEN 'never' THEN 'Nothing is sent yet. crm.go_live activates this cluster.' END AS advice
+       CASE f.state WHEN 'inert' THEN 'Nothing is read or sent. If this cluster is meant to write to the CRMs: SELECT crm.activate();'
+                    WHEN 'never' THEN 'Nothing is imported yet. The first crm.import activates this cluster.' END AS advice
 FROM crm.fence_status() f
 UNION ALL
 SELECT 2, 'worker', current_database()::text, CASE WHEN a.alive THEN 'running' ELSE 'absent' END, NULL, (SELECT count(*) FROM crm.webhook_queue),

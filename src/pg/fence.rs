@@ -9,7 +9,7 @@
 //! One file serves all databases of a cluster, and clones that were pointed at
 //! the same file by a copied configuration each find only their own entry.
 
-use super::guc;
+use super::{guc, report};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use serde_json::{Map, Value, json};
@@ -233,11 +233,11 @@ fn fence() -> TableIterator<'static, (name!(state, String), name!(reason, Option
 #[pg_extern(name = "_fence_write", volatile, strict, parallel_unsafe)]
 fn fence_write(token: &str) {
     if let Err(problem) = write_entry(token) {
-        ereport!(
-            ERROR,
+        report::refuse(
             PgSqlErrorCode::ERRCODE_IO_ERROR,
             format!("this cluster cannot be activated: {problem}"),
-            "Set pg_crm_sync.activation_file to a file outside the data directory whose directory only the server's user can write, reload, and call crm.activate() again."
+            None,
+            "Set pg_crm_sync.activation_file to a file outside the data directory whose directory only the server's user can write, reload, and call crm.activate() again.",
         );
     }
 }

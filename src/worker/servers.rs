@@ -8,7 +8,6 @@ use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::RemoteError;
 use crm_io::{Command, ServerSpec};
 
-use crate::pg::fence::{self, Fence};
 use crate::pg::guc;
 use crate::pg::shmem::Request;
 use crate::pg::store::catalog::{self, ServerRow};
@@ -29,11 +28,6 @@ pub(crate) struct Refresh {
 pub(crate) struct NextRefresh {
     hashes: Vec<String>,
     ticket: i64,
-}
-
-/// Whether this cluster may write to CRMs.
-pub(crate) fn may_write() -> Step<bool> {
-    tx::in_transaction(|| Ok(fence::fence_state() == Fence::Active))
 }
 
 /// Reads servers and credentials again, and tells the I/O thread.

@@ -11,6 +11,7 @@ use pgrx::prelude::*;
 
 use super::SessionContext;
 use crate::pg::capture::segment;
+use crate::pg::fence::{self, Fence};
 use crate::pg::guc;
 use crate::pg::store::config;
 use crate::pg::store::streams;
@@ -97,6 +98,8 @@ pub(super) struct Session {
     pub(super) engine: Engine,
     /// The configuration must be read.
     stale: bool,
+    /// A copy of an activated cluster: only questions of users are answered.
+    inert: bool,
     usage: HashMap<(u32, Purpose), (i64, i64)>,
     usage_at: Millis,
     maintain_at: Millis,
@@ -147,7 +150,6 @@ impl Session {
                 &format!("SELECT set_config('lock_timeout', '{lock_timeout}', false)"),
                 &[],
             )?;
-            config::prepare()?;
             writes::in_flight_to_unknown()?;
             Ok(())
         })?;
@@ -159,6 +161,7 @@ impl Session {
         Ok(Self {
             engine: Engine::new(io),
             stale: true,
+            inert: false,
             usage: HashMap::new(),
             usage_at: 0,
             maintain_at: 0,
@@ -168,14 +171,25 @@ impl Session {
     /// One turn of the loop; when the next one is due at the latest.
     fn turn(&mut self, context: &mut SessionContext) -> Step<Millis> {
         let now = engine::now();
-        let Some(pending) = pending()? else {
-            return Ok(now + 1_000);
+        let requests = context.take_requests();
+        let pending = match pending()? {
+            Some(pending) => pending,
+            None if requests.is_empty() => return Ok(now + 1_000),
+            None => {
+                tx::in_transaction(|| Ok(config::found()?))?;
+                Pending::default()
+            }
         };
         if pending.config || self.stale {
             self.reload()?;
         }
-        for request in context.take_requests() {
+        for request in requests {
             servers::on_request(&mut self.engine, &request)?;
+        }
+        // A copy must not touch mirrors either: it may be half restored.
+        if self.inert {
+            let more = self.take_events(false, now)?;
+            return Ok(if more { now } else { now + 5_000 });
         }
         let more = self.take_events(pending.webhooks, now)?;
         let mut drained = 0;
@@ -211,7 +225,12 @@ impl Session {
             .map_err(|e| SqlError::new("XX000", format!("configuration cannot be read: {e}")))?;
         spi::forget_plans();
         self.engine.world = World::new(rows);
-        self.engine.active = servers::may_write()?;
+        let fence = tx::in_transaction(|| Ok(fence::fence_state()))?;
+        self.engine.active = fence == Fence::Active;
+        self.inert = matches!(fence, Fence::Inert(_));
+        if !self.inert {
+            tx::in_transaction(|| Ok(config::prepare()?))?;
+        }
         servers::load(&mut self.engine)?;
         let wanted: Vec<(String, String)> = self
             .engine

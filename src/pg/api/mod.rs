@@ -1,7 +1,7 @@
 //! Functions of the schema `crm` that SQL cannot express. Each is private: a
 //! public one in SQL wraps it and checks who may.
 
-use crate::pg::{capture, origin};
+use crate::pg::{capture, origin, report};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
@@ -30,11 +30,11 @@ fn as_engine(relation: pg_sys::Oid, statement: &str, data: pgrx::JsonB) -> i64 {
         }
     });
     let Ok(Some(owner)) = owner else {
-        ereport!(
-            ERROR,
+        report::refuse(
             PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
-            "the table of the mirror is missing",
-            "SELECT crm.mirror_drop(…) forgets a mirror whose table is gone."
+            "the table of the mirror is missing".to_owned(),
+            None,
+            "SELECT crm.mirror_drop(…) forgets a mirror whose table is gone.",
         );
     };
     let touched = origin::as_engine(relation.to_u32(), owner.to_u32(), || {

@@ -90,12 +90,18 @@ pub(crate) struct PolicyRow {
     pub(crate) skew_ms: i64,
 }
 
-/// Makes the installation's row and the first partitions if they are missing.
-pub(crate) fn prepare() -> Result<()> {
+/// Makes the installation's row if it is missing. Only when a user asked for
+/// something: a database that is being restored brings its own.
+pub(crate) fn found() -> Result<()> {
     spi::write(
         "INSERT INTO crm.installation DEFAULT VALUES ON CONFLICT DO NOTHING",
         &[],
     )?;
+    Ok(())
+}
+
+/// Makes the partitions of the ledger that are needed next.
+pub(crate) fn prepare() -> Result<()> {
     spi::write("SELECT crm._event_partition_ensure()", &[])?;
     Ok(())
 }
