@@ -15,7 +15,7 @@ async fn refused(db: &Db, cases: &[(&str, &str, &str)]) {
     let state = "SELECT md5(string_agg(t::text, '|' ORDER BY t::text)) FROM (
         SELECT row(m.*)::text AS t FROM crm.mirror m UNION ALL SELECT row(c.*)::text FROM crm.mirror_column c UNION ALL SELECT row(l.*)::text FROM crm.link l
         UNION ALL SELECT row(f.*)::text FROM crm.field_map f UNION ALL SELECT row(p.*)::text FROM crm.conflict_policy p
-        UNION ALL SELECT nspname FROM pg_namespace UNION ALL SELECT relname FROM pg_class WHERE relkind = 'r' AND relpersistence = 'p'
+        UNION ALL SELECT nspname FROM pg_namespace UNION ALL SELECT relname FROM pg_class WHERE relkind = 'r' AND relpersistence = 'p' AND relnamespace <> 'crm'::regnamespace
         UNION ALL SELECT srvname FROM pg_foreign_server) x";
     let before: String = db.one(state).await;
     for (sql, code, words) in cases {

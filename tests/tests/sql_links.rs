@@ -8,6 +8,12 @@ async fn start() -> (Cluster, Db) {
     let db = cluster.connect("postgres").await;
     db.exec("CREATE EXTENSION pg_crm_sync").await;
     mirrors(&db).await;
+    db.wait_true(
+        "the ledger has a partition",
+        PATIENCE,
+        "SELECT to_regclass('crm.event_0') IS NOT NULL",
+    )
+    .await;
     (cluster, db)
 }
 
@@ -246,8 +252,7 @@ const HELD: &str = "
 #[tokio::test(flavor = "multi_thread")]
 async fn reject_puts_old_values_back_where_nothing_changed_since() {
     let (_cluster, db) = start().await;
-    db.exec("SELECT crm.pause('server', 'hubspot'); SELECT crm._event_partition_ensure()")
-        .await;
+    db.exec("SELECT crm.pause('server', 'hubspot')").await;
     uncaptured(&db, HELD).await;
     assert_eq!(
         db.table("SELECT tx, writes, deletes FROM crm.held").await,
@@ -283,7 +288,8 @@ async fn reject_puts_old_values_back_where_nothing_changed_since() {
 #[tokio::test(flavor = "multi_thread")]
 async fn approve_releases_and_dead_letters_are_tried_again_or_given_up() {
     let (_cluster, db) = start().await;
-    db.exec("SELECT crm.pause('server', 'hubspot'); SELECT crm._event_partition_ensure(); UPDATE crm.mirror SET mode = 'live'").await;
+    db.exec("SELECT crm.pause('server', 'hubspot'); UPDATE crm.mirror SET mode = 'live'")
+        .await;
     uncaptured(&db, HELD).await;
     db.exec("SELECT crm.approve(77)").await;
     assert_eq!(
