@@ -145,6 +145,8 @@ BEGIN
                    CASE WHEN f.to_right = 'date_of' THEN format('(%s AT TIME ZONE ''UTC'')::date', l) ELSE l END,
                    CASE WHEN f.to_left = 'date_of' THEN format('(%s AT TIME ZONE ''UTC'')::date', r) ELSE r END)
         WHEN f.value_map IS NOT NULL THEN format('coalesce(%L::jsonb ->> %s::text, %s::text) IS NOT DISTINCT FROM %s::text', f.value_map, l, l, r)
+        WHEN (SELECT c.field_type FROM crm.mirror_column c WHERE c.mirror = k.left_mirror AND c.field = f.left_field) NOT IN ('text', 'reference')
+        THEN format('%s IS NOT DISTINCT FROM %s', l, r)
         ELSE format('nullif(%s::text, '''') IS NOT DISTINCT FROM nullif(%s::text, '''')', l, r) END;
 END $$;
 COMMENT ON FUNCTION crm._map_equal(crm.link, crm.field_map) IS 'SQL text: do both sides of a field map hold the same value?';
