@@ -7,6 +7,7 @@
 pub(crate) mod api;
 pub(crate) mod capture;
 pub(crate) mod catalog;
+pub(crate) mod copy;
 pub(crate) mod fence;
 pub(crate) mod guc;
 pub(crate) mod origin;

@@ -41,8 +41,13 @@ pub(crate) fn apply(
     };
     let ids: Vec<String> = records.iter().map(|r| r.id.clone()).collect();
     let present: HashSet<String> = rows::present(&mirror.table, ids)?.into_iter().collect();
-    let (known, fresh): (Vec<Record>, Vec<Record>) =
+    let (known, mut fresh): (Vec<Record>, Vec<Record>) =
         records.into_iter().partition(|r| present.contains(&r.id));
+    // Pages that overlap show a record twice; the later one is the newer.
+    let mut met = HashSet::new();
+    fresh.reverse();
+    fresh.retain(|r| met.insert(r.id.clone()));
+    fresh.reverse();
     insert_fresh(world, mirror, source, fresh, &mut applied, now)?;
     if !known.is_empty() {
         compare_known(world, mirror, source, known, &mut applied, now)?;
@@ -77,6 +82,10 @@ fn insert_fresh(
         })
         .collect();
     let columns: Vec<_> = mirror.columns.iter().collect();
+    if source == "backfill" && mirror.table.filter.is_none() {
+        applied.inserted = rows::load(&mirror.table, &columns, &inserts)?;
+        return Ok(());
+    }
     let made = rows::insert(&mirror.table, &columns, inserts)?;
     applied.inserted = made.len();
     if source == "backfill" {

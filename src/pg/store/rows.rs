@@ -5,8 +5,12 @@
 
 use std::fmt::Write as _;
 
+use crm_core::model::FieldType;
+use crm_core::value;
+
 use super::config::ColumnRow;
 use super::spi::{self, Arg, Result};
+use crate::pg::copy::{self, CopyText};
 use crate::pg::origin;
 
 /// A mirror's table, as far as statements need it.
@@ -358,4 +362,31 @@ pub(crate) fn erase(table: &Table, columns: &[&ColumnRow], row_ids: Vec<i64>) ->
         table.name
     );
     as_owner(table, || spi::write(&sql, &[row_ids.into()]))
+}
+
+/// Loads rows of a first copy that are known to be new, by COPY. The mirror has
+/// no row filter.
+pub(crate) fn load(table: &Table, columns: &[&ColumnRow], rows: &[RowInsert]) -> Result<usize> {
+    let mut text = CopyText::default();
+    for row in rows {
+        text.row();
+        text.value(row.record_id.as_deref());
+        text.value(Some(&row.source));
+        let stamp = Some(row.modified_at)
+            .filter(|at| *at > 0)
+            .and_then(value::format_instant);
+        text.value(stamp.as_deref());
+        for (column, value) in columns.iter().zip(&row.values) {
+            match (value, column.column_type.as_str()) {
+                (Some(value), "text[]") => {
+                    text.value(Some(&value::to_postgres(FieldType::MultiChoice, value)));
+                }
+                (value, _) => text.value(value.as_deref()),
+            }
+        }
+    }
+    let mut names = vec!["id", "_sync_source", "_remote_modified_at"];
+    names.extend(columns.iter().map(|c| c.name.as_str()));
+    let loaded = as_owner(table, || Ok(copy::load(table.relid, &names, text)))?;
+    Ok(usize::try_from(loaded).unwrap_or_default())
 }
