@@ -149,6 +149,8 @@ pub(crate) struct Engine {
     /// Something may wait in `crm.deferred`.
     pub(crate) may_undefer: bool,
     pub(crate) undefer_at: Millis,
+    /// When to look for first copies that stand still.
+    pub(crate) backfills_at: Millis,
     pub(crate) housekeeping_at: Millis,
     pub(crate) unknown_at: Millis,
     /// Whether this cluster may write to CRMs.
@@ -173,6 +175,7 @@ impl Engine {
             may_send: true,
             may_undefer: true,
             undefer_at: 0,
+            backfills_at: 0,
             housekeeping_at: 0,
             unknown_at: 0,
             active: false,

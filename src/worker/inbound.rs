@@ -359,7 +359,8 @@ pub(crate) fn page(
         advance(&applied)?;
         Ok(applied)
     })?;
-    engine.may_send = true;
+    // A first copy causes no writes.
+    engine.may_send |= source != "backfill";
     if !applied.locked.is_empty() {
         engine
             .watch(mirror)

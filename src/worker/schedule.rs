@@ -62,6 +62,10 @@ impl Engine {
     }
 
     fn resume_backfills(&mut self, now: Millis) -> Step<()> {
+        if now < self.backfills_at {
+            return Ok(());
+        }
+        self.backfills_at = now + 1_000;
         let idle = self
             .world
             .mirrors

@@ -50,6 +50,7 @@ pub(crate) fn run(context: &mut SessionContext) {
         if wake.reloaded {
             session.stale = true;
         }
+        session.look |= wake.latch || wake.timeout;
         next = match session.turn(context) {
             Ok(next) => next,
             Err(error) => {
@@ -103,6 +104,9 @@ pub(super) struct Session {
     usage: HashMap<(u32, Purpose), (i64, i64)>,
     usage_at: Millis,
     maintain_at: Millis,
+    /// Somebody committed something for us.
+    look: bool,
+    look_at: Millis,
 }
 
 /// What waits in the database, read in one statement.
@@ -165,6 +169,8 @@ impl Session {
             usage: HashMap::new(),
             usage_at: 0,
             maintain_at: 0,
+            look: true,
+            look_at: 0,
         })
     }
 
@@ -172,14 +178,21 @@ impl Session {
     fn turn(&mut self, context: &mut SessionContext) -> Step<Millis> {
         let now = engine::now();
         let requests = context.take_requests();
-        let pending = match pending()? {
-            Some(pending) => pending,
-            None if requests.is_empty() => return Ok(now + 1_000),
-            None => {
-                tx::in_transaction(|| Ok(config::found()?))?;
-                Pending::default()
+        // Answers of the network alone need no look at the tables.
+        let mut waiting = Pending::default();
+        if self.look || self.stale || !requests.is_empty() || now >= self.look_at {
+            self.look_at = now + 100;
+            self.look = false;
+            match pending()? {
+                Some(pending) => waiting = pending,
+                None if requests.is_empty() => {
+                    self.look = true;
+                    return Ok(now + 1_000);
+                }
+                None => tx::in_transaction(|| Ok(config::found()?))?,
             }
-        };
+        }
+        let pending = waiting;
         if pending.config || self.stale {
             self.reload()?;
         }
@@ -216,6 +229,7 @@ impl Session {
             self.usage_at = now + 5_000;
             self.flush_usage()?;
         }
+        self.look |= drained > 0;
         Ok(if more || drained > 0 { now } else { next })
     }
 
@@ -246,6 +260,7 @@ impl Session {
         self.engine.may_send = true;
         self.engine.may_undefer = true;
         self.stale = false;
+        self.engine.backfills_at = 0;
         Ok(())
     }
 
