@@ -35,6 +35,13 @@ impl SqlError {
         }
     }
 
+    /// Whether the same work may succeed later: a lock, a deadlock, a cancel, a
+    /// lack of resources. Anything else is a fault of the data.
+    pub(crate) fn is_transient(&self) -> bool {
+        let class = self.sqlstate.get(..2).unwrap_or_default();
+        matches!(class, "40" | "53" | "55" | "57" | "58")
+    }
+
     fn from_caught(caught: CaughtError) -> Self {
         let (CaughtError::PostgresError(report)
         | CaughtError::ErrorReport(report)

@@ -220,6 +220,7 @@ impl Session {
             let watch = self.engine.watch(mirror);
             watch.backfilling = false;
             watch.copied = Copied::default();
+            watch.careful |= !error.is_transient();
             watch.backfill_at = now + 5_000;
             tx::in_transaction(|| Ok(streams::backfill_error(mirror, &error.to_string())?))?;
             return Err(error);
@@ -232,6 +233,8 @@ impl Session {
             return Ok(());
         };
         let (server, object) = (m.server.clone(), m.object.clone());
+        // Whatever becomes of this page, the next poll starts from what is stored.
+        self.engine.watch(mirror).polling = false;
         // In the CRM's order, which is not that of ids as text.
         let last = page
             .records
@@ -253,7 +256,6 @@ impl Session {
             streams::server_error(&server, None)?;
             Ok(())
         })?;
-        self.engine.watch(mirror).polling = false;
         if let (true, Some((modified_at, id))) = (more, last) {
             self.engine.poll_from(mirror, &Keyset { modified_at, id });
         }
@@ -261,12 +263,12 @@ impl Session {
     }
 
     fn removed(&mut self, mirror: i32, page: Page) -> Step<()> {
+        self.engine.watch(mirror).polling = false;
         let ids: Vec<String> = page.records.into_iter().map(|r| r.id).collect();
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
             tx::in_transaction(|| inbound::gone(world, m, ids, Vec::new()))?;
         }
-        self.engine.watch(mirror).polling = false;
         if let Some(next) = page.next {
             self.engine.removed_from(mirror, Some(&next));
         }
@@ -284,7 +286,9 @@ impl Session {
         let missing = connectors::missing(&ids, &page);
         let missing: Vec<String> = missing.into_iter().map(str::to_owned).collect();
         let merged = page.merged.clone();
-        inbound::page(&mut self.engine, mirror, "read", page, now, |applied| {
+        self.engine.watch(mirror).reading = false;
+        let asked = ids.clone();
+        let applied = inbound::page(&mut self.engine, mirror, "read", page, now, |applied| {
             let done: Vec<String> = ids
                 .iter()
                 .filter(|i| !applied.locked.contains(i))
@@ -292,13 +296,15 @@ impl Session {
                 .collect();
             streams::undefer_records(mirror, done)?;
             Ok(())
-        })?;
+        });
+        if let Err(error) = applied {
+            self.engine.watch(mirror).reads.extend(asked);
+            return Err(error);
+        }
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
             tx::in_transaction(|| inbound::gone(world, m, missing, merged))?;
         }
-        let watch = self.engine.watch(mirror);
-        watch.reading = false;
         self.engine.may_undefer = true;
         self.engine.read(mirror);
         Ok(())
@@ -310,9 +316,33 @@ impl Session {
         results: Vec<crm_core::model::WriteResult>,
         now: Millis,
     ) -> Step<()> {
-        let id = batch.mirror;
-        let watch = self.engine.watch(id);
+        let watch = self.engine.watch(batch.mirror);
         watch.pushes = watch.pushes.saturating_sub(1);
+        let kept = (batch.clone(), results.clone());
+        let recorded = self.record(batch, results, now);
+        if recorded.is_err() {
+            // The CRM's answer cannot be had twice: it waits here.
+            self.unrecorded.push_back(kept);
+        }
+        recorded
+    }
+
+    /// Records results that could not be recorded before.
+    pub(super) fn record_again(&mut self, now: Millis) -> Step<()> {
+        while let Some((batch, results)) = self.unrecorded.front().cloned() {
+            self.record(batch, results, now)?;
+            self.unrecorded.pop_front();
+        }
+        Ok(())
+    }
+
+    fn record(
+        &mut self,
+        batch: deliver::Batch,
+        results: Vec<crm_core::model::WriteResult>,
+        now: Millis,
+    ) -> Step<()> {
+        let id = batch.mirror;
         let Some(mirror) = self.engine.world.mirrors.get(&id) else {
             return Ok(());
         };

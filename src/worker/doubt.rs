@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crm_core::http::HttpRequest;
 use crm_core::model::{Millis, Record, WriteKind};
 
 use crate::pg::store::spi::Result;
@@ -9,6 +10,7 @@ use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::worker::cases;
 use crate::worker::deliver::{kind_of, remember, result_event};
+use crate::worker::engine::Engine;
 use crate::worker::flush;
 use crate::worker::world::{Mirror, World};
 
@@ -89,4 +91,25 @@ pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
         advice: "Look for the record in the CRM; then approve or discard the write.".to_owned(),
     }])?;
     Ok(())
+}
+
+/// A search for the record that a create may have made: by its e-mail.
+pub(crate) fn find_created(
+    engine: &Engine,
+    mirror: &Mirror,
+    row: &WriteRow,
+) -> Option<HttpRequest> {
+    let server = engine.server(&mirror.server)?;
+    let values = cases::json_values(&row.vals);
+    let (field, value) = values
+        .iter()
+        .find(|(name, value)| name.eq_ignore_ascii_case("email") && value.is_some())?;
+    let value = value.clone()?;
+    Some(server.connector.find_request(
+        &server.config,
+        &mirror.object,
+        &mirror.fields,
+        field,
+        &[value],
+    ))
 }

@@ -81,6 +81,8 @@ pub(crate) struct Watch {
     pub(crate) reading: bool,
     pub(crate) failures: u32,
     pub(crate) copied: Copied,
+    /// A page of the first copy failed: look for the record that did it.
+    pub(crate) careful: bool,
 }
 
 /// Pages of a first copy that wait to be applied together.

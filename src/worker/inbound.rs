@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crm_core::connectors::{self, SignatureError};
 use crm_core::http::Delivery;
 use crm_core::identity;
-use crm_core::model::{Change, Millis, Page, RemoteError};
+use crm_core::model::{Change, Millis, Page, Record, RemoteError};
 use crm_io::{Command, StreamItem};
 
 use crate::pg::store::ledger;
@@ -81,7 +81,7 @@ pub(crate) fn apply(
     });
     let applied = match whole {
         Ok(applied) => applied,
-        Err(error) if arrivals.is_empty() => return Err(error),
+        Err(error) if arrivals.is_empty() || error.is_transient() => return Err(error),
         Err(_) => {
             let applied = bisect(world, &arrivals, now)?;
             tx::in_transaction(|| {
@@ -136,6 +136,7 @@ fn apply_new(world: &World, arrivals: &[Arrival], now: Millis) -> Result<Applied
 fn bisect(world: &World, arrivals: &[Arrival], now: Millis) -> Step<Applied> {
     match tx::in_transaction(|| apply_new(world, arrivals, now)) {
         Ok(applied) => Ok(applied),
+        Err(error) if error.is_transient() => Err(error),
         Err(error) if arrivals.len() <= 1 => {
             if let Some(arrival) = arrivals.first() {
                 park(world, arrival, &error)?;
@@ -313,12 +314,65 @@ impl Turn {
                 body: waiting.reason.to_owned(),
             });
         }
+        if result.is_err() {
+            // What could not be applied comes again from the stored offset.
+            let rows: HashSet<i32> = self
+                .stream_offsets
+                .keys()
+                .filter_map(|id| Some(engine.streams.get(id)?.row))
+                .collect();
+            engine.unsubscribe(|s| rows.contains(&s.row));
+            return result;
+        }
         for (stream, events) in self.stream_events {
             if events > 0 {
                 engine.submit(Command::Credit { stream, events });
             }
         }
         result
+    }
+}
+
+/// Halves a failing page until the record that cannot be stored stands alone.
+fn bisect_page(
+    world: &World,
+    mirror: &Mirror,
+    source: &'static str,
+    records: &[Record],
+    now: Millis,
+) -> Step<pages::PageApplied> {
+    let whole =
+        tx::in_transaction(|| Ok(pages::apply(world, mirror, source, records.to_vec(), now)?));
+    match whole {
+        Err(error) if error.is_transient() => Err(error),
+        Err(error) if records.len() <= 1 => {
+            for record in records {
+                tx::in_transaction(|| {
+                    streams::park(&Poison {
+                        mirror: Some(mirror.id),
+                        server: &mirror.server,
+                        source,
+                        record_id: &record.id,
+                        change: None,
+                        sqlstate: &error.sqlstate,
+                        error: &error.message,
+                        advice: "Mend what the error names (a CHECK, a trigger, a column type), then call crm.dead_letter_retry.",
+                    })?;
+                    Ok(())
+                })?;
+            }
+            Ok(pages::PageApplied::default())
+        }
+        Err(_) => {
+            let (a, b) = records.split_at(records.len() / 2);
+            let mut applied = bisect_page(world, mirror, source, a, now)?;
+            let second = bisect_page(world, mirror, source, b, now)?;
+            applied.inserted += second.inserted;
+            applied.examined += second.examined;
+            applied.locked.extend(second.locked);
+            Ok(applied)
+        }
+        Ok(applied) => Ok(applied),
     }
 }
 
@@ -354,11 +408,27 @@ pub(crate) fn page(
         tx::in_transaction(|| advance(&applied))?;
         return Ok(applied);
     }
-    let applied = tx::in_transaction(|| {
+    // A first copy is read again with care when a page of it fails; only then
+    // is it worth keeping a second copy of the page.
+    let careful = source != "backfill" || engine.watches.get(&mirror).is_some_and(|w| w.careful);
+    let kept = if careful {
+        page.records.clone()
+    } else {
+        Vec::new()
+    };
+    let whole = tx::in_transaction(|| {
         let applied = pages::apply(world, m, source, page.records, now)?;
         advance(&applied)?;
         Ok(applied)
-    })?;
+    });
+    let applied = match whole {
+        Err(error) if !error.is_transient() && !kept.is_empty() => {
+            let applied = bisect_page(world, m, source, &kept, now)?;
+            tx::in_transaction(|| advance(&applied))?;
+            applied
+        }
+        whole => whole?,
+    };
     // A first copy causes no writes.
     engine.may_send |= source != "backfill";
     if !applied.locked.is_empty() {

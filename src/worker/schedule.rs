@@ -441,7 +441,7 @@ impl Engine {
                         writes: vec![row],
                     },
                 ),
-                None => match find_created(self, mirror, &row) {
+                None => match doubt::find_created(self, mirror, &row) {
                     Some(request) => (
                         request,
                         Job::FindCreated {
@@ -469,27 +469,6 @@ impl Engine {
             Ok(())
         })
     }
-}
-
-/// A search for the record that a create may have made: by its e-mail.
-fn find_created(
-    engine: &Engine,
-    mirror: &crate::worker::world::Mirror,
-    row: &writes::WriteRow,
-) -> Option<crm_core::http::HttpRequest> {
-    let server = engine.server(&mirror.server)?;
-    let values = crate::worker::cases::json_values(&row.vals);
-    let (field, value) = values
-        .iter()
-        .find(|(name, value)| name.eq_ignore_ascii_case("email") && value.is_some())?;
-    let value = value.clone()?;
-    Some(server.connector.find_request(
-        &server.config,
-        &mirror.object,
-        &mirror.fields,
-        field,
-        &[value],
-    ))
 }
 
 /// Stored names of sources as the constants they came from.

@@ -40,6 +40,7 @@ pub(crate) fn load(engine: &mut Engine) -> Step<()> {
         .map(|s| s.id)
         .collect();
     for id in gone {
+        engine.refreshes.remove(&id);
         engine.submit(Command::Forget(id));
     }
     engine.servers.clear();
@@ -221,14 +222,12 @@ fn catalog_done(engine: &mut Engine, id: u32) -> Step<()> {
     if !engine.refreshes.get(&id).is_some_and(|r| r.machine.done()) {
         return Ok(());
     }
-    let Some(refresh) = engine.refreshes.remove(&id) else {
-        return Ok(());
-    };
-    let Some(server) = engine.server_by_id(id) else {
+    let (Some(refresh), Some(server)) = (engine.refreshes.get(&id), engine.server_by_id(id)) else {
         return Ok(());
     };
     let (name, kind) = (server.name.clone(), server.connector.name());
     let machine = &refresh.machine;
+    // Stored before it is forgotten: a lock that a user holds only delays it.
     tx::in_transaction(|| {
         match &machine.error {
             Some(error) => catalog::store_error(&name, kind, refresh.ticket, error)?,
@@ -242,10 +241,25 @@ fn catalog_done(engine: &mut Engine, id: u32) -> Step<()> {
         }
         Ok(())
     })?;
+    engine.refreshes.remove(&id);
     if let Some(next) = engine.next_refreshes.remove(&id)
         && let Some(row) = row_of(id)?
     {
         refresh_again(engine, &row, next)?;
+    }
+    Ok(())
+}
+
+/// Stores catalogs that are read but could not be stored before.
+pub(crate) fn store_done(engine: &mut Engine) -> Step<()> {
+    let done: Vec<u32> = engine
+        .refreshes
+        .iter()
+        .filter(|(_, r)| r.machine.done())
+        .map(|(id, _)| *id)
+        .collect();
+    for id in done {
+        catalog_done(engine, id)?;
     }
     Ok(())
 }

@@ -1,11 +1,11 @@
 //! The loop of one database: wait, take what came, decide and apply, send.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
 use crm_core::http::Purpose;
-use crm_core::model::Millis;
+use crm_core::model::{Millis, WriteResult};
 use crm_io::{Event, IoThread, Level, ListenerSettings, Settings};
 use pgrx::prelude::*;
 
@@ -13,6 +13,7 @@ use super::SessionContext;
 use crate::pg::capture::segment;
 use crate::pg::fence::{self, Fence};
 use crate::pg::guc;
+use crate::pg::shmem::Request;
 use crate::pg::store::config;
 use crate::pg::store::streams;
 use crate::pg::store::{spi, writes};
@@ -20,7 +21,7 @@ use crate::pg::tx::{self, SqlError};
 use crate::worker::engine::{self, Engine, IoHandle, Job, Step};
 use crate::worker::inbound::Turn;
 use crate::worker::world::World;
-use crate::worker::{local, servers};
+use crate::worker::{deliver, local, servers};
 
 /// Changes drained in one transaction.
 const DRAIN: i64 = 5_000;
@@ -104,6 +105,9 @@ pub(super) struct Session {
     usage: HashMap<(u32, Purpose), (i64, i64)>,
     usage_at: Millis,
     maintain_at: Millis,
+    requests: VecDeque<Request>,
+    /// Answers to writes that could not be stored yet.
+    pub(super) unrecorded: VecDeque<(deliver::Batch, Vec<WriteResult>)>,
     /// Somebody committed something for us.
     look: bool,
     look_at: Millis,
@@ -169,6 +173,8 @@ impl Session {
             usage: HashMap::new(),
             usage_at: 0,
             maintain_at: 0,
+            requests: VecDeque::new(),
+            unrecorded: VecDeque::new(),
             look: true,
             look_at: 0,
         })
@@ -177,15 +183,15 @@ impl Session {
     /// One turn of the loop; when the next one is due at the latest.
     fn turn(&mut self, context: &mut SessionContext) -> Step<Millis> {
         let now = engine::now();
-        let requests = context.take_requests();
+        self.requests.extend(context.take_requests());
         // Answers of the network alone need no look at the tables.
         let mut waiting = Pending::default();
-        if self.look || self.stale || !requests.is_empty() || now >= self.look_at {
+        if self.look || self.stale || !self.requests.is_empty() || now >= self.look_at {
             self.look_at = now + 100;
             self.look = false;
             match pending()? {
                 Some(pending) => waiting = pending,
-                None if requests.is_empty() => {
+                None if self.requests.is_empty() => {
                     self.look = true;
                     return Ok(now + 1_000);
                 }
@@ -196,9 +202,14 @@ impl Session {
         if pending.config || self.stale {
             self.reload()?;
         }
-        for request in requests {
+        // A request leaves only when it was served: a step that fails on a
+        // user's lock must not lose it.
+        while let Some(request) = self.requests.front().cloned() {
             servers::on_request(&mut self.engine, &request)?;
+            self.requests.pop_front();
         }
+        servers::store_done(&mut self.engine)?;
+        self.record_again(now)?;
         // A copy must not touch mirrors either: it may be half restored.
         if self.inert {
             let more = self.take_events(false, now)?;
