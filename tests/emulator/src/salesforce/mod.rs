@@ -2,7 +2,7 @@
 //!
 //! [`schema`] and [`objects`] say what the org's objects are, [`base`] what their unwritten records hold, [`store`] keeps
 //! what was written, [`tx`] writes, [`soql`] reads, [`api`] is REST, [`cdc`] the change events, [`oauth`] the token
-//! endpoint, [`admin`] what a person or a test does from the side.
+//! endpoint, [`mod@admin`] what a person or a test does from the side.
 
 mod admin;
 mod api;
