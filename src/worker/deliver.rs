@@ -307,7 +307,7 @@ fn show_results(mirror: &Mirror, done: &[Landed], faulty: Vec<(i64, String)>) ->
     let mut errors = Vec::new();
     for (row, _, _) in done {
         let deleted = kind_of(row) == WriteKind::Delete;
-        if !deleted && !bad.contains(&row.row_id) && row.attempts > 1 {
+        if !deleted && !bad.contains(&row.row_id) {
             row_ids.push(row.row_id);
             states.push(None);
             errors.push(None);

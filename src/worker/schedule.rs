@@ -308,7 +308,11 @@ impl Engine {
         }
         let mirrors: BTreeSet<i32> = reads.iter().map(|(m, _)| *m).collect();
         for (mirror, record) in reads {
-            self.watch(mirror).reads.insert(record);
+            let watch = self.watch(mirror);
+            // What is being read now is gone from here when it comes.
+            if !watch.reading {
+                watch.reads.insert(record);
+            }
         }
         for mirror in mirrors {
             self.read(mirror);

@@ -67,7 +67,17 @@ pub(crate) fn run(context: &mut SessionContext) {
     }
 }
 
+/// Says what went wrong, the same thing at most once a minute.
 fn warn(error: &SqlError) {
+    thread_local! {
+        static LAST: RefCell<(String, Millis)> = const { RefCell::new((String::new(), 0)) };
+    }
+    let now = engine::now();
+    let known = LAST.with_borrow(|(text, at)| *text == error.message && now - at < 60_000);
+    if known {
+        return;
+    }
+    LAST.set((error.message.clone(), now));
     ereport!(
         WARNING,
         PgSqlErrorCode::ERRCODE_INTERNAL_ERROR,
