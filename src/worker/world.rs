@@ -73,7 +73,14 @@ impl World {
             ..Self::default()
         };
         for row in rows.mirrors {
-            let paused = row.paused || world.paused_servers.contains(&row.server);
+            let mut links = (rows.links.iter())
+                .filter(|l| l.left_mirror == row.id || l.right_mirror == row.id)
+                .peekable();
+            // A mirror rests with the last of its links.
+            let unlinked = links.peek().is_none();
+            let paused = row.paused
+                || world.paused_servers.contains(&row.server)
+                || (!unlinked && links.all(|l| l.paused));
             world.mirrors.insert(row.id, mirror(row, paused));
         }
         world.group_up(&rows.links, &rows.policies);
@@ -158,11 +165,10 @@ impl World {
                 .collect();
             let linked = !own.is_empty();
             let shadow = linked && own.iter().all(|l| l.mode != "live");
-            let paused = linked && own.iter().all(|l| l.paused);
             info.group.sides.push(Side {
                 mirror: *id,
                 origin: mirror.server.clone(),
-                live: mirror.live && !paused,
+                live: mirror.live,
                 shadow,
             });
             for column in 0..mirror.columns.len() {
