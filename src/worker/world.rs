@@ -307,35 +307,31 @@ fn mirror(row: MirrorRow, paused: bool) -> Mirror {
     }
 }
 
-/// The transform of a name; `inverse` reads a value map from right to left.
+/// The transform of a name, or the value map beside it; `inverse` reads the map
+/// from right to left.
 fn transform(name: &str, value_map: Option<&serde_json::Value>, inverse: bool) -> Transform {
     match name {
+        "identity" if value_map.is_some() => listed(value_map, inverse),
         "domain_of_url" => Transform::DomainOfUrl,
         "url_of_domain" => Transform::UrlOfDomain,
         "date_of" => Transform::DateOf,
         "midnight_of" => Transform::MidnightOf,
         "lower" => Transform::Lower,
-        "value_map" => {
-            let pairs = value_map
-                .and_then(serde_json::Value::as_object)
-                .map(|object| {
-                    object
-                        .iter()
-                        .filter_map(|(left, right)| {
-                            let right = right.as_str()?.to_owned();
-                            Some(if inverse {
-                                (right, left.clone())
-                            } else {
-                                (left.clone(), right)
-                            })
-                        })
-                        .collect()
-                })
-                .unwrap_or_default();
-            Transform::ValueMap(Arc::new(pairs))
-        }
         _ => Transform::Identity,
     }
+}
+
+fn listed(value_map: Option<&serde_json::Value>, inverse: bool) -> Transform {
+    let object = value_map.and_then(serde_json::Value::as_object);
+    let pairs = object.into_iter().flatten().filter_map(|(left, right)| {
+        let (left, right) = (left.clone(), right.as_str()?.to_owned());
+        Some(if inverse {
+            (right, left)
+        } else {
+            (left, right)
+        })
+    });
+    Transform::ValueMap(Arc::new(pairs.collect()))
 }
 
 /// The policy of a group: rows of its links, then rows of the link `*`.

@@ -35,23 +35,17 @@ pub(crate) fn candidates(
     if row_ids.is_empty() {
         return Ok(Vec::new());
     }
-    let normal = |alias: &str, column: &str| {
-        if domain {
-            format!("crm._domain_of({alias}.{column})")
-        } else {
-            format!("lower(btrim({alias}.{column}))")
-        }
-    };
+    let (left, right) = (
+        normal_form(&format!("a.{}", ours.column), domain)?,
+        normal_form(&format!("b.{}", theirs.column), domain)?,
+    );
     let sql = format!(
-        "SELECT a._id, b._id FROM {} a JOIN {} b ON {} = {} \
+        "SELECT a._id, b._id FROM {} a JOIN {} b ON {left} = {right} \
          WHERE a._id = ANY($1) AND a._deleted_at IS NULL AND b._deleted_at IS NULL \
          AND NOT EXISTS (SELECT 1 FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $3 \
            WHERE x.mirror = $2 AND x.row_id = b._id) \
          ORDER BY 1, 2",
-        ours.table.name,
-        theirs.table.name,
-        normal("a", ours.column),
-        normal("b", theirs.column),
+        ours.table.name, theirs.table.name,
     );
     spi::write_rows(
         &sql,
@@ -63,4 +57,15 @@ pub(crate) fn candidates(
             ))
         },
     )
+}
+
+/// SQL text of a key's normal form: the one that `crm._match` compares, so that
+/// a new row meets what a whole match would have met.
+fn normal_form(column: &str, domain: bool) -> Result<String> {
+    let transform = if domain { "domain_of_url" } else { "identity" };
+    let text = spi::write_text(
+        "SELECT crm._match_expr($1, $2, $2)",
+        &[column.into(), transform.into()],
+    )?;
+    Ok(text.unwrap_or_default())
 }
