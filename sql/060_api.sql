@@ -13,7 +13,8 @@ DECLARE
     away   boolean := false;
 BEGIN
     SELECT array_agg(DISTINCT 'fields:' || left(encode(sha256(convert_to(lower(o), 'UTF8')), 'hex'), 16)) INTO asked FROM unnest(objects) o
-    WHERE NOT EXISTS (SELECT FROM crm.remote_field f WHERE f.server = _catalog_wait.server AND lower(f.object) = lower(o));
+    WHERE NOT EXISTS (SELECT FROM crm.remote_field f JOIN crm.remote_object r USING (server, object)
+                      WHERE f.server = _catalog_wait.server AND lower(o) IN (lower(f.object), lower(r.type_id)));
     IF asked IS NULL THEN
         RETURN;
     END IF;
@@ -50,8 +51,8 @@ DECLARE
     known     text[];
 BEGIN
     SELECT * INTO found_one FROM crm.remote_object o
-    WHERE o.server = _object_checked.server AND lower(o.object) = lower(_object_checked.object)
-    ORDER BY o.object = _object_checked.object DESC LIMIT 1;
+    WHERE o.server = _object_checked.server AND lower(_object_checked.object) IN (lower(o.object), lower(o.type_id))
+    ORDER BY o.object = _object_checked.object DESC, lower(o.object) = lower(_object_checked.object) DESC LIMIT 1;
     IF NOT FOUND THEN
         SELECT array_agg(o.object ORDER BY o.object) INTO known FROM crm.remote_object o WHERE o.server = _object_checked.server;
         RAISE EXCEPTION 'server "%" has no object "%"', server, object
@@ -65,7 +66,7 @@ BEGIN
     END IF;
     RETURN found_one;
 END $$;
-COMMENT ON FUNCTION crm._object_checked(text, text) IS 'Resolves an object name of the catalog or raises, naming near matches.';
+COMMENT ON FUNCTION crm._object_checked(text, text) IS 'Resolves an object of the catalog by name or type id or raises, naming near matches.';
 
 -- The allow-list of one object: null means every field.
 CREATE FUNCTION crm._per_object(given jsonb, object text, objects text[], argument text) RETURNS jsonb

@@ -22,14 +22,15 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    fn has(&self, object: &str) -> bool {
-        self.objects.iter().any(|known| known == object)
-            || (!self.hashes.is_empty() && self.hashes.contains(&object_hash(object)))
+    fn has(&self, object: &RemoteObject) -> bool {
+        let asked = |name: &str| self.hashes.contains(&object_hash(name));
+        self.objects.contains(&object.name)
+            || (!self.hashes.is_empty() && (asked(&object.name) || asked(&object.type_id)))
     }
 }
 
-/// The name of an object in a request of kind `fields:`: 16 digits of the SHA-256
-/// of its lower-case name, since the list of requests has little room.
+/// The name or type id of an object in a request of kind `fields:`: 16 digits of the
+/// SHA-256 of its lower-case form, since the list of requests has little room.
 pub fn object_hash(object: &str) -> String {
     let digest = Sha256::digest(object.to_lowercase().as_bytes());
     digest.iter().take(8).map(|b| format!("{b:02x}")).collect()
@@ -130,8 +131,8 @@ impl CatalogRefresh {
             let asked: Vec<String> = self
                 .objects
                 .iter()
+                .filter(|object| self.wanted.has(object))
                 .map(|object| object.name.clone())
-                .filter(|name| self.wanted.has(name))
                 .take(MAX_OBJECTS)
                 .collect();
             for object in asked {
