@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PG_CONFIG ?=
 
-.PHONY: help setup demo demo-stop test test-fast bench lint doc install uninstall clean
+.PHONY: help setup demo demo-stop test bench lint install uninstall clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
