@@ -22,6 +22,7 @@ pub mod matching;
 pub mod model;
 pub mod plan;
 pub mod policy;
+pub mod ranges;
 pub mod retry;
 pub mod secret;
 pub mod state;

@@ -8,12 +8,9 @@ use crate::pg::store::writes;
 use crate::pg::tx;
 use crate::worker::deliver;
 use crate::worker::doubt;
-use crate::worker::engine::{Copied, Job, Step};
+use crate::worker::engine::{Job, Step};
 use crate::worker::inbound;
 use crate::worker::session::Session;
-
-/// Rows of a first copy that are applied together.
-const COPY_ROWS: usize = 2_000;
 
 impl Session {
     pub(super) fn stream_up(&mut self, stream: u64) {
@@ -67,23 +64,6 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn counted(
-        &mut self,
-        mirror: i32,
-        result: Result<&crm_core::http::HttpResponse, &RemoteError>,
-    ) -> Step<()> {
-        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
-            return Ok(());
-        };
-        let Some(server) = self.engine.server(&m.server) else {
-            return Ok(());
-        };
-        let total = result.ok().and_then(|r| server.connector.count(r).ok());
-        let total = total.and_then(|t| i64::try_from(t).ok());
-        tx::in_transaction(|| Ok(streams::backfill_total(mirror, total)?))?;
-        Ok(())
-    }
-
     pub(super) fn fetched(
         &mut self,
         job: Job,
@@ -95,7 +75,11 @@ impl Session {
             Err(error) => return self.fetch_failed(job, &error, now),
         };
         match job {
-            Job::Backfill { mirror } => self.backfilled(mirror, page, now),
+            Job::Highest { mirror } => self.highest(mirror, Some(&page)),
+            Job::Seek { mirror } => self.sought(mirror, Some(&page)),
+            Job::Backfill { mirror, range, run } => {
+                self.backfilled(mirror, (range, run), page, now)
+            }
             Job::Poll { mirror } => self.polled(mirror, page, now),
             Job::Removed { mirror } => self.removed(mirror, page),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
@@ -137,7 +121,10 @@ impl Session {
 
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {
         let mirror = match &job {
-            Job::Backfill { mirror }
+            // Without a place to split at, the copy is one range.
+            Job::Highest { mirror } => return self.highest(*mirror, None),
+            Job::Seek { mirror } => return self.sought(*mirror, None),
+            Job::Backfill { mirror, .. }
             | Job::Poll { mirror }
             | Job::Removed { mirror }
             | Job::Read { mirror, .. }
@@ -174,58 +161,6 @@ impl Session {
             streams::server_error(&m.server, Some((&error.to_string(), error.advice)))?;
             Ok(())
         })
-    }
-
-    pub(super) fn backfilled(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {
-        let next = page.next.clone();
-        // The next page is on its way while this one is applied.
-        if next.is_some() {
-            self.engine.backfill_page(mirror, next.as_deref());
-        }
-        let ids_only = page.ids_only;
-        let watch = self.engine.watch(mirror);
-        let last = next.is_none();
-        watch.copied.cursor = next;
-        watch.copied.since.get_or_insert(now);
-        watch.copied.page.records.extend(page.records);
-        watch.copied.page.ids_only |= ids_only;
-        if last {
-            watch.backfilling = false;
-        }
-        if last || ids_only || watch.copied.page.records.len() >= COPY_ROWS {
-            self.flush_copied(mirror, now)?;
-        }
-        Ok(())
-    }
-
-    /// Applies the pages of a first copy that were collected, with the cursor
-    /// behind them. A crash loses both: hence no wait for the disk.
-    pub(super) fn flush_copied(&mut self, mirror: i32, now: Millis) -> Step<()> {
-        let copied = std::mem::take(&mut self.engine.watch(mirror).copied);
-        let rows = i64::try_from(copied.page.records.len()).unwrap_or_default();
-        let cursor = copied.cursor;
-        let applied = inbound::page(
-            &mut self.engine,
-            mirror,
-            "backfill",
-            copied.page,
-            now,
-            |_| {
-                streams::relax_commit()?;
-                streams::backfill_advance(mirror, cursor.clone(), rows)?;
-                Ok(())
-            },
-        );
-        if let Err(error) = applied {
-            let watch = self.engine.watch(mirror);
-            watch.backfilling = false;
-            watch.copied = Copied::default();
-            watch.careful |= !error.is_transient();
-            watch.backfill_at = now + 5_000;
-            tx::in_transaction(|| Ok(streams::backfill_error(mirror, &error.to_string())?))?;
-            return Err(error);
-        }
-        Ok(())
     }
 
     pub(super) fn polled(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {

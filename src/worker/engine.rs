@@ -6,6 +6,7 @@ use crm_core::catalog::ServerCheck;
 use crm_core::connectors::{Connector, ServerConfig};
 use crm_core::http::HttpRequest;
 use crm_core::model::{Millis, Page};
+use crm_core::ranges::Ranges;
 use crm_core::secret::Secret;
 use crm_io::{Command, Event, IoThread, Replay};
 use std::cell::RefCell;
@@ -35,8 +36,12 @@ pub(crate) struct Server {
 pub(crate) enum Job {
     /// Number of records before a first copy.
     Count { mirror: i32 },
-    /// A page of a first copy, asked for with this cursor.
-    Backfill { mirror: i32 },
+    /// The highest id, before a first copy in ranges.
+    Highest { mirror: i32 },
+    /// A record where a range may start.
+    Seek { mirror: i32 },
+    /// A page of a range of a first copy; answers to an earlier run are ignored.
+    Backfill { mirror: i32, range: usize, run: u32 },
     /// A page of changes.
     Poll { mirror: i32 },
     /// A page of removed records.
@@ -81,6 +86,12 @@ pub(crate) struct Watch {
     pub(crate) reading: bool,
     pub(crate) failures: u32,
     pub(crate) copied: Copied,
+    /// What is left of the first copy, as far as pages were received.
+    pub(crate) ranges: Option<Ranges>,
+    /// Counts starts of the first copy in this session.
+    pub(crate) run: u32,
+    /// Starts of ranges found so far, and how many are still looked for.
+    pub(crate) starts: (Vec<String>, usize),
     /// A page of the first copy failed: look for the record that did it.
     pub(crate) careful: bool,
 }
@@ -89,8 +100,6 @@ pub(crate) struct Watch {
 #[derive(Default)]
 pub(crate) struct Copied {
     pub(crate) page: Page,
-    /// Where the copy goes on behind them; none at its end.
-    pub(crate) cursor: Option<String>,
     pub(crate) since: Option<Millis>,
 }
 

@@ -15,7 +15,7 @@ use crate::pg::store::rows;
 use crate::pg::store::streams::{self, Advance, Poison};
 use crate::pg::tx::{self, SqlError};
 use crate::worker::creates;
-use crate::worker::engine::{Engine, Server, Step};
+use crate::worker::engine::{Copied, Engine, Server, Step};
 use crate::worker::ingest::{self, Applied, Inbound};
 use crate::worker::pages;
 use crate::worker::world::{Mirror, World};
@@ -103,7 +103,10 @@ pub(crate) fn apply(
 
 fn restart_backfill(engine: &mut Engine, mirror: i32) -> Step<()> {
     tx::in_transaction(|| Ok(streams::backfill_restart(mirror)?))?;
-    engine.watch(mirror).backfilling = false;
+    let watch = engine.watch(mirror);
+    watch.backfilling = false;
+    watch.ranges = None;
+    watch.copied = Copied::default();
     Ok(())
 }
 

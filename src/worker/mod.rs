@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "the session's loop uses them as it grows")]
 
 mod answers;
+mod backfill;
 mod cases;
 mod creates;
 pub(crate) mod credential;

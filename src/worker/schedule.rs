@@ -7,7 +7,7 @@ use crm_core::connectors::Keyset;
 use crm_core::model::{Change, Millis};
 use crm_io::{Command, Replay};
 
-use crate::pg::store::streams::{self, Advance, BackfillRow};
+use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::{changes, config, writes};
 use crate::pg::tx;
 use crate::worker::deliver::{self, Batch};
@@ -59,73 +59,6 @@ impl Engine {
             })?;
         }
         Ok(next)
-    }
-
-    fn resume_backfills(&mut self, now: Millis) -> Step<()> {
-        if now < self.backfills_at {
-            return Ok(());
-        }
-        self.backfills_at = now + 1_000;
-        let idle = self
-            .world
-            .mirrors
-            .values()
-            .any(|m| !m.paused && !self.watches.get(&m.id).is_some_and(|w| w.backfilling));
-        if !idle {
-            return Ok(());
-        }
-        let waiting = tx::in_transaction(|| Ok(streams::backfills()?))?;
-        for row in waiting {
-            let watch = self.watch(row.mirror);
-            if watch.backfilling || now < watch.backfill_at {
-                continue;
-            }
-            self.start_backfill(row)?;
-        }
-        Ok(())
-    }
-
-    fn start_backfill(&mut self, row: BackfillRow) -> Step<()> {
-        let Some(mirror) = self.world.mirrors.get(&row.mirror).filter(|m| !m.paused) else {
-            return Ok(());
-        };
-        let Some(server) = self.server(&mirror.server) else {
-            return Ok(());
-        };
-        let id = mirror.id;
-        if !row.started {
-            let request = server
-                .connector
-                .count_request(&server.config, &mirror.object);
-            let server = server.id;
-            // Polling starts where the copy starts, so that nothing falls between.
-            tx::in_transaction(|| {
-                streams::backfill_started(id, None)?;
-                Ok(())
-            })?;
-            let job = self.job(Job::Count { mirror: id });
-            self.submit(Command::Call {
-                job,
-                server,
-                request,
-            });
-        }
-        self.backfill_page(id, row.cursor.as_deref());
-        Ok(())
-    }
-
-    /// Asks for the page at `cursor`.
-    pub(crate) fn backfill_page(&mut self, id: i32, cursor: Option<&str>) {
-        let request = self.world.mirrors.get(&id).and_then(|m| {
-            let server = self.server(&m.server)?;
-            Some(
-                server
-                    .connector
-                    .list_request(&server.config, &m.object, &m.fields, cursor),
-            )
-        });
-        let sent = request.is_some_and(|r| self.fetch(id, r, Job::Backfill { mirror: id }));
-        self.watch(id).backfilling = sent;
     }
 
     fn open_stream(&mut self, id: i32, now: Millis) -> Step<Millis> {

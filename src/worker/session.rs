@@ -337,7 +337,7 @@ impl Session {
                 }
             }
             Event::Answer { job, result, .. } => match self.engine.jobs.remove(&job) {
-                Some(Job::Count { mirror }) => self.counted(mirror, result.as_ref())?,
+                Some(Job::Count { mirror }) => self.counted(mirror, result.as_ref(), now)?,
                 Some(job) => servers::on_answer(&mut self.engine, job, result)?,
                 None => {}
             },

@@ -200,6 +200,19 @@ pub trait Connector: Send + Sync {
         fields: &[(String, FieldType)],
         cursor: Option<&str>,
     ) -> HttpRequest;
+    /// A page that shows the highest id, where copies may go by ranges of ids.
+    fn highest_request(&self, _config: &ServerConfig, _object: &str) -> Option<HttpRequest> {
+        None
+    }
+    /// A page that shows the first record with this id or a higher one.
+    fn seek_request(
+        &self,
+        _config: &ServerConfig,
+        _object: &str,
+        _id: &str,
+    ) -> Option<HttpRequest> {
+        None
+    }
     /// A page of records changed after a keyset (at or after it if its id is
     /// empty), ascending; deleted ones too where the CRM lists them. The next
     /// keyset is stamp and id of the last record; [`Page::next`] only says

@@ -342,14 +342,6 @@ pub(crate) fn backfill_restart(mirror: i32) -> Result<usize> {
     )
 }
 
-/// Notes how many records there are to copy.
-pub(crate) fn backfill_total(mirror: i32, total: Option<i64>) -> Result<usize> {
-    spi::write(
-        "UPDATE crm.backfill SET total = coalesce($2, total) WHERE mirror = $1",
-        &[mirror.into(), total.into()],
-    )
-}
-
 /// Removes what waited for these records to be read.
 pub(crate) fn undefer_records(mirror: i32, records: Vec<String>) -> Result<usize> {
     spi::write(

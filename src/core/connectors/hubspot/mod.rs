@@ -145,6 +145,14 @@ impl Connector for HubSpot {
         request::poll(config, object, fields, since)
     }
 
+    fn highest_request(&self, config: &ServerConfig, object: &str) -> Option<HttpRequest> {
+        Some(request::by_id(config, object, "0", "DESCENDING"))
+    }
+
+    fn seek_request(&self, config: &ServerConfig, object: &str, id: &str) -> Option<HttpRequest> {
+        Some(request::by_id(config, object, id, "ASCENDING"))
+    }
+
     fn removed_request(
         &self,
         config: &ServerConfig,

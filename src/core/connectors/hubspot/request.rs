@@ -237,6 +237,21 @@ pub(crate) fn poll(
     search(config, object, body, Purpose::Poll)
 }
 
+/// The first record in the order of ids that has at least this one. List cursors
+/// are ids of records, so this gives a place where a list may start.
+pub(crate) fn by_id(config: &ServerConfig, object: &str, id: &str, order: &str) -> HttpRequest {
+    let mut value = String::new();
+    push_json(&mut value, id);
+    let body = format!(
+        concat!(
+            r#"{{"filterGroups":[{{"filters":[{{"propertyName":"hs_object_id","operator":"GTE","value":{}}}]}}],"#,
+            r#""sorts":[{{"propertyName":"hs_object_id","direction":"{}"}}],"limit":1,"properties":["hs_object_id"]}}"#
+        ),
+        value, order
+    );
+    search(config, object, body, Purpose::Backfill)
+}
+
 fn batch_read(
     config: &ServerConfig,
     object: &str,

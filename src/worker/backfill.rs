@@ -1,0 +1,262 @@
+//! First copies: several ranges of ids at once, pages collected and loaded
+//! together, what is left stored with the rows.
+
+use crm_core::http::HttpResponse;
+use crm_core::model::{Millis, Page, RemoteError};
+use crm_core::ranges::{self, Ranges};
+use crm_io::Command;
+
+use crate::pg::store::streams::{self, BackfillRow};
+use crate::pg::tx;
+use crate::worker::engine::{Copied, Engine, Job, Step};
+use crate::worker::inbound;
+use crate::worker::session::Session;
+
+/// Rows that are applied together.
+const COPY_ROWS: usize = 2_000;
+/// Ranges that are copied at once.
+const RANGES: u64 = 4;
+/// Below this a copy is not worth splitting.
+const SPLIT_ROWS: i64 = 5_000;
+
+impl Engine {
+    pub(crate) fn resume_backfills(&mut self, now: Millis) -> Step<()> {
+        if now < self.backfills_at {
+            return Ok(());
+        }
+        self.backfills_at = now + 1_000;
+        let idle = self
+            .world
+            .mirrors
+            .values()
+            .any(|m| !m.paused && !self.watches.get(&m.id).is_some_and(|w| w.backfilling));
+        if !idle {
+            return Ok(());
+        }
+        let waiting = tx::in_transaction(|| Ok(streams::backfills()?))?;
+        for row in waiting {
+            let watch = self.watch(row.mirror);
+            if watch.backfilling || now < watch.backfill_at {
+                continue;
+            }
+            self.start_backfill(row)?;
+        }
+        Ok(())
+    }
+
+    fn start_backfill(&mut self, row: BackfillRow) -> Step<()> {
+        let Some(mirror) = self.world.mirrors.get(&row.mirror).filter(|m| !m.paused) else {
+            return Ok(());
+        };
+        let Some(server) = self.server(&mirror.server) else {
+            return Ok(());
+        };
+        let id = mirror.id;
+        if row.started {
+            self.copy(id, Ranges::decode(row.cursor.as_deref()));
+            return Ok(());
+        }
+        let request = server
+            .connector
+            .count_request(&server.config, &mirror.object);
+        let server = server.id;
+        let job = self.job(Job::Count { mirror: id });
+        let sent = self.submit(Command::Call {
+            job,
+            server,
+            request,
+        });
+        self.watch(id).backfilling = sent;
+        Ok(())
+    }
+
+    /// Asks for the next page of every range.
+    fn copy(&mut self, id: i32, ranges: Ranges) {
+        let open = ranges.open();
+        let watch = self.watch(id);
+        watch.run += 1;
+        watch.ranges = Some(ranges);
+        watch.backfilling = true;
+        for range in open {
+            self.backfill_page(id, range);
+        }
+    }
+
+    /// Asks for the next page of a range; a refusal ends the run, which is
+    /// started again from what is stored.
+    fn backfill_page(&mut self, id: i32, range: usize) {
+        let Some(watch) = self.watches.get(&id) else {
+            return;
+        };
+        let run = watch.run;
+        let cursor = watch
+            .ranges
+            .as_ref()
+            .and_then(|r| r.get(range))
+            .and_then(|r| r.at.as_deref());
+        let request = self.world.mirrors.get(&id).and_then(|m| {
+            let server = self.server(&m.server)?;
+            Some(
+                server
+                    .connector
+                    .list_request(&server.config, &m.object, &m.fields, cursor),
+            )
+        });
+        let job = Job::Backfill {
+            mirror: id,
+            range,
+            run,
+        };
+        if !request.is_some_and(|r| self.fetch(id, r, job)) {
+            self.watch(id).backfilling = false;
+        }
+    }
+
+    /// A page request without cursor, for finding places to split at.
+    fn look(&mut self, id: i32, from: Option<&str>) -> bool {
+        let request = self.world.mirrors.get(&id).and_then(|m| {
+            let server = self.server(&m.server)?;
+            match from {
+                None => server.connector.highest_request(&server.config, &m.object),
+                Some(from) => server
+                    .connector
+                    .seek_request(&server.config, &m.object, from),
+            }
+        });
+        let job = match from {
+            None => Job::Highest { mirror: id },
+            Some(_) => Job::Seek { mirror: id },
+        };
+        request.is_some_and(|r| self.fetch(id, r, job))
+    }
+}
+
+impl Session {
+    /// The number of records is known, or unknown for good: the copy begins.
+    pub(super) fn counted(
+        &mut self,
+        mirror: i32,
+        result: Result<&HttpResponse, &RemoteError>,
+        now: Millis,
+    ) -> Step<()> {
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let Some(server) = self.engine.server(&m.server) else {
+            return Ok(());
+        };
+        if let Err(error) = result {
+            let watch = self.engine.watch(mirror);
+            watch.backfilling = false;
+            watch.backfill_at = now + error.retry_after_ms.unwrap_or(0).max(1_000);
+            return tx::in_transaction(|| {
+                streams::backfill_error(mirror, &error.to_string())?;
+                Ok(())
+            });
+        }
+        let total = result.ok().and_then(|r| server.connector.count(r).ok());
+        let total = total.and_then(|t| i64::try_from(t).ok());
+        tx::in_transaction(|| Ok(streams::backfill_started(mirror, total)?))?;
+        let large = total.is_some_and(|t| t >= SPLIT_ROWS);
+        if !large || !self.engine.look(mirror, None) {
+            self.engine.copy(mirror, Ranges::split_at(Vec::new()));
+        }
+        Ok(())
+    }
+
+    /// The highest id is known: look for records at equal distances below it.
+    pub(super) fn highest(&mut self, mirror: i32, page: Option<&Page>) -> Step<()> {
+        let highest = page.and_then(|p| p.records.first()).map(|r| r.id.as_str());
+        let marks = highest.map_or_else(Vec::new, |h| ranges::marks(h, RANGES));
+        let mut asked = 0;
+        for mark in &marks {
+            asked += usize::from(self.engine.look(mirror, Some(mark)));
+        }
+        self.engine.watch(mirror).starts = (Vec::new(), asked);
+        if asked == 0 {
+            self.engine.copy(mirror, Ranges::split_at(Vec::new()));
+        }
+        Ok(())
+    }
+
+    /// A place to start a range was found, or not.
+    pub(super) fn sought(&mut self, mirror: i32, page: Option<&Page>) -> Step<()> {
+        let (starts, left) = &mut self.engine.watch(mirror).starts;
+        starts.extend(page.and_then(|p| p.records.first()).map(|r| r.id.clone()));
+        *left = left.saturating_sub(1);
+        if *left == 0 {
+            let ranges = Ranges::split_at(std::mem::take(starts));
+            self.engine.copy(mirror, ranges);
+        }
+        Ok(())
+    }
+
+    /// A page of a range came.
+    pub(super) fn backfilled(
+        &mut self,
+        mirror: i32,
+        (range, run): (usize, u32),
+        mut page: Page,
+        now: Millis,
+    ) -> Step<()> {
+        let watch = self.engine.watch(mirror);
+        let Some(ranges) = watch.ranges.as_mut().filter(|_| watch.run == run) else {
+            return Ok(());
+        };
+        let more = ranges.received(range, &mut page.records, page.next.take());
+        let last = ranges.open().is_empty();
+        let ids_only = page.ids_only;
+        watch.copied.since.get_or_insert(now);
+        watch.copied.page.records.append(&mut page.records);
+        watch.copied.page.ids_only |= ids_only;
+        let full = watch.copied.page.records.len() >= COPY_ROWS;
+        if more {
+            // The next page is on its way while this one is applied.
+            self.engine.backfill_page(mirror, range);
+        }
+        if last || full || ids_only {
+            self.flush_copied(mirror, now)?;
+        }
+        if last {
+            let watch = self.engine.watch(mirror);
+            watch.backfilling = false;
+            watch.ranges = None;
+        }
+        Ok(())
+    }
+
+    /// Applies the pages that were collected, with what is left behind them. A
+    /// crash loses both: hence no wait for the disk.
+    pub(super) fn flush_copied(&mut self, mirror: i32, now: Millis) -> Step<()> {
+        let watch = self.engine.watch(mirror);
+        let copied = std::mem::take(&mut watch.copied);
+        let Some(ranges) = watch.ranges.as_ref() else {
+            return Ok(());
+        };
+        let cursor = ranges.encode();
+        let rows = i64::try_from(copied.page.records.len()).unwrap_or_default();
+        let applied = inbound::page(
+            &mut self.engine,
+            mirror,
+            "backfill",
+            copied.page,
+            now,
+            |_| {
+                streams::relax_commit()?;
+                streams::backfill_advance(mirror, cursor.clone(), rows)?;
+                Ok(())
+            },
+        );
+        if let Err(error) = applied {
+            let watch = self.engine.watch(mirror);
+            watch.backfilling = false;
+            watch.ranges = None;
+            watch.copied = Copied::default();
+            watch.careful |= !error.is_transient();
+            watch.backfill_at = now + 5_000;
+            tx::in_transaction(|| Ok(streams::backfill_error(mirror, &error.to_string())?))?;
+            return Err(error);
+        }
+        Ok(())
+    }
+}
