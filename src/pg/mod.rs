@@ -18,6 +18,7 @@ pub(crate) mod store;
 pub(crate) mod tx;
 pub(crate) mod utility;
 pub(crate) mod wake;
+pub(crate) mod wal;
 
 /// The operating system's number of the account that the server runs under.
 pub(crate) fn account() -> u32 {

@@ -225,8 +225,7 @@ impl Session {
         Ok(())
     }
 
-    /// Applies the pages that were collected, with what is left behind them. A
-    /// crash loses both: hence no wait for the disk.
+    /// Applies the pages that were collected, with what is left behind them.
     pub(super) fn flush_copied(&mut self, mirror: i32, now: Millis) -> Step<()> {
         let watch = self.engine.watch(mirror);
         let copied = std::mem::take(&mut watch.copied);
@@ -242,7 +241,6 @@ impl Session {
             copied.page,
             now,
             |_| {
-                streams::relax_commit()?;
                 streams::backfill_advance(mirror, cursor.clone(), rows)?;
                 Ok(())
             },

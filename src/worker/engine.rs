@@ -155,6 +155,8 @@ pub(crate) struct Engine {
     /// Batches that were refused whole and go again in halves.
     pub(crate) halves: VecDeque<Batch>,
     pub(crate) next_job: u64,
+    /// Rows of `crm.stream` for the webhooks of each server.
+    pub(crate) webhook_rows: HashMap<String, i32>,
     /// Something may be ready to send.
     pub(crate) may_send: bool,
     /// Something may wait in `crm.deferred`.
@@ -183,6 +185,7 @@ impl Engine {
             checks: HashMap::new(),
             halves: VecDeque::new(),
             next_job: 0,
+            webhook_rows: HashMap::new(),
             may_send: true,
             may_undefer: true,
             undefer_at: 0,

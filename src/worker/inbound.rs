@@ -69,6 +69,7 @@ pub(crate) fn apply(
     engine: &mut Engine,
     arrivals: Vec<Arrival>,
     advances: Vec<(i32, Advance)>,
+    queued: Vec<i64>,
     now: Millis,
 ) -> Step<()> {
     let world = &engine.world;
@@ -77,6 +78,7 @@ pub(crate) fn apply(
         for (stream, advance) in &advances {
             streams::advance(*stream, advance.clone())?;
         }
+        streams::drop_webhooks(queued.clone())?;
         Ok(applied)
     });
     let applied = match whole {
@@ -88,6 +90,7 @@ pub(crate) fn apply(
                 for (stream, advance) in &advances {
                     streams::advance(*stream, advance.clone())?;
                 }
+                streams::drop_webhooks(queued.clone())?;
                 Ok(())
             })?;
             applied
@@ -184,6 +187,8 @@ fn park(world: &World, arrival: &Arrival, error: &SqlError) -> Step<()> {
 pub(crate) struct Turn {
     pub(crate) arrivals: Vec<Arrival>,
     pub(crate) waiting: Vec<Waiting>,
+    /// Webhooks of `crm.webhook()` among them, by row of the queue.
+    pub(crate) queued: Vec<i64>,
     pub(crate) rejected: BTreeMap<String, i64>,
     pub(crate) accepted: BTreeMap<String, i64>,
     pub(crate) stream_offsets: HashMap<u64, Vec<u8>>,
@@ -260,7 +265,7 @@ impl Turn {
         }));
     }
 
-    fn advances(&self, engine: &Engine) -> Step<Vec<(i32, Advance)>> {
+    fn advances(&self, engine: &mut Engine) -> Step<Vec<(i32, Advance)>> {
         let mut out = Vec::new();
         for (id, replay) in &self.stream_offsets {
             if let Some(stream) = engine.streams.get(id) {
@@ -279,10 +284,16 @@ impl Turn {
         servers.sort();
         servers.dedup();
         for name in servers {
-            let row = tx::in_transaction(|| Ok(streams::stream(name, "webhook", "")?))?;
+            let known = engine.webhook_rows.get(name).copied();
+            let row = match known {
+                Some(row) => Some(row),
+                None => tx::in_transaction(|| Ok(streams::stream(name, "webhook", "")?))?
+                    .map(|row| row.id),
+            };
             if let Some(row) = row {
+                engine.webhook_rows.insert(name.clone(), row);
                 out.push((
-                    row.id,
+                    row,
                     Advance {
                         events: self.accepted.get(name).copied().unwrap_or(0),
                         rejected: self.rejected.get(name).copied().unwrap_or(0),
@@ -294,45 +305,51 @@ impl Turn {
         Ok(out)
     }
 
-    /// Applies everything, then answers the webhooks and asks the streams for more.
-    pub(crate) fn finish(self, engine: &mut Engine, now: Millis) -> Step<()> {
+    /// Applies everything and asks the streams for more. The answers to the
+    /// webhooks are for the caller to give, when the events are on disk.
+    pub(crate) fn finish(self, engine: &mut Engine, now: Millis) -> Step<Vec<Command>> {
         if self.arrivals.is_empty()
             && self.waiting.is_empty()
+            && self.queued.is_empty()
             && self.stream_offsets.is_empty()
-            && self.rejected.is_empty()
         {
-            return Ok(());
+            return Ok(Vec::new());
         }
         let advances = self.advances(engine)?;
-        let result = apply(engine, self.arrivals, advances, now);
-        for waiting in self.waiting {
-            let status = if result.is_err() && waiting.status == 200 {
-                503
-            } else {
-                waiting.status
-            };
-            engine.submit(Command::Reply {
+        let result = apply(engine, self.arrivals, advances, self.queued, now);
+        let failed = result.is_err();
+        let replies: Vec<Command> = self
+            .waiting
+            .into_iter()
+            .map(|waiting| Command::Reply {
                 token: waiting.token,
-                status,
+                status: match waiting.status {
+                    200 if failed => 503,
+                    status => status,
+                },
                 body: waiting.reason.to_owned(),
-            });
-        }
-        if result.is_err() {
-            // What could not be applied comes again from the stored offset.
+            })
+            .collect();
+        if let Err(error) = result {
+            // What could not be applied comes again: from the CRM, the queue, or
+            // the stored offset.
             let rows: HashSet<i32> = self
                 .stream_offsets
                 .keys()
                 .filter_map(|id| Some(engine.streams.get(id)?.row))
                 .collect();
             engine.unsubscribe(|s| rows.contains(&s.row));
-            return result;
+            for reply in replies {
+                engine.submit(reply);
+            }
+            return Err(error);
         }
         for (stream, events) in self.stream_events {
             if events > 0 {
                 engine.submit(Command::Credit { stream, events });
             }
         }
-        result
+        Ok(replies)
     }
 }
 
@@ -403,7 +420,7 @@ pub(crate) fn page(
             })
             .collect();
         // What is to be read is stored before the offset passes it.
-        apply(engine, arrivals, Vec::new(), now)?;
+        apply(engine, arrivals, Vec::new(), Vec::new(), now)?;
         let applied = pages::PageApplied {
             examined: page.records.len(),
             ..pages::PageApplied::default()

@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use crm_core::http::Purpose;
 use crm_core::model::{Millis, WriteResult};
-use crm_io::{Event, IoThread, Level, ListenerSettings, Settings};
+use crm_io::{Command, Event, IoThread, Level, ListenerSettings, Settings};
 use pgrx::prelude::*;
 
 use super::SessionContext;
@@ -18,6 +18,7 @@ use crate::pg::store::config;
 use crate::pg::store::streams;
 use crate::pg::store::{spi, writes};
 use crate::pg::tx::{self, SqlError};
+use crate::pg::wal;
 use crate::worker::engine::{self, Engine, IoHandle, Job, Step};
 use crate::worker::inbound::Turn;
 use crate::worker::world::World;
@@ -116,6 +117,8 @@ pub(super) struct Session {
     usage_at: Millis,
     maintain_at: Millis,
     requests: VecDeque<Request>,
+    /// Answers to webhooks whose events are committed.
+    replies: Vec<Command>,
     /// Answers to writes that could not be stored yet.
     pub(super) unrecorded: VecDeque<(deliver::Batch, Vec<WriteResult>)>,
     /// Somebody committed something for us.
@@ -156,7 +159,7 @@ impl Session {
                 ("datestyle", "ISO, MDY"),
                 ("intervalstyle", "postgres"),
                 ("extra_float_digits", "1"),
-                ("synchronous_commit", "on"),
+                ("synchronous_commit", "off"),
             ] {
                 spi::write(
                     &format!("SELECT set_config('{name}', '{value}', false)"),
@@ -184,6 +187,7 @@ impl Session {
             usage_at: 0,
             maintain_at: 0,
             requests: VecDeque::new(),
+            replies: Vec::new(),
             unrecorded: VecDeque::new(),
             look: true,
             look_at: 0,
@@ -226,8 +230,34 @@ impl Session {
             return Ok(if more { now } else { now + 5_000 });
         }
         let more = self.take_events(pending.webhooks, now)?;
+        let rest = self.rest(context, pending.changes, now);
+        // Not before the events are on disk; the claim of what follows from
+        // them has usually brought them there.
+        if !self.replies.is_empty() {
+            wal::flush();
+            for reply in std::mem::take(&mut self.replies) {
+                self.engine.submit(reply);
+            }
+        }
+        let (drained, next) = rest?;
+        if now >= self.usage_at && !self.usage.is_empty() {
+            self.usage_at = now + 5_000;
+            self.flush_usage()?;
+        }
+        self.look |= drained > 0;
+        Ok(if more || drained > 0 { now } else { next })
+    }
+
+    /// What users changed, and what is due; the changes drained and the time of
+    /// the next thing due.
+    fn rest(
+        &mut self,
+        context: &mut SessionContext,
+        changes: bool,
+        now: Millis,
+    ) -> Step<(usize, Millis)> {
         let mut drained = 0;
-        if pending.changes {
+        if changes {
             drained = self.drain(now)?;
             if drained == 0 || now >= self.maintain_at {
                 self.maintain_at = now + 1_000;
@@ -246,12 +276,7 @@ impl Session {
             self.flush_copied(mirror, now)?;
         }
         let next = self.engine.schedule(engine::now())?;
-        if now >= self.usage_at && !self.usage.is_empty() {
-            self.usage_at = now + 5_000;
-            self.flush_usage()?;
-        }
-        self.look |= drained > 0;
-        Ok(if more || drained > 0 { now } else { next })
+        Ok((drained, next))
     }
 
     fn reload(&mut self) -> Step<()> {
@@ -282,6 +307,7 @@ impl Session {
         self.engine.may_undefer = true;
         self.stale = false;
         self.engine.backfills_at = 0;
+        self.engine.webhook_rows.clear();
         Ok(())
     }
 
@@ -295,14 +321,16 @@ impl Session {
     /// Takes what the I/O thread reports; true if it may have more.
     fn take_events(&mut self, queued: bool, now: Millis) -> Step<bool> {
         let mut turn = Turn::default();
+        let mut more = false;
         if queued {
-            let taken = tx::in_transaction(|| Ok(streams::take_webhooks(100)?))?;
-            for hook in taken {
+            let waiting = tx::in_transaction(|| Ok(streams::webhooks(100)?))?;
+            more |= waiting.len() >= 100;
+            for hook in waiting {
+                turn.queued.push(hook.id);
                 let (server, delivery, at) = hook.open();
                 turn.delivery(&self.engine, &server, delivery, at);
             }
         }
-        let mut more = false;
         for i in 0..EVENTS {
             let Some(event) = self.engine.io.try_recv() else {
                 break;
@@ -313,7 +341,7 @@ impl Session {
                 break;
             }
         }
-        turn.finish(&mut self.engine, now)?;
+        self.replies.extend(turn.finish(&mut self.engine, now)?);
         Ok(more)
     }
 

@@ -213,11 +213,12 @@ pub(crate) struct QueuedWebhook {
     pub(crate) received_at: i64,
 }
 
-/// Takes queued webhooks out of the queue.
-pub(crate) fn take_webhooks(limit: i64) -> Result<Vec<QueuedWebhook>> {
+/// The oldest queued webhooks; they leave with [`drop_webhooks`], in the
+/// transaction that applies what they say.
+pub(crate) fn webhooks(limit: i64) -> Result<Vec<QueuedWebhook>> {
     spi::write_rows(
-        "DELETE FROM crm.webhook_queue WHERE id IN (SELECT id FROM crm.webhook_queue ORDER BY id LIMIT $1 FOR UPDATE SKIP LOCKED) \
-         RETURNING id, server, method, uri, headers::text, body, (extract(epoch FROM received_at) * 1000)::bigint",
+        "SELECT id, server, method, uri, headers::text, body, (extract(epoch FROM received_at) * 1000)::bigint \
+         FROM crm.webhook_queue ORDER BY id LIMIT $1",
         &[limit.into()],
         |row| {
             Ok(QueuedWebhook {
@@ -368,7 +369,13 @@ impl QueuedWebhook {
     }
 }
 
-/// Lets this transaction's commit not wait for the disk: it may be lost whole.
-pub(crate) fn relax_commit() -> Result<usize> {
-    spi::write("SELECT set_config('synchronous_commit', 'off', true)", &[])
+/// Removes webhooks that were applied or refused.
+pub(crate) fn drop_webhooks(ids: Vec<i64>) -> Result<usize> {
+    if ids.is_empty() {
+        return Ok(0);
+    }
+    spi::write(
+        "DELETE FROM crm.webhook_queue WHERE id = ANY($1)",
+        &[ids.into()],
+    )
 }
