@@ -289,7 +289,11 @@ impl Session {
         self.engine.active = fence == Fence::Active;
         self.inert = matches!(fence, Fence::Inert(_));
         if !self.inert {
-            tx::in_transaction(|| Ok(config::prepare()?))?;
+            tx::in_transaction(|| {
+                config::prepare()?;
+                self.engine.may_send |= config::release_shown()? > 0;
+                Ok(())
+            })?;
         }
         servers::load(&mut self.engine)?;
         let wanted: Vec<(String, String)> = self
