@@ -46,6 +46,12 @@ async fn a_dump_restores_everything_but_the_right_to_write() {
              INSERT INTO hubspot.contacts (email, tags) VALUES ('a@b.c', '{x,y}')")
         .await;
     assert_eq!(fence(&db).await.0, "active");
+    db.wait_true(
+        "the worker has put the new row into the ledger",
+        PATIENCE,
+        "SELECT EXISTS (SELECT FROM crm.event WHERE kind = 'create')",
+    )
+    .await;
     let file = cluster.socket_dir().join("app.dump");
     run(cluster
         .program("pg_dump")

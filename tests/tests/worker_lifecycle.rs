@@ -250,10 +250,15 @@ async fn a_worker_with_other_sql_objects_waits_and_says_so() {
     let installed: String = app
         .one("SELECT extversion FROM pg_extension WHERE extname = 'pg_crm_sync'")
         .await;
+    let session = cluster.session_worker(&app).await;
     app.exec("UPDATE pg_extension SET extversion = '0.0.1' WHERE extname = 'pg_crm_sync'")
         .await;
-    let session = cluster.session_worker(&app).await;
     cluster.signal(session, "TERM");
+    cluster
+        .wait_until("another worker runs", PATIENCE, async || {
+            (cluster.session_worker(&app).await != session).then_some(())
+        })
+        .await;
     cluster
         .wait_until("the log says what to run", PATIENCE, async || {
             cluster
@@ -263,7 +268,6 @@ async fn a_worker_with_other_sql_objects_waits_and_says_so() {
         })
         .await;
     workers_are(&cluster, &db, "launcher app").await;
-    assert_ne!(session, cluster.session_worker(&app).await);
     app.exec(&format!(
         "UPDATE pg_extension SET extversion = '{installed}' WHERE extname = 'pg_crm_sync'"
     ))
