@@ -4,6 +4,7 @@
 //! * [`Emulator`] both CRMs in one process, with levers for edits, faults and a look at the truth;
 //! * [`Pair`] both put together: servers, mirrors, a link, live;
 //! * [`catalog`] servers and mirrors without a CRM behind them, for the SQL functions;
+//! * [`Pair::agree`] compares the three sides record by record;
 //! * [`wait_until`] the only way to wait.
 //!
 //! Fixtures panic with a text that says what was expected: they serve tests, where a panic is the report.
@@ -12,6 +13,7 @@
 //! PostgreSQL 15) and `CRM_EMULATOR` (the emulator's binary; default beside the test binary). When the tests run as
 //! root, servers run as `CRM_TEST_PG_USER` (default `postgres`), because PostgreSQL refuses to run as root.
 
+mod acts;
 pub mod catalog;
 mod cluster;
 mod db;
@@ -19,6 +21,7 @@ mod emulator;
 mod http;
 mod pair;
 mod system;
+mod truth;
 mod wait;
 
 pub use cluster::{Cluster, Options, Stop};
@@ -26,4 +29,5 @@ pub use db::Db;
 pub use emulator::{Emulator, EmulatorOptions};
 pub use pair::{Pair, PairOptions, servers_sql};
 pub use system::{Account, Scratch};
+pub use truth::{FIELDS, Person, theirs, written};
 pub use wait::{PATIENCE, wait_until};

@@ -1,0 +1,125 @@
+//! What people and streams do in tests of a whole [`Pair`], and counts of what it caused.
+
+use serde_json::{Value, json};
+
+use crate::truth::theirs;
+use crate::wait::PATIENCE;
+use crate::{Pair, PairOptions, Person};
+
+impl Pair {
+    /// [`Pair::contacts`] with `n` people on each side, and those whom both know.
+    pub async fn linked(n: u64, mut options: PairOptions) -> (Self, Vec<Person>) {
+        options.emulator = options.emulator.contacts(n);
+        let pair = Self::contacts(options).await;
+        let people = pair.people().await;
+        // Four fifths are shared.
+        assert!(
+            people.len() as u64 > n / 2,
+            "only {} are linked",
+            people.len()
+        );
+        (pair, people)
+    }
+
+    /// Changes one field of a person in one CRM as a human would; `field` is HubSpot's name.
+    pub fn edit(&self, crm: &str, who: &Person, field: &str, value: &str) {
+        if crm == "hubspot" {
+            let fields = json!({ field: value });
+            self.emulator.edit(crm, "contacts", &who.hubspot, fields);
+        } else {
+            let fields = json!({ theirs(field): value });
+            self.emulator.edit(crm, "Contact", &who.salesforce, fields);
+        }
+    }
+
+    /// SQL that changes one field of a person in the HubSpot mirror.
+    #[must_use]
+    pub fn update(who: &Person, field: &str, value: &str) -> String {
+        format!(
+            "UPDATE hubspot.contacts SET {field} = '{value}' WHERE id = '{}'",
+            who.hubspot
+        )
+    }
+
+    /// Runs [`Self::update`].
+    pub async fn sql(&self, who: &Person, field: &str, value: &str) {
+        self.db.exec(&Self::update(who, field, value)).await;
+    }
+
+    /// Calls that changed records of a CRM since the counts were reset.
+    #[must_use]
+    pub fn writes(&self, crm: &str) -> u64 {
+        let reads = ["search", "batch/read", "token", "query", "oauth"];
+        let counts = self.emulator.counts();
+        let list = counts["counts"].as_array().expect("a list of counts");
+        list.iter()
+            .filter(|c| c["crm"] == crm && c["method"] != "GET")
+            .filter(|c| {
+                let route = c["route"].as_str().unwrap_or_default();
+                !reads.iter().any(|r| route.contains(r))
+            })
+            .map(|c| c["count"].as_u64().unwrap_or(0))
+            .sum()
+    }
+
+    /// Fault rules that have not hit yet.
+    #[must_use]
+    pub fn faults_left(&self) -> u64 {
+        let answer = self.emulator.fault(json!({"rules": []}));
+        answer["rules"]
+            .as_u64()
+            .unwrap_or_else(|| panic!("no count of rules: {answer}"))
+    }
+
+    /// Calls of any kind to a CRM since the counts were reset.
+    #[must_use]
+    pub fn calls(&self, crm: &str) -> u64 {
+        self.emulator.counts()[crm].as_u64().unwrap_or(0)
+    }
+
+    /// Live records of a CRM.
+    #[must_use]
+    pub fn live(&self, crm: &str, object: &str) -> u64 {
+        let count = &self.emulator.digest(crm, object, &[])["count"];
+        count
+            .as_u64()
+            .unwrap_or_else(|| panic!("no count: {count}"))
+    }
+
+    /// Events that all streams of a kind (`webhook`, `pubsub`) brought so far.
+    pub async fn events(&self, kind: &str) -> i64 {
+        let sql = format!(
+            "SELECT coalesce(sum(events), 0)::bigint FROM crm.stream WHERE kind = '{kind}'"
+        );
+        self.db.one(&sql).await
+    }
+
+    /// Waits until [`Self::events`] is at least `n`.
+    pub async fn events_reach(&self, kind: &str, n: i64) {
+        let sql =
+            format!("SELECT coalesce(sum(events), 0) >= {n} FROM crm.stream WHERE kind = '{kind}'");
+        let what = format!("the {kind} stream has brought {n} events");
+        self.db.wait_true(&what, PATIENCE, &sql).await;
+    }
+
+    /// One value of a CRM's record of a person; `field` is HubSpot's name; empty counts as absent.
+    #[must_use]
+    pub fn shows(&self, crm: &str, who: &Person, field: &str) -> Option<String> {
+        let value = match crm {
+            "hubspot" => self.emulator.field(crm, "contacts", &who.hubspot, field),
+            _ => self
+                .emulator
+                .field(crm, "Contact", &who.salesforce, theirs(field)),
+        };
+        value.filter(|v| !v.is_empty())
+    }
+
+    /// Whether a CRM's record is deleted.
+    #[must_use]
+    pub fn gone(&self, crm: &str, object: &str, id: &str) -> bool {
+        let record = self.emulator.record(crm, object, id);
+        ["archived", "IsDeleted", "gone"]
+            .iter()
+            .any(|k| record[k] == Value::Bool(true))
+    }
+}
