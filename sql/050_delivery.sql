@@ -26,6 +26,8 @@ BEGIN
     WHERE w.state = 'held' AND approve.tx = ANY (w.txs)
       AND NOT EXISTS (SELECT FROM crm.change_tx t WHERE t.held AND t.tx = ANY (w.txs));
     GET DIAGNOSTICS freed = ROW_COUNT;
+    -- Makes the worker look for what to send.
+    INSERT INTO crm.config_change DEFAULT VALUES;
     PERFORM crm._wake();
     RETURN format('%s writes of transaction %s are on their way', freed, tx);
 END $$;
@@ -195,6 +197,8 @@ BEGIN
         SELECT a.mirror, a.record_id, a.source, coalesce(a.change, '{}'), 'read' FROM again a;
     END IF;
     GET DIAGNOSTICS n = ROW_COUNT;
+    -- Makes the worker look for what to send and to read.
+    INSERT INTO crm.config_change DEFAULT VALUES;
     PERFORM crm._wake();
     RETURN n;
 END $$;

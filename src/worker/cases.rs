@@ -1,12 +1,13 @@
 //! Records on their way through a decision: loaded and locked in batches,
 //! decided by the core one event at a time, written back in batches.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{self, Decision, Observed, Outcome, Source};
 use crm_core::model::{Millis, Value};
 use crm_core::state::{Entity, FieldState, SideRecord, SideState};
 
+use crate::pg::store::changes;
 use crate::pg::store::ledger;
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
@@ -200,6 +201,40 @@ pub(crate) fn load(
         }
         sides[mirror.side] = Some(row);
         cases.push(new_case(mirror.group, entity_id, sides, values, &states));
+    }
+    Ok((cases, blocked))
+}
+
+/// [`load`] that also leaves out cases of which another side's row has changes
+/// by SQL waiting: their new values are in that row only, and what is decided
+/// here would be written over them.
+pub(crate) fn load_drained(
+    world: &World,
+    mirror: &Mirror,
+    columns: &[usize],
+    locked: Vec<Row>,
+) -> Result<(Vec<Case>, Vec<i64>)> {
+    let (mut cases, mut blocked) = load(world, mirror, columns, locked)?;
+    let sides = &world.groups[mirror.group].group.sides;
+    for (side, member) in sides.iter().enumerate() {
+        let row_of = |c: &Case| c.rows[side].as_ref().map(|r| r.row_id);
+        if member.mirror == mirror.id {
+            continue;
+        }
+        let partners: Vec<i64> = cases.iter().filter_map(row_of).collect();
+        let waiting: HashSet<i64> = changes::undrained(member.mirror, partners)?
+            .into_iter()
+            .collect();
+        if !waiting.is_empty() {
+            let (busy, free) = cases
+                .into_iter()
+                .partition::<Vec<_>, _>(|c| row_of(c).is_some_and(|r| waiting.contains(&r)));
+            cases = free;
+            blocked.extend(
+                busy.iter()
+                    .filter_map(|c| Some(c.rows[mirror.side].as_ref()?.row_id)),
+            );
+        }
     }
     Ok((cases, blocked))
 }

@@ -60,6 +60,22 @@ pub(crate) enum Job {
     Check { ticket: i64, part: usize },
 }
 
+impl Job {
+    /// The mirror whose records were asked for.
+    pub(crate) fn mirror(&self) -> Option<i32> {
+        match self {
+            Self::Count { mirror }
+            | Self::Backfill { mirror }
+            | Self::Poll { mirror }
+            | Self::Removed { mirror }
+            | Self::Read { mirror, .. }
+            | Self::Settle { mirror, .. }
+            | Self::FindCreated { mirror, .. } => Some(*mirror),
+            Self::Push(_) | Self::Catalog { .. } | Self::Check { .. } => None,
+        }
+    }
+}
+
 /// A change stream that is open.
 pub(crate) struct Stream {
     pub(crate) row: i32,
@@ -275,6 +291,17 @@ impl Engine {
             self.streams.remove(&stream);
             self.submit(Command::Unsubscribe { stream });
         }
+    }
+
+    /// Takes note that an answer for this mirror could not be stored: what it
+    /// was for is asked again after a pause.
+    pub(crate) fn ask_again(&mut self, mirror: i32, now: Millis) {
+        let watch = self.watch(mirror);
+        watch.polling = false;
+        watch.poll_at = now + 5_000;
+        // What was to be read stands in crm.deferred.
+        watch.reading = false;
+        self.may_undefer = true;
     }
 
     /// The switches of a mirror.

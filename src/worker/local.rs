@@ -35,9 +35,21 @@ pub(crate) fn drain(world: &World, limit: i64, now: Millis) -> Result<Drained> {
         by_mirror.entry(mirror).or_default().push(row);
     }
     let mut drained = Drained::default();
+    // What is decided for one mirror may write over a row of the next, whose
+    // new values stand nowhere else: they are read before anything is decided.
+    let mut found: HashMap<i32, Vec<Row>> = HashMap::new();
+    if by_mirror.len() > 1 {
+        for (id, rows) in &by_mirror {
+            if let Some(mirror) = world.mirrors.get(id) {
+                let all: Vec<usize> = (0..mirror.columns.len()).collect();
+                found.insert(*id, cases::lock(mirror, &all, rows.clone())?);
+            }
+        }
+    }
     for (id, rows) in by_mirror {
+        let found = found.remove(&id).unwrap_or_default();
         match world.mirrors.get(&id) {
-            Some(mirror) => drain_mirror(world, mirror, rows, now, &mut drained)?,
+            Some(mirror) => drain_mirror(world, mirror, rows, found, now, &mut drained)?,
             // The mirror was dropped: nobody wants its changes any more.
             None => drained.changes += changes::take(id, rows)?.len(),
         }
@@ -49,6 +61,7 @@ fn drain_mirror(
     world: &World,
     mirror: &Mirror,
     row_ids: Vec<i64>,
+    found: Vec<Row>,
     now: Millis,
     drained: &mut Drained,
 ) -> Result<()> {
@@ -67,7 +80,12 @@ fn drain_mirror(
             .into_iter()
             .collect()
     };
-    let current: HashMap<i64, Row> = locked.iter().map(|r| (r.row_id, r.clone())).collect();
+    let current: HashMap<i64, Row> = locked
+        .iter()
+        .cloned()
+        .chain(found)
+        .map(|r| (r.row_id, r))
+        .collect();
     let (loaded, blocked) = cases::load(world, mirror, &all, locked)?;
     let blocked: HashSet<i64> = blocked.into_iter().collect();
     drained.locked += busy.len() + blocked.len();

@@ -307,6 +307,12 @@ impl Session {
             .unsubscribe(|s| !wanted.iter().any(|(n, o)| *n == s.server && *o == s.object));
         let mirrors = &self.engine.world.mirrors;
         self.engine.watches.retain(|id, _| mirrors.contains_key(id));
+        let now = engine::now();
+        for (id, watch) in &mut self.engine.watches {
+            // A shorter interval counts at once.
+            let interval = mirrors.get(id).map_or(0, |m| m.poll_ms);
+            watch.poll_at = watch.poll_at.min(now + interval);
+        }
         self.engine.may_send = true;
         self.engine.may_undefer = true;
         self.stale = false;
@@ -326,6 +332,7 @@ impl Session {
     fn take_events(&mut self, queued: bool, now: Millis) -> Step<bool> {
         let mut turn = Turn::default();
         let mut more = false;
+        let mut failed = None;
         if queued {
             let waiting = tx::in_transaction(|| Ok(streams::webhooks(100)?))?;
             more |= waiting.len() >= 100;
@@ -339,14 +346,17 @@ impl Session {
             let Some(event) = self.engine.io.try_recv() else {
                 break;
             };
-            self.event(event, &mut turn, now)?;
+            // One answer that cannot be stored must not take along what came with it.
+            if let Err(error) = self.event(event, &mut turn, now) {
+                failed = Some(error);
+            }
             if turn.arrivals.len() >= ARRIVALS || i + 1 == EVENTS {
                 more = true;
                 break;
             }
         }
         self.replies.extend(turn.finish(&mut self.engine, now)?);
-        Ok(more)
+        failed.map_or(Ok(more), Err)
     }
 
     fn event(&mut self, event: Event, turn: &mut Turn, now: Millis) -> Step<()> {
@@ -365,7 +375,13 @@ impl Session {
             } => self.stream_ended(stream, &error, replay_expired, now)?,
             Event::Fetched { job, result, .. } => {
                 if let Some(job) = self.engine.jobs.remove(&job) {
-                    self.fetched(job, result, now)?;
+                    let mirror = job.mirror();
+                    if let Err(error) = self.fetched(job, result, now) {
+                        if let Some(mirror) = mirror {
+                            self.engine.ask_again(mirror, now);
+                        }
+                        return Err(error);
+                    }
                 }
             }
             Event::Answer { job, result, .. } => match self.engine.jobs.remove(&job) {

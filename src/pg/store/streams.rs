@@ -184,9 +184,11 @@ pub(crate) struct Poison<'a> {
 
 /// Parks it.
 pub(crate) fn park(poison: &Poison<'_>) -> Result<usize> {
+    // A record that every poll shows again is parked once.
     spi::write(
         "INSERT INTO crm.poison (mirror, server, source, record_id, change, sqlstate, error, advice) \
-         VALUES ($1, $2, $3, $4, $5::jsonb, $6, $7, $8)",
+         SELECT $1, $2, $3, $4, $5::jsonb, $6, $7, $8 WHERE NOT EXISTS (SELECT FROM crm.poison p \
+         WHERE p.mirror = $1 AND p.record_id = $4 AND p.sqlstate = $6 AND p.error = $7)",
         &[
             poison.mirror.into(),
             poison.server.into(),
