@@ -65,11 +65,13 @@ impl Job {
     pub(crate) fn mirror(&self) -> Option<i32> {
         match self {
             Self::Count { mirror }
-            | Self::Backfill { mirror }
+            | Self::Backfill { mirror, .. }
             | Self::Poll { mirror }
             | Self::Removed { mirror }
             | Self::Read { mirror, .. }
             | Self::Settle { mirror, .. }
+            | Self::Highest { mirror, .. }
+            | Self::Seek { mirror, .. }
             | Self::FindCreated { mirror, .. } => Some(*mirror),
             Self::Push(_) | Self::Catalog { .. } | Self::Check { .. } => None,
         }

@@ -330,6 +330,18 @@ impl Cluster {
         .await
     }
 
+    /// Kills the session worker of `db`'s database after `pause` and waits until PostgreSQL has thrown out `db` too,
+    /// as it does with everybody when a process dies like this.
+    pub async fn crash_session_worker(&self, db: &Db, pause: Duration) {
+        let pid = self.session_worker(db).await;
+        tokio::time::sleep(pause).await;
+        self.kill9(pid);
+        self.wait_until("the crash is noticed", PATIENCE, async || {
+            db.is_closed().then_some(())
+        })
+        .await;
+    }
+
     /// Writes a credential file that only the server may read; servers name it `file:NAME`.
     pub fn credentials(&self, name: &str, content: &serde_json::Value) {
         self.secret_file(name, content.to_string().as_bytes());

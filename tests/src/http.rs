@@ -50,3 +50,47 @@ fn exchange(
         serde_json::from_slice(&reply[head + 4..]).unwrap_or(Value::Null),
     ))
 }
+
+/// Sends bytes as they are and reads until the other side closes; answers the status, `None` when there was no
+/// answer. For callers that do not keep to the protocol.
+#[must_use]
+pub fn send_raw(host: &str, bytes: &[u8], patience: Duration) -> Option<u16> {
+    let mut stream = TcpStream::connect(host).ok()?;
+    stream.set_read_timeout(Some(patience)).ok()?;
+    stream.set_write_timeout(Some(patience)).ok()?;
+    // A server that refuses early stops reading: what it said before counts.
+    let _ = stream.write_all(bytes);
+    let mut reply = Vec::new();
+    let mut chunk = [0; 4096];
+    while let Ok(n) = stream.read(&mut chunk) {
+        if n == 0 || reply.len() > 65_536 {
+            break;
+        }
+        reply.extend_from_slice(&chunk[..n]);
+        if reply.windows(4).any(|w| w == b"\r\n\r\n") {
+            break;
+        }
+    }
+    std::str::from_utf8(&reply)
+        .ok()?
+        .split(' ')
+        .nth(1)?
+        .parse()
+        .ok()
+}
+
+/// A POST with headers and a body, as bytes.
+#[must_use]
+pub fn post(path: &str, headers: &[(&str, &str)], body: &[u8]) -> Vec<u8> {
+    let mut out = format!(
+        "POST {path} HTTP/1.1\r\nHost: hook\r\nConnection: close\r\nContent-Length: {}\r\n",
+        body.len()
+    )
+    .into_bytes();
+    for (name, value) in headers {
+        out.extend_from_slice(format!("{name}: {value}\r\n").as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+    out.extend_from_slice(body);
+    out
+}

@@ -27,6 +27,7 @@ mod wait;
 pub use cluster::{Cluster, Options, Stop};
 pub use db::Db;
 pub use emulator::{Emulator, EmulatorOptions};
+pub use http::{post, send_raw};
 pub use pair::{Pair, PairOptions, servers_sql};
 pub use system::{Account, Scratch};
 pub use truth::{FIELDS, Person, theirs, written};
