@@ -40,7 +40,13 @@ pub(crate) fn unlimited(contacts: u64) -> EmulatorOptions {
 }
 
 pub(crate) async fn start(cluster: Options, emulator: EmulatorOptions) -> Pair {
-    Pair::start(PairOptions { cluster, emulator }).await
+    let pair = Pair::start(PairOptions { cluster, emulator }).await;
+    // The first thing that a DBA does with a server, too.
+    for server in ["hubspot", "salesforce"] {
+        let sql = format!("SELECT bool_and(ok) FROM crm.server_check('{server}')");
+        let _ = pair.db.one::<Option<bool>>(&sql).await;
+    }
+    pair
 }
 
 /// Orders the mirror of one object with its twenty columns.
