@@ -20,14 +20,28 @@ pub(crate) const SALESFORCE: &str = r#"["AccountId", "Birthdate", "Department", 
 
 /// A server as a DBA would set it up, durable, with nothing of the bench's making in its way.
 pub(crate) fn cluster() -> Options {
-    Options::default()
+    let options = match std::env::var("CRM_BENCH_EXPLAIN") {
+        Err(_) => Options::default(),
+        Ok(ms) => explained(&ms),
+    };
+    options
         .setting("fsync", "on")
         .setting("shared_buffers", "512MB")
         .setting("max_wal_size", "16GB")
+        .setting("min_wal_size", "2GB")
         .setting("checkpoint_timeout", "1h")
         .setting("jit", "off")
         .setting("pg_crm_sync.guard_soft_rows", "0")
         .setting("pg_crm_sync.guard_hard_rows", "0")
+}
+
+/// To find out where time goes: the server log shows the plans of statements that take `ms` or longer, the worker's too.
+fn explained(ms: &str) -> Options {
+    Options::default()
+        .setting("shared_preload_libraries", "pg_crm_sync, auto_explain")
+        .setting("auto_explain.log_min_duration", ms)
+        .setting("auto_explain.log_analyze", "on")
+        .setting("auto_explain.log_nested_statements", "on")
 }
 
 /// An emulator without call limits, whose people are all known to both CRMs.
@@ -41,12 +55,22 @@ pub(crate) fn unlimited(contacts: u64) -> EmulatorOptions {
 
 pub(crate) async fn start(cluster: Options, emulator: EmulatorOptions) -> Pair {
     let pair = Pair::start(PairOptions { cluster, emulator }).await;
+    recycle_log(&pair.db).await;
     // The first thing that a DBA does with a server, too.
     for server in ["hubspot", "salesforce"] {
         let sql = format!("SELECT bool_and(ok) FROM crm.server_check('{server}')");
         let _ = pair.db.one::<Option<bool>>(&sql).await;
     }
     pair
+}
+
+/// Leaves about a gigabyte of old log files to be used again, as a server that has run for a while has them: making a
+/// new one stops every commit for a fraction of a second.
+async fn recycle_log(db: &Db) {
+    db.exec("SELECT count(pg_logical_emit_message(false, 'bench', repeat('x', 1000000))) FROM generate_series(1, 1000)")
+        .await;
+    db.exec("SELECT pg_switch_wal()").await;
+    db.exec("CHECKPOINT").await;
 }
 
 /// Orders the mirror of one object with its twenty columns.
