@@ -23,7 +23,6 @@ static ACTIVATION_FILE: Text = Text::new(None);
 static DATABASES: Text = Text::new(None);
 static APPLICATION: Text = Text::new(None);
 static REASON: Text = Text::new(None);
-static POLL_INTERVAL: Int = Int::new(60_000);
 static MAX_IN_FLIGHT: Int = Int::new(8);
 static REQUEST_TIMEOUT: Int = Int::new(30_000);
 static LOCK_TIMEOUT: Int = Int::new(200);
@@ -120,13 +119,6 @@ fn register_names() {
 
 fn register_worker_limits() {
     let (ms, none) = (GucFlags::UNIT_MS, GucFlags::default());
-    int(
-        c"pg_crm_sync.poll_interval",
-        c"Time between two polls of an object that has no stream.",
-        &POLL_INTERVAL,
-        (1_000, 86_400_000),
-        ms,
-    );
     int(
         c"pg_crm_sync.max_in_flight",
         c"Calls that may be open at once to one server.",
@@ -254,11 +246,6 @@ pub(crate) fn application() -> Option<String> {
 /// Reason the user gave for this session's changes.
 pub(crate) fn reason() -> Option<String> {
     string(&REASON)
-}
-
-/// Time between two polls of an object that has no stream.
-pub(crate) fn poll_interval() -> Duration {
-    millis(&POLL_INTERVAL)
 }
 
 /// Calls that may be open at once to one server.

@@ -2,8 +2,6 @@
 //! the capture trigger, and the store. No other folder names `pgrx::Spi` or
 //! `pgrx::pg_sys` (the two worker entry points excepted).
 
-#![allow(dead_code, reason = "read by workers and API functions as they arrive")]
-
 pub(crate) mod api;
 pub(crate) mod capture;
 pub(crate) mod catalog;

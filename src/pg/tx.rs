@@ -137,17 +137,6 @@ pub(crate) fn in_subtransaction<T>(
     }
 }
 
-/// Takes a new snapshot, so that read-only queries of this transaction see what
-/// has been committed since it began.
-pub(crate) fn fresh_snapshot() {
-    // SAFETY: inside `in_transaction`, whose snapshot is the active one.
-    unsafe {
-        pg_sys::PopActiveSnapshot();
-        pg_sys::CommandCounterIncrement();
-        pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-    }
-}
-
 /// Runs `body` with the rights of `role` and security-restricted, as the server
 /// runs index expressions: what users attached to their tables must not act with
 /// the worker's rights. An SQL error in `body` needs no clean-up here: aborting

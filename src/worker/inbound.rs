@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crm_core::connectors::{self, SignatureError};
 use crm_core::http::Delivery;
 use crm_core::identity;
-use crm_core::model::{Change, Millis, Page, Record, RemoteError};
+use crm_core::model::{Change, Millis, Page, Record};
 use crm_io::{Command, StreamItem};
 
 use crate::pg::store::ledger;
@@ -458,14 +458,6 @@ pub(crate) fn page(
             .extend(applied.locked.iter().cloned());
     }
     Ok(applied)
-}
-
-/// A server's trouble in words for `crm.status`.
-pub(crate) fn note_error(server: &str, error: &RemoteError) -> Step<()> {
-    tx::in_transaction(|| {
-        streams::server_error(server, Some((&error.to_string(), error.advice)))?;
-        Ok(())
-    })
 }
 
 /// Records that turned out not to exist, or to live on under another id.

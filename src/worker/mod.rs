@@ -3,7 +3,6 @@
 //! This file is the frame of a session: it connects, checks that the extension
 //! is there in the version of this library, and hands a [`SessionContext`] to
 //! [`session::run`]. Every wait of a session is [`SessionContext::wait`].
-#![allow(dead_code, reason = "the session's loop uses them as it grows")]
 
 mod answers;
 mod backfill;

@@ -7,7 +7,7 @@ use crm_core::connectors::Keyset;
 use crm_core::model::{Change, Millis};
 use crm_io::{Command, Replay};
 
-use crate::pg::store::streams::{self, Advance};
+use crate::pg::store::streams;
 use crate::pg::store::{changes, config, writes};
 use crate::pg::tx;
 use crate::worker::deliver::{self, Batch};
@@ -395,16 +395,6 @@ impl Engine {
             self.fetch(id, request, job);
         }
         Ok(())
-    }
-
-    /// Notes where a poll got to.
-    pub(crate) fn poll_done(&self, server: &str, object: &str, to: Advance) -> Step<()> {
-        tx::in_transaction(|| {
-            if let Some(row) = streams::stream(server, "poll", object)? {
-                streams::advance(row.id, to)?;
-            }
-            Ok(())
-        })
     }
 }
 

@@ -102,6 +102,7 @@ fn settings() -> Settings {
     });
     Settings {
         request_timeout_ms,
+        max_in_flight_per_server: u32::try_from(guc::max_in_flight()).unwrap_or(1),
         listener,
         ..Settings::default()
     }

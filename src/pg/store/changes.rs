@@ -12,7 +12,6 @@ pub(crate) struct ChangeRow {
     pub(crate) flush: i64,
     pub(crate) ord: i32,
     pub(crate) tx: i64,
-    pub(crate) mirror: i32,
     /// `I`, `U` or `D`.
     pub(crate) op: char,
     pub(crate) row_id: i64,
@@ -31,14 +30,6 @@ pub(crate) struct TxRow {
     /// Milliseconds since 1970.
     pub(crate) at: i64,
     pub(crate) held: bool,
-}
-
-/// Whether anything waits; takes no transaction id.
-pub(crate) fn any() -> Result<bool> {
-    let text = spi::read_text(
-        "SELECT (EXISTS (SELECT 1 FROM crm.change_0) OR EXISTS (SELECT 1 FROM crm.change_1))::text",
-    )?;
-    Ok(text.as_deref() == Some("true"))
 }
 
 /// Rows that have changes waiting, the first found up to `limit` changes.
@@ -81,7 +72,6 @@ pub(crate) fn take(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<ChangeRow>> {
                 flush: row.get(1)?.unwrap_or_default(),
                 ord: row.get(2)?.unwrap_or_default(),
                 tx: row.get(3)?.unwrap_or_default(),
-                mirror: row.get(4)?.unwrap_or_default(),
                 op: op.chars().next().unwrap_or('U'),
                 row_id: row.get(6)?.unwrap_or_default(),
                 old: decode::old_values(&packed),

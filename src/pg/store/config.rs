@@ -55,7 +55,6 @@ pub(crate) struct ColumnRow {
 /// One link with its field maps.
 #[derive(Clone, Debug, Deserialize)]
 pub(crate) struct LinkRow {
-    pub(crate) id: i32,
     pub(crate) name: String,
     pub(crate) left_mirror: i32,
     pub(crate) right_mirror: i32,

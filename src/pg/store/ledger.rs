@@ -201,20 +201,6 @@ pub(crate) fn link_rows(
     )
 }
 
-/// Adds rows to entities that exist.
-pub(crate) fn join_entities(
-    mirrors: Vec<i32>,
-    row_ids: Vec<i64>,
-    entities: Vec<i64>,
-) -> Result<usize> {
-    spi::write(
-        "INSERT INTO crm.xref (mirror, row_id, entity) \
-         SELECT * FROM unnest($1::int[], $2::bigint[], $3::bigint[]) \
-         ON CONFLICT (mirror, row_id) DO UPDATE SET entity = excluded.entity, merged_into = NULL",
-        &[mirrors.into(), row_ids.into(), entities.into()],
-    )
-}
-
 /// Takes rows out of their entities; the rest of each entity stays.
 pub(crate) fn unlink_rows(mirror: i32, row_ids: Vec<i64>) -> Result<usize> {
     spi::write(

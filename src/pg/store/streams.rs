@@ -2,16 +2,12 @@
 
 use super::spi::{self, Result};
 
-/// A stream and its offset.
+/// A stream's row and its offset.
 #[derive(Clone, Debug)]
 pub(crate) struct StreamRow {
     pub(crate) id: i32,
-    pub(crate) server: String,
-    pub(crate) kind: String,
-    pub(crate) object: String,
     pub(crate) replay_id: Option<Vec<u8>>,
     pub(crate) modified_at: Option<i64>,
-    pub(crate) record_id: Option<String>,
 }
 
 /// The stream's row, made if it is not there.
@@ -19,17 +15,13 @@ pub(crate) fn stream(server: &str, kind: &str, object: &str) -> Result<Option<St
     let rows = spi::write_rows(
         "INSERT INTO crm.stream (server, kind, object) VALUES ($1, $2, $3) \
          ON CONFLICT (server, kind, object) DO UPDATE SET kind = excluded.kind \
-         RETURNING id, server, kind, object, replay_id, modified_at, record_id",
+         RETURNING id, replay_id, modified_at",
         &[server.into(), kind.into(), object.into()],
         |row| {
             Ok(StreamRow {
                 id: row.get(1)?.unwrap_or_default(),
-                server: row.get(2)?.unwrap_or_default(),
-                kind: row.get(3)?.unwrap_or_default(),
-                object: row.get(4)?.unwrap_or_default(),
-                replay_id: row.get(5)?,
-                modified_at: row.get(6)?,
-                record_id: row.get(7)?,
+                replay_id: row.get(2)?,
+                modified_at: row.get(3)?,
             })
         },
     )?;
@@ -107,7 +99,6 @@ pub(crate) struct DeferredRow {
     pub(crate) source: String,
     /// [`crm_core::model::Change`] as JSON.
     pub(crate) change: String,
-    pub(crate) reason: String,
 }
 
 /// Stores events that wait: `(mirror, record, source, change, reason)`.
@@ -140,7 +131,7 @@ pub(crate) fn defer(events: Vec<(i32, String, String, String, &'static str)>) ->
 /// The oldest waiting events of a kind.
 pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
     spi::write_rows(
-        "SELECT id, mirror, record_id, source, change::text, reason FROM crm.deferred WHERE reason = $1 ORDER BY id LIMIT $2",
+        "SELECT id, mirror, record_id, source, change::text FROM crm.deferred WHERE reason = $1 ORDER BY id LIMIT $2",
         &[reason.into(), limit.into()],
         |row| {
             Ok(DeferredRow {
@@ -149,7 +140,6 @@ pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
                 record_id: row.get(3)?.unwrap_or_default(),
                 source: row.get(4)?.unwrap_or_default(),
                 change: row.get(5)?.unwrap_or_default(),
-                reason: row.get(6)?.unwrap_or_default(),
             })
         },
     )

@@ -28,7 +28,6 @@ pub(crate) struct WriteRow {
     pub(crate) kind: String,
     pub(crate) record_id: Option<String>,
     pub(crate) vals: String,
-    pub(crate) old_vals: String,
     pub(crate) state: String,
     pub(crate) attempts: i32,
     /// Milliseconds since 1970; 0 if never claimed.
@@ -36,7 +35,7 @@ pub(crate) struct WriteRow {
     pub(crate) mirror: i32,
 }
 
-const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.old_vals::text, w.state, \
+const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, \
      w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror";
 
 fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
@@ -47,11 +46,10 @@ fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
         kind: row.get(4)?.unwrap_or_default(),
         record_id: row.get(5)?,
         vals: row.get(6)?.unwrap_or_default(),
-        old_vals: row.get(7)?.unwrap_or_default(),
-        state: row.get(8)?.unwrap_or_default(),
-        attempts: row.get(9)?.unwrap_or_default(),
-        claimed_at: row.get(10)?.unwrap_or_default(),
-        mirror: row.get(11)?.unwrap_or_default(),
+        state: row.get(7)?.unwrap_or_default(),
+        attempts: row.get(8)?.unwrap_or_default(),
+        claimed_at: row.get(9)?.unwrap_or_default(),
+        mirror: row.get(10)?.unwrap_or_default(),
     })
 }
 
