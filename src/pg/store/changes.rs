@@ -51,7 +51,7 @@ pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
         return Ok(Vec::new());
     }
     let sql =
-        format!("SELECT DISTINCT row_id FROM {BOTH} c WHERE mirror_id = $1 AND row_id = ANY($2)");
+        format!("SELECT DISTINCT row_id FROM {BOTH} c WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2))");
     spi::write_rows(&sql, &[mirror.into(), row_ids.into()], |row| {
         Ok(row.get::<i64>(1)?.unwrap_or_default())
     })
@@ -62,7 +62,7 @@ pub(crate) fn take(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<ChangeRow>> {
     let mut out = Vec::new();
     for segment in ["crm.change_0", "crm.change_1"] {
         let sql = format!(
-            "DELETE FROM {segment} WHERE mirror_id = $1 AND row_id = ANY($2) \
+            "DELETE FROM {segment} WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2)) \
              RETURNING flush, ord, tx, mirror_id, op::text, row_id, old"
         );
         let rows = spi::write_rows(&sql, &[mirror.into(), row_ids.clone().into()], |row| {
