@@ -50,8 +50,9 @@ pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
     if row_ids.is_empty() {
         return Ok(Vec::new());
     }
-    let sql =
-        format!("SELECT DISTINCT row_id FROM {BOTH} c WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2))");
+    let sql = format!(
+        "SELECT DISTINCT row_id FROM {BOTH} c WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2))"
+    );
     spi::write_rows(&sql, &[mirror.into(), row_ids.into()], |row| {
         Ok(row.get::<i64>(1)?.unwrap_or_default())
     })
