@@ -71,6 +71,9 @@ BEGIN
                       '_wait_possible', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;
+        IF f.name = 'review_match' THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_steward', f.signature);
+        END IF;
         IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
                       '_mirror_named', '_host_allowed') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);

@@ -73,17 +73,23 @@ impl Case {
         if observed.source == Source::Local {
             self.writers[observed.side].clone_from(&observed.origin);
         }
-        self.absorb(outcome)
+        self.absorb(outcome, observed)
     }
 
-    fn absorb(&mut self, outcome: Outcome) -> Vec<Decision> {
+    fn absorb(&mut self, outcome: Outcome, observed: &Observed) -> Vec<Decision> {
         for (side, field) in outcome.cancel {
             self.writes.remove(&(side, field));
             self.cancels.insert((side, field));
         }
         self.reread.extend(outcome.reread);
         for (side, field, value) in outcome.writes {
-            let old = self.value(side, field);
+            // SQL has changed its own row already: what it replaced came with it.
+            let replaced = observed
+                .values
+                .iter()
+                .filter(|_| observed.source == Source::Local && observed.side == side)
+                .find_map(|(f, _, old)| old.clone().filter(|_| *f == field));
+            let old = replaced.unwrap_or_else(|| self.value(side, field));
             let old = self.writes.remove(&(side, field)).map_or(old, |(_, o)| o);
             self.cancels.remove(&(side, field));
             self.writes.insert((side, field), (value, old));

@@ -166,26 +166,24 @@ pub(crate) fn spread(
         let mut pairs = (Vec::new(), Vec::new(), Vec::new());
         let mut orphans = Vec::new();
         for row in open {
-            match found.get(&row).map(Vec::as_slice) {
-                None | Some([]) => orphans.push(row),
-                Some([one]) => {
+            let (free, taken) = found.get(&row).cloned().unwrap_or_default();
+            match free.as_slice() {
+                [] if taken.is_empty() => orphans.push(row),
+                [one] => {
                     let key = i64::try_from(pairs.0.len() / 2).unwrap_or_default();
                     pairs.0.extend([key, key]);
                     pairs.1.extend([mirror.id, other.id]);
                     pairs.2.extend([row, *one]);
                 }
-                Some(several) => {
-                    let candidates = serde_json::json!(several).to_string();
-                    streams::open_review(
-                        Some(&link.name),
-                        mirror.id,
-                        row,
-                        None,
-                        None,
-                        "several records match",
-                        &candidates,
-                    )?;
-                }
+                // Another record of the same thing, or several: a third would not help.
+                [] => ask(
+                    link,
+                    mirror,
+                    row,
+                    "another record is matched already",
+                    &taken,
+                )?,
+                several => ask(link, mirror, row, "several records match", several)?,
             }
         }
         if !pairs.0.is_empty() {
@@ -198,6 +196,30 @@ pub(crate) fn spread(
     Ok(())
 }
 
+/// Opens a question about a row that may be one of several of the other side.
+fn ask(link: &LinkRow, mirror: &Mirror, row: i64, reason: &str, others: &[i64]) -> Result<()> {
+    let left = link.left_mirror == mirror.id;
+    let (own, their) = if left {
+        ("left", "right")
+    } else {
+        ("right", "left")
+    };
+    let candidates = serde_json::json!({ own: [row], their: others }).to_string();
+    streams::open_review(
+        Some(&link.name),
+        mirror.id,
+        row,
+        None,
+        None,
+        reason,
+        &candidates,
+    )?;
+    Ok(())
+}
+
+/// Rows of the other side that match a row: free ones, and ones tied already.
+type Found = HashMap<i64, (Vec<i64>, Vec<i64>)>;
+
 /// Candidates on the other side by the link's match keys, in their order; the
 /// first key that finds something decides.
 fn find(
@@ -206,8 +228,8 @@ fn find(
     mirror: &Mirror,
     other: &Mirror,
     rows: &[i64],
-) -> Result<HashMap<i64, Vec<i64>>> {
-    let mut found: HashMap<i64, Vec<i64>> = HashMap::new();
+) -> Result<Found> {
+    let mut found = Found::new();
     let mut keys: Vec<_> = link
         .maps
         .iter()
@@ -239,8 +261,9 @@ fn find(
             key.to_left.contains("domain") || key.to_right.contains("domain"),
             open,
         )?;
-        for (row, candidate) in hits {
-            found.entry(row).or_default().push(candidate);
+        for (row, candidate, tied) in hits {
+            let (free, taken) = found.entry(row).or_default();
+            if tied { taken } else { free }.push(candidate);
         }
     }
     Ok(found)

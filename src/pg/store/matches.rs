@@ -24,14 +24,15 @@ pub(crate) struct Key<'a> {
 }
 
 /// Rows of `theirs` whose key equals that of our rows in normal form:
-/// `(our row, their row)`. Rows that are tied to another row of our mirror
-/// already are no candidates.
+/// `(our row, their row, whether that one is tied to another row of our mirror)`.
+/// Pairs tied long ago are no candidates: keys such as a deal's name return in
+/// new things. Within the hour it may be one thing typed in on both sides.
 pub(crate) fn candidates(
     ours: Key<'_>,
     theirs: Key<'_>,
     domain: bool,
     row_ids: Vec<i64>,
-) -> Result<Vec<(i64, i64)>> {
+) -> Result<Vec<(i64, i64, bool)>> {
     if row_ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -40,10 +41,11 @@ pub(crate) fn candidates(
         normal_form(&format!("b.{}", theirs.column), domain)?,
     );
     let sql = format!(
-        "SELECT a._id, b._id FROM {} a JOIN {} b ON {left} = {right} \
+        "SELECT a._id, b._id, EXISTS (SELECT 1 FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $3 \
+           WHERE x.mirror = $2 AND x.row_id = b._id) FROM {} a JOIN {} b ON {left} = {right} \
          WHERE a._id = ANY($1) AND a._deleted_at IS NULL AND b._deleted_at IS NULL \
          AND NOT EXISTS (SELECT 1 FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $3 \
-           WHERE x.mirror = $2 AND x.row_id = b._id) \
+           WHERE x.mirror = $2 AND x.row_id = b._id AND greatest(x.linked_at, y.linked_at) < now() - interval '1 hour') \
          ORDER BY 1, 2",
         ours.table.name, theirs.table.name,
     );
@@ -54,6 +56,7 @@ pub(crate) fn candidates(
             Ok((
                 row.get(1)?.unwrap_or_default(),
                 row.get(2)?.unwrap_or_default(),
+                row.get(3)?.unwrap_or_default(),
             ))
         },
     )
