@@ -71,7 +71,21 @@ impl Pair {
             .await;
         pair.db.exec("SELECT crm.preview('contacts')").await;
         pair.db.exec("SELECT crm.go_live('contacts')").await;
+        pair.worker_has_read().await;
         pair
+    }
+
+    /// Waits until the worker acts by what is committed now: configuration is read when a commit wakes it.
+    pub async fn worker_has_read(&self) {
+        let at: String = self.db.one("SELECT clock_timestamp()::text").await;
+        self.db.exec("SELECT crm._wake()").await;
+        let sql = format!(
+            "SELECT count(*) > 0 FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'pg_crm_sync session'
+             AND state_change > '{at}' AND wait_event = 'Extension'"
+        );
+        self.db
+            .wait_true("the worker has read the configuration", PATIENCE, &sql)
+            .await;
     }
 
     /// Imports objects of a server into the schema of the same name.

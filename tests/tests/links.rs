@@ -23,6 +23,7 @@ async fn linked(live: &[&str]) -> Pair {
     for link in live {
         pair.db.exec(&format!("SELECT crm.go_live('{link}')")).await;
     }
+    pair.worker_has_read().await;
     pair
 }
 
