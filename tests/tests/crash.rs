@@ -85,6 +85,22 @@ async fn assert_nothing_doubled(db: &Db) {
     }
 }
 
+/// Inserts `new` people and updates every row once, as an application that survives crashes would.
+async fn sql_user(cluster: &Cluster, new: u64) {
+    let mut sql = Sturdy::new(cluster).await;
+    for n in 0..new {
+        let insert = format!(
+            "INSERT INTO hubspot.contacts (email, firstname, lastname) SELECT 'crash.{n}@example.net', 'Crash', 'No {n}'
+             WHERE NOT EXISTS (SELECT FROM hubspot.contacts WHERE email = 'crash.{n}@example.net')"
+        );
+        sql.exec(&insert).await;
+        let update = format!(
+            "UPDATE hubspot.contacts SET zip = 'Z {n}', jobtitle = CASE WHEN _id % 7 = 0 THEN 'SQL {n}' ELSE jobtitle END WHERE _id % {new} = {n}"
+        );
+        sql.exec(&update).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_kills_of_the_session_worker_during_5000_mixed_changes_lose_and_double_nothing() {
     let mut random = Random::new("ten kills");
@@ -115,18 +131,7 @@ async fn ten_kills_of_the_session_worker_during_5000_mixed_changes_lose_and_doub
         let runtime = tokio::runtime::Handle::current();
         scope.spawn(move || {
             runtime.block_on(async {
-                let mut sql = Sturdy::new(&shared.cluster).await;
-                for n in 0..new {
-                    let insert = format!(
-                        "INSERT INTO hubspot.contacts (email, firstname, lastname) SELECT 'crash.{n}@example.net', 'Crash', 'No {n}'
-                         WHERE NOT EXISTS (SELECT FROM hubspot.contacts WHERE email = 'crash.{n}@example.net')"
-                    );
-                    sql.exec(&insert).await;
-                    let update = format!(
-                        "UPDATE hubspot.contacts SET zip = 'Z {n}', jobtitle = CASE WHEN _id % 7 = 0 THEN 'SQL {n}' ELSE jobtitle END WHERE _id % {new} = {n}"
-                    );
-                    sql.exec(&update).await;
-                }
+                sql_user(&shared.cluster, new).await;
             });
             finished.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
         });
