@@ -158,7 +158,7 @@ DECLARE
 BEGIN
     EXECUTE format($f$CREATE TABLE %s (
         _id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-        id text UNIQUE,
+        id text COLLATE "C" UNIQUE,
         _sync_source text,
         _sync_state text CHECK (_sync_state IN ('held', 'error', 'deleted')),
         _sync_error text,
