@@ -293,6 +293,14 @@ pub enum Event {
         /// those that the proxy passed on, to be replaced where a public URL is configured.
         delivery: Delivery,
     },
+    /// Webhooks that the listener refused by itself since the last such event:
+    /// too large, incomplete or too slow.
+    Refused {
+        /// Last part of their path.
+        name: String,
+        /// How many.
+        count: u32,
+    },
     /// Calls since the last such event, per server and purpose.
     Usage {
         /// Server.

@@ -209,18 +209,14 @@ async fn respond(request: Request<Incoming>, context: &Context) -> Response<Full
     let Ok(_place) = context.places.try_acquire() else {
         return closing(StatusCode::SERVICE_UNAVAILABLE, "busy");
     };
-    let max = context.settings.max_body_bytes;
-    if request.body().size_hint().lower() > max as u64 {
-        return closing(StatusCode::PAYLOAD_TOO_LARGE, "body too large");
-    }
     let (head, body) = request.into_parts();
-    let body = match timeout_at(deadline, Limited::new(body, max).collect()).await {
-        Ok(Ok(body)) => body.to_bytes(),
-        Ok(Err(e)) if e.is::<LengthLimitError>() => {
-            return closing(StatusCode::PAYLOAD_TOO_LARGE, "body too large");
+    let body = match read_body(body, context.settings.max_body_bytes, deadline).await {
+        Ok(body) => body,
+        Err((status, text)) => {
+            let name = head.uri.path().rsplit('/').next().unwrap_or_default();
+            context.mailbox.refused(name);
+            return closing(status, text);
         }
-        Ok(Err(_)) => return closing(StatusCode::BAD_REQUEST, "body incomplete"),
-        Err(_) => return closing(StatusCode::REQUEST_TIMEOUT, "body too slow"),
     };
     let kib = u32::try_from(body.len() / 1024 + 1).unwrap_or(u32::MAX);
     let Ok(_memory) = context.memory.try_acquire_many(kib) else {
@@ -237,6 +233,25 @@ async fn respond(request: Request<Incoming>, context: &Context) -> Response<Full
             reply(status, text)
         }
         Ok(Err(_)) | Err(_) => reply(StatusCode::SERVICE_UNAVAILABLE, "not now".into()),
+    }
+}
+
+/// The whole body, or the answer to one that is too large, incomplete or too slow.
+async fn read_body(
+    body: Incoming,
+    max: usize,
+    deadline: Instant,
+) -> Result<Bytes, (StatusCode, &'static str)> {
+    if body.size_hint().lower() > max as u64 {
+        return Err((StatusCode::PAYLOAD_TOO_LARGE, "body too large"));
+    }
+    match timeout_at(deadline, Limited::new(body, max).collect()).await {
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(e)) if e.is::<LengthLimitError>() => {
+            Err((StatusCode::PAYLOAD_TOO_LARGE, "body too large"))
+        }
+        Ok(Err(_)) => Err((StatusCode::BAD_REQUEST, "body incomplete")),
+        Err(_) => Err((StatusCode::REQUEST_TIMEOUT, "body too slow")),
     }
 }
 

@@ -16,6 +16,8 @@ use crate::api::{Event, Level};
 
 /// Notes that wait; more are dropped and counted.
 const MAX_NOTES: usize = 64;
+/// Names under which refused webhooks are counted; strangers choose them.
+const MAX_REFUSED: usize = 64;
 
 #[derive(Default)]
 struct Usage {
@@ -30,6 +32,7 @@ struct Inner {
     notes: usize,
     dropped_notes: u64,
     usage: BTreeMap<(u32, Purpose), Usage>,
+    refused: BTreeMap<String, u32>,
     signalled: bool,
     signal: UnixStream,
     wait: UnixStream,
@@ -59,6 +62,7 @@ impl Mailbox {
                 notes: 0,
                 dropped_notes: 0,
                 usage: BTreeMap::new(),
+                refused: BTreeMap::new(),
                 signalled: false,
                 signal,
                 wait,
@@ -132,6 +136,16 @@ impl Mailbox {
         u.hint = hint;
     }
 
+    /// Counts a webhook that was refused without asking the session.
+    pub(crate) fn refused(&self, name: &str) {
+        let mut inner = self.lock();
+        if inner.refused.len() < MAX_REFUSED || inner.refused.contains_key(name) {
+            let count = inner.refused.entry(name.to_owned()).or_default();
+            *count = count.saturating_add(1);
+            inner.wake();
+        }
+    }
+
     /// Makes the wait socket readable without an event (the thread ended).
     pub(crate) fn wake(&self) {
         self.lock().wake();
@@ -192,6 +206,9 @@ impl Inner {
             let level = Level::Warning;
             return Some((Event::Note { level, message }, 0));
         }
+        if let Some((name, count)) = self.refused.pop_first() {
+            return Some((Event::Refused { name, count }, 0));
+        }
         let ((server, purpose), u) = self.usage.pop_first()?;
         let event = Event::Usage {
             server,
@@ -224,6 +241,7 @@ fn weight(event: &Event) -> usize {
         | Event::StreamUp { .. }
         | Event::Stream { .. }
         | Event::StreamEnded { .. }
+        | Event::Refused { .. }
         | Event::Usage { .. }
         | Event::Note { .. } => 0,
     }

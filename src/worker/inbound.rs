@@ -213,6 +213,13 @@ impl Turn {
         });
     }
 
+    /// Counts webhooks that the listener refused by itself.
+    pub(crate) fn refused(&mut self, engine: &Engine, name: String, count: u32) {
+        if engine.servers.iter().any(|s| s.name == name) {
+            *self.rejected.entry(name).or_default() += i64::from(count);
+        }
+    }
+
     /// Takes a webhook for a server by name; status and reason to answer.
     pub(crate) fn delivery(
         &mut self,
@@ -311,6 +318,7 @@ impl Turn {
         if self.arrivals.is_empty()
             && self.waiting.is_empty()
             && self.queued.is_empty()
+            && self.rejected.is_empty()
             && self.stream_offsets.is_empty()
         {
             return Ok(Vec::new());

@@ -406,6 +406,7 @@ impl Session {
                 sum.0 += i64::from(calls);
                 sum.1 += i64::from(limited);
             }
+            Event::Refused { name, count } => turn.refused(&self.engine, name, count),
             Event::Note { level, message } => match level {
                 Level::Warning => pgrx::warning!("pg_crm_sync: {message}"),
                 Level::Info => pgrx::log!("pg_crm_sync: {message}"),

@@ -67,7 +67,7 @@ fn pair_options() -> PairOptions {
     options
 }
 
-/// Edits of a CRM's users: every `step`th person from `first`, `rounds` times.
+/// Edits of a CRM's users: everybody in turn, `rounds` times.
 fn users(pair: &Pair, crm: &'static str, people: &[Person], rounds: usize, field: &str) {
     for round in 0..rounds {
         for who in people {
@@ -85,86 +85,65 @@ async fn assert_nothing_doubled(db: &Db) {
     }
 }
 
-/// Inserts `new` people and updates every row once, as an application that survives crashes would.
-async fn sql_user(cluster: &Cluster, new: u64) {
+/// People made by SQL, a statement each, between updates of everybody in as many parts.
+const NEW: u64 = 60;
+
+async fn sql_user(cluster: &Cluster) {
     let mut sql = Sturdy::new(cluster).await;
-    for n in 0..new {
+    for n in 0..NEW {
         let insert = format!(
             "INSERT INTO hubspot.contacts (email, firstname, lastname) SELECT 'crash.{n}@example.net', 'Crash', 'No {n}'
              WHERE NOT EXISTS (SELECT FROM hubspot.contacts WHERE email = 'crash.{n}@example.net')"
         );
         sql.exec(&insert).await;
         let update = format!(
-            "UPDATE hubspot.contacts SET zip = 'Z {n}', jobtitle = CASE WHEN _id % 7 = 0 THEN 'SQL {n}' ELSE jobtitle END WHERE _id % {new} = {n}"
+            "UPDATE hubspot.contacts SET zip = 'Z {n}', jobtitle = CASE WHEN _id % 7 = 0 THEN 'SQL {n}' ELSE jobtitle END WHERE _id % {NEW} = {n}"
         );
         sql.exec(&update).await;
     }
 }
 
+async fn killer(cluster: &Cluster, mut random: Random) {
+    for n in 0..10 {
+        let db = cluster.connect("app").await;
+        let pause = random.below(600);
+        eprintln!("kill {n} after {pause} ms");
+        let pause = Duration::from_millis(pause);
+        cluster.crash_session_worker(&db, pause).await;
+    }
+}
+
+/// 2,000 edits by users of each CRM and 1,000 by SQL, partly of the same people and fields, while `killer` is at work.
+fn turmoil(pair: &Pair, people: &[Person], random: Random) {
+    let runtime = tokio::runtime::Handle::current();
+    let (hubspot, salesforce) = (&people[..500], &people[250..750]);
+    std::thread::scope(|scope| {
+        scope.spawn(|| users(pair, "hubspot", hubspot, 4, "jobtitle"));
+        scope.spawn(|| users(pair, "salesforce", salesforce, 4, "city"));
+        scope.spawn(|| runtime.block_on(sql_user(&pair.cluster)));
+        scope.spawn(|| runtime.block_on(killer(&pair.cluster, random)));
+    });
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn ten_kills_of_the_session_worker_during_5000_mixed_changes_lose_and_double_nothing() {
-    let mut random = Random::new("ten kills");
+    let random = Random::new("ten kills");
     let (mut pair, people) = Pair::linked(1000, pair_options()).await;
     pair.db
         .exec("UPDATE crm.mirror SET poll_interval = '5 seconds'")
         .await;
-    let new = 60;
-    let before = (
-        pair.live("hubspot", "contacts"),
-        pair.live("salesforce", "Contact"),
-    );
-    // 4 * 500 edits by users of each CRM (some of the same people and fields as SQL), 1,000 rows by SQL.
-    let done = std::sync::atomic::AtomicUsize::new(0);
-    let (shared, everyone, finished) = (&pair, &people, &done);
-    std::thread::scope(|scope| {
-        for crm in ["hubspot", "salesforce"] {
-            scope.spawn(move || {
-                let (from, field) = if crm == "hubspot" {
-                    (0, "jobtitle")
-                } else {
-                    (250, "city")
-                };
-                users(shared, crm, &everyone[from..from + 500], 4, field);
-                finished.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-            });
-        }
-        let runtime = tokio::runtime::Handle::current();
-        scope.spawn(move || {
-            runtime.block_on(async {
-                sql_user(&shared.cluster, new).await;
-            });
-            finished.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        });
-        let runtime = tokio::runtime::Handle::current();
-        scope.spawn(move || {
-            runtime.block_on(async {
-                for n in 0..10 {
-                    let db = shared.cluster.connect("app").await;
-                    let pause = random.below(600);
-                    eprintln!("kill {n} after {pause} ms");
-                    let pause = Duration::from_millis(pause);
-                    shared.cluster.crash_session_worker(&db, pause).await;
-                }
-            });
-            finished.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
-        });
-    });
-    assert_eq!(done.load(std::sync::atomic::Ordering::SeqCst), 4);
+    let live = |pair: &Pair| {
+        [("hubspot", "contacts"), ("salesforce", "Contact")].map(|(c, o)| pair.live(c, o))
+    };
+    let before = live(&pair);
+    turmoil(&pair, &people, random);
     pair.db = pair.cluster.connect("app").await;
     pair.agree().await;
     assert_nothing_doubled(&pair.db).await;
-    let after = (
-        pair.live("hubspot", "contacts"),
-        pair.live("salesforce", "Contact"),
-    );
-    assert_eq!(after, (before.0 + new, before.1 + new), "new people");
+    assert_eq!(live(&pair), before.map(|n| n + NEW), "new people");
     for who in people.iter().step_by(97) {
-        assert!(
-            pair.shows("hubspot", who, "zip")
-                .unwrap_or_default()
-                .starts_with("Z "),
-            "{who:?}"
-        );
+        let zip = pair.shows("hubspot", who, "zip").unwrap_or_default();
+        assert!(zip.starts_with("Z "), "{who:?} has zip {zip:?}");
     }
 }
 

@@ -37,8 +37,15 @@ fn base64(bytes: &[u8]) -> String {
 fn clean(place: &str, text: &str) {
     for word in forbidden() {
         if let Some(at) = text.find(&word) {
-            let from = text[..at].char_indices().rev().nth(80).map_or(0, |(i, _)| i);
-            let end = text[at..].char_indices().nth(120).map_or(text.len(), |(i, _)| at + i);
+            let from = text[..at]
+                .char_indices()
+                .rev()
+                .nth(80)
+                .map_or(0, |(i, _)| i);
+            let end = text[at..]
+                .char_indices()
+                .nth(120)
+                .map_or(text.len(), |(i, _)| at + i);
             panic!("{place} shows a secret ({word}): … {} …", &text[from..end]);
         }
     }
@@ -97,7 +104,11 @@ fn program(cluster: &Cluster, name: &str, args: &[&str]) -> String {
         .args(args)
         .output()
         .unwrap_or_else(|e| panic!("cannot run {name}: {e}"));
-    assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{name}: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
@@ -137,17 +148,25 @@ async fn secrets_appear_in_no_catalog_log_dump_or_statistics_view() {
             .exec(&format!("SELECT * FROM crm.server_check('{server}')"))
             .await;
     }
-    credentials(&pair.cluster, &format!("{TOKEN}-revoked"), &format!("{SECRET}-revoked"));
+    credentials(
+        &pair.cluster,
+        &format!("{TOKEN}-revoked"),
+        &format!("{SECRET}-revoked"),
+    );
     pair.cluster.reload();
     pair.emulator
         .admin("POST", "/_admin/salesforce/expire-tokens", Some(&json!({})));
     pair.sql(who, "city", "Refused").await;
     let noted = "SELECT count(*) > 0 FROM crm.server_state WHERE last_error IS NOT NULL";
-    pair.db.wait_true("a refusal is noted", PATIENCE, noted).await;
+    pair.db
+        .wait_true("a refusal is noted", PATIENCE, noted)
+        .await;
 
     let all = everything(&pair.db).await;
     assert!(all.len() > 60, "only {} tables read", all.len());
-    let activity = all.iter().any(|(name, text)| name.contains("pg_stat_activity") && text.contains("pg_crm_sync"));
+    let activity = all
+        .iter()
+        .any(|(name, text)| name.contains("pg_stat_activity") && text.contains("pg_crm_sync"));
     assert!(activity, "pg_stat_activity was not read");
     for (name, text) in &all {
         clean(name, text);
@@ -155,8 +174,14 @@ async fn secrets_appear_in_no_catalog_log_dump_or_statistics_view() {
     let log = pair.cluster.log();
     assert!(log.contains("DEBUG"), "the log is not at debug1");
     clean("the server log", &log);
-    clean("pg_dump", &program(&pair.cluster, "pg_dump", &["-d", "app"]));
-    clean("pg_dumpall", &program(&pair.cluster, "pg_dumpall", &["--globals-only"]));
+    clean(
+        "pg_dump",
+        &program(&pair.cluster, "pg_dump", &["-d", "app"]),
+    );
+    clean(
+        "pg_dumpall",
+        &program(&pair.cluster, "pg_dumpall", &["--globals-only"]),
+    );
     // The control: what this test looks for would be found.
     let file = std::fs::read_to_string(pair.cluster.secrets_dir().join("hubspot.json"));
     assert!(file.expect("read the credential").contains(TOKEN));
