@@ -1,6 +1,6 @@
 //! A secret stays in its file and in the worker's memory: no catalog, log, dump or statistics view shows it.
 
-use crm_tests::{Cluster, Db, EmulatorOptions, Options, PATIENCE, Pair, PairOptions};
+use crm_tests::{Cluster, Db, EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person};
 use serde_json::json;
 
 /// Found nowhere but in the credential files.
@@ -112,23 +112,8 @@ fn program(cluster: &Cluster, name: &str, args: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn secrets_appear_in_no_catalog_log_dump_or_statistics_view() {
-    let pair = start().await;
-    pair.import("hubspot", &["contacts"]).await;
-    pair.import("salesforce", &["Contact"]).await;
-    pair.backfilled().await;
-    pair.db
-        .exec("SELECT crm.link('hubspot.contacts', 'salesforce.contact')")
-        .await;
-    pair.db.exec("SELECT crm.go_live('contacts')").await;
-    let people = pair.people().await;
-    let who = &people[0];
-    pair.edit("hubspot", who, "jobtitle", "Seen");
-    pair.reaches_both(who, "jobtitle", "Seen").await;
-    pair.sql(who, "city", "Sent").await;
-    pair.reaches_both(who, "city", "Sent").await;
-    // Trouble talks most: refusals, garbage and expired tokens, checks, wrong credentials.
+/// Trouble talks most: refusals, garbage and expired tokens, checks, wrong credentials.
+async fn trouble(pair: &Pair, who: &Person) {
     for (crm, prefix) in [("hubspot", "/crm/"), ("salesforce", "/services/")] {
         for action in [
             json!({"reject": {"status": 401}}),
@@ -161,6 +146,25 @@ async fn secrets_appear_in_no_catalog_log_dump_or_statistics_view() {
     pair.db
         .wait_true("a refusal is noted", PATIENCE, noted)
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn secrets_appear_in_no_catalog_log_dump_or_statistics_view() {
+    let pair = start().await;
+    pair.import("hubspot", &["contacts"]).await;
+    pair.import("salesforce", &["Contact"]).await;
+    pair.backfilled().await;
+    pair.db
+        .exec("SELECT crm.link('hubspot.contacts', 'salesforce.contact')")
+        .await;
+    pair.db.exec("SELECT crm.go_live('contacts')").await;
+    let people = pair.people().await;
+    let who = &people[0];
+    pair.edit("hubspot", who, "jobtitle", "Seen");
+    pair.reaches_both(who, "jobtitle", "Seen").await;
+    pair.sql(who, "city", "Sent").await;
+    pair.reaches_both(who, "city", "Sent").await;
+    trouble(&pair, who).await;
 
     let all = everything(&pair.db).await;
     assert!(all.len() > 60, "only {} tables read", all.len());
