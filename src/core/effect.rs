@@ -168,8 +168,15 @@ fn fan_out(
             return;
         }
     };
-    let image = echo::stored_form(&case.state.sides[to], image, target.field_type);
     let shown = mirror_value(case.entity, to, case.field);
+    // What is there stands for this value already, in a form that says more
+    // (the time of a day, the path of a site, text past a length): it stays.
+    let back = between(target, source, shown);
+    let image = if back.is_ok_and(|b| same(source.field_type, &b, value)) {
+        shown.clone()
+    } else {
+        echo::stored_form(&case.state.sides[to], image, target.field_type)
+    };
     let differs = !same(target.field_type, shown, &image);
     if case.group.sides[to].shadow {
         // Shown, not sent: nothing to remember and no row to change.
