@@ -213,10 +213,16 @@ impl Session {
                 None => tx::in_transaction(|| Ok(config::found()?))?,
             }
         }
-        let pending = waiting;
-        if pending.config || self.stale {
+        // Again while it changes: what came after crm.go_live must not be decided
+        // by the configuration before it.
+        for _ in 0..5 {
+            if !(waiting.config || self.stale) {
+                break;
+            }
             self.reload()?;
+            waiting = pending()?.unwrap_or_default();
         }
+        let pending = waiting;
         // A request leaves only when it was served: a step that fails on a
         // user's lock must not lose it.
         while let Some(request) = self.requests.front().cloned() {
