@@ -105,6 +105,10 @@ BEGIN
         asked := asked + part.n;
         restored := restored + crm._as_engine(format('%I.%I', m.schema_name, m.table_name)::regclass, crm._reject_sql(m, part.kind), part.data);
     END LOOP;
+    -- A deleted row lost its partner at once; back again, it finds it by the keys of the link.
+    PERFORM crm._match(l.name) FROM crm.link l
+    WHERE l.mode = 'live' AND EXISTS (SELECT FROM crm.write w WHERE w.state = 'held' AND reject.tx = ANY (w.txs) AND w.kind = 'delete'
+                                      AND w.mirror IN (l.left_mirror, l.right_mirror));
     WITH gone AS (
         DELETE FROM crm.write w WHERE w.state = 'held' AND reject.tx = ANY (w.txs) RETURNING w.entity
     )

@@ -75,8 +75,21 @@ pub(crate) fn extension_version() -> Result<Option<String>, SqlError> {
     })
 }
 
-/// The role that sessions act as: `crm_worker` where it may log in, else the
-/// bootstrap superuser (`InvalidOid`).
-pub(crate) fn worker_role() -> pg_sys::Oid {
-    pg_sys::InvalidOid
+/// Gives up the superuser's rights with which a session connects and goes on as
+/// `crm_worker`; false if somebody dropped that role. Outside any transaction.
+///
+/// Not at connecting: before version 17 that asks for the LOGIN attribute, and a
+/// role that nobody can log in as needs no line in pg_hba.conf to keep it out.
+pub(crate) fn act_as_worker() -> Result<bool, SqlError> {
+    let role = tx::in_transaction(|| {
+        // SAFETY: a catalog look-up inside a transaction; a missing role is no error.
+        Ok(unsafe { pg_sys::get_role_oid(c"crm_worker".as_ptr(), true) })
+    })?;
+    if role == pg_sys::InvalidOid {
+        return Ok(false);
+    }
+    // SAFETY: the process was authenticated as the bootstrap superuser, and no
+    // transaction or security-restricted operation is under way.
+    unsafe { pg_sys::SetSessionAuthorization(role, false) };
+    Ok(true)
 }

@@ -6,8 +6,9 @@
 //! their capture trigger then runs. It lives in this process and is reachable
 //! from this library only, so nobody can forge it in SQL.
 
-use super::tx;
+use super::{report, tx};
 use pgrx::pg_sys;
+use pgrx::prelude::*;
 use std::cell::RefCell;
 
 /// The statement that the engine is running.
@@ -31,8 +32,9 @@ impl Drop for Leave {
 }
 
 /// Runs `work`, whose statements on `relation` are the engine's own: not
-/// captured, and with the rights of the mirror's owner.
-pub(crate) fn as_engine<T>(relation: u32, owner: u32, work: impl FnOnce() -> T) -> T {
+/// captured, and with the rights of the mirror's owner. Raises if it is gone.
+pub(crate) fn as_engine<T>(relation: u32, work: impl FnOnce() -> T) -> T {
+    let owner = owner_of(relation);
     let scope = Scope {
         relation,
         depth: trigger_depth() + 1,
@@ -41,7 +43,28 @@ pub(crate) fn as_engine<T>(relation: u32, owner: u32, work: impl FnOnce() -> T) 
         scopes.push(scope);
         Leave(scopes.len() - 1)
     });
-    tx::as_role(pg_sys::Oid::from(owner), work)
+    tx::as_role(owner, work)
+}
+
+/// The owner of a mirror as it is now. The lock keeps it so until the transaction
+/// ends: work prepared for a former owner must not run with that one's rights.
+fn owner_of(relation: u32) -> pg_sys::Oid {
+    // SAFETY: inside a transaction; the descriptor is valid while it is open.
+    unsafe {
+        let lock = pg_sys::AccessShareLock as pg_sys::LOCKMODE;
+        let opened = pg_sys::try_relation_open(pg_sys::Oid::from(relation), lock);
+        if opened.is_null() {
+            report::refuse(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_TABLE,
+                "the table of the mirror is missing".to_owned(),
+                None,
+                "SELECT crm.mirror_drop(…) forgets a mirror whose table is gone.",
+            );
+        }
+        let owner = (*(*opened).rd_rel).relowner;
+        pg_sys::relation_close(opened, pg_sys::NoLock as pg_sys::LOCKMODE);
+        owner
+    }
 }
 
 /// Does the row trigger that runs now belong to a statement of the engine?

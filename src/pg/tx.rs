@@ -90,6 +90,7 @@ pub(crate) fn in_transaction<T>(body: impl FnOnce() -> Result<T, SqlError>) -> R
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
         let result = PgTryBuilder::new(AssertUnwindSafe(|| {
+            fire_constraints_at_once();
             let value = body()?;
             pg_sys::PopActiveSnapshot();
             pg_sys::CommitTransactionCommand();
@@ -104,6 +105,21 @@ pub(crate) fn in_transaction<T>(body: impl FnOnce() -> Result<T, SqlError>) -> R
         pg_sys::pgstat_report_stat(result.is_err());
         pg_sys::pgstat_report_activity(pg_sys::BackendState::STATE_IDLE, std::ptr::null());
         result
+    }
+}
+
+/// Nothing that users deferred to the end of the transaction may run there: it
+/// would have the worker's rights, so the server refuses to defer it while the
+/// mirror's owner writes. Fired at once, it runs as the owner.
+unsafe fn fire_constraints_at_once() {
+    // SAFETY: the node is read during the call only; inside a transaction.
+    unsafe {
+        let mut all = pg_sys::ConstraintsSetStmt {
+            type_: pg_sys::NodeTag::T_ConstraintsSetStmt,
+            constraints: std::ptr::null_mut(),
+            deferred: false,
+        };
+        pg_sys::AfterTriggerSetState(&raw mut all);
     }
 }
 

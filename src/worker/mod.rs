@@ -134,7 +134,7 @@ pub extern "C-unwind" fn crm_session_main(argument: pg_sys::Datum) {
     let db_oid = slot.database();
     // SAFETY: first and only connection of this process.
     unsafe {
-        pg_sys::BackgroundWorkerInitializeConnectionByOid(db_oid, catalog::worker_role(), 0);
+        pg_sys::BackgroundWorkerInitializeConnectionByOid(db_oid, pg_sys::InvalidOid, 0);
         pg_sys::pgstat_report_appname(c"pg_crm_sync".as_ptr());
     }
     tx::set_canonical_output();
@@ -147,7 +147,11 @@ pub extern "C-unwind" fn crm_session_main(argument: pg_sys::Datum) {
             None => leave_for_good(slot),
             Some(version) if version == VERSION => {
                 slot.report_serving();
-                session::run(&mut context);
+                if has_given_up_superuser() {
+                    session::run(&mut context);
+                } else {
+                    context.wait(None, MISMATCH_INTERVAL.as_millis() as u64);
+                }
             }
             Some(version) => {
                 slot.report_serving();
@@ -162,6 +166,23 @@ fn installed_version() -> Option<String> {
     match catalog::extension_version() {
         Ok(version) => version,
         Err(error) => error!("pg_crm_sync cannot read pg_extension: {error}"),
+    }
+}
+
+/// Continues as `crm_worker`. Without that role nothing runs, rather than
+/// everything with a superuser's rights.
+fn has_given_up_superuser() -> bool {
+    match catalog::act_as_worker() {
+        Ok(true) => true,
+        Ok(false) => {
+            report::warn(
+                PgSqlErrorCode::ERRCODE_UNDEFINED_OBJECT,
+                "pg_crm_sync is idle: role crm_worker does not exist".to_owned(),
+                "Create the extension again, which makes the role and grants it what it needs.",
+            );
+            false
+        }
+        Err(error) => error!("pg_crm_sync cannot look up role crm_worker: {error}"),
     }
 }
 

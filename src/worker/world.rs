@@ -271,7 +271,6 @@ fn mirror(row: MirrorRow, paused: bool) -> Mirror {
         table: Table {
             name: row.table,
             relid: row.relid,
-            owner: row.owner,
             filter: row.row_filter,
         },
         fields: Arc::new(

@@ -23,7 +23,6 @@ pub(crate) struct MirrorRow {
     pub(crate) object: String,
     pub(crate) type_id: String,
     pub(crate) relid: u32,
-    pub(crate) owner: u32,
     /// Quoted and qualified.
     pub(crate) table: String,
     pub(crate) mode: String,
@@ -131,7 +130,7 @@ SELECT pg_catalog.jsonb_build_object(
     'mirrors', coalesce((SELECT jsonb_agg(jsonb_build_object(
         'id', m.id, 'server', m.server, 'object', m.object,
         'type_id', coalesce(o.type_id, ''),
-        'relid', c.oid::bigint, 'owner', c.relowner::bigint,
+        'relid', c.oid::bigint,
         'table', format('%I.%I', m.schema_name, m.table_name),
         'mode', m.mode, 'paused', m.paused,
         'poll_ms', (extract(epoch FROM m.poll_interval) * 1000)::bigint,

@@ -1,6 +1,8 @@
 //! Finding rows that describe the same thing.
 
-use super::rows::Table;
+use super::rows::{Table, as_owner};
+use pgrx::spi::SpiHeapTupleData;
+
 use super::spi::{self, Result};
 
 /// Which of these rows have no CRM id yet.
@@ -9,8 +11,10 @@ pub(crate) fn without_id(table: &Table, row_ids: Vec<i64>) -> Result<Vec<i64>> {
         "SELECT m._id FROM {} m WHERE m._id = ANY($1) AND m.id IS NULL",
         table.name
     );
-    spi::write_rows(&sql, &[row_ids.into()], |row| {
-        Ok(row.get::<i64>(1)?.unwrap_or_default())
+    as_owner(table, || {
+        spi::write_rows(&sql, &[row_ids.into()], |row| {
+            Ok(row.get::<i64>(1)?.unwrap_or_default())
+        })
     })
 }
 
@@ -36,22 +40,50 @@ pub(crate) fn candidates(
     if row_ids.is_empty() {
         return Ok(Vec::new());
     }
-    let (left, right) = (
-        normal_form(&format!("a.{}", ours.column), domain)?,
-        normal_form(&format!("b.{}", theirs.column), domain)?,
-    );
+    let left = normal_form(&format!("a.{}", ours.column), domain)?;
+    let right = normal_form(&format!("b.{}", theirs.column), domain)?;
+    // Each table is read with the rights of its own owner.
     let sql = format!(
-        "SELECT a._id, b._id, EXISTS (SELECT 1 FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $3 \
-           WHERE x.mirror = $2 AND x.row_id = b._id) FROM {} a JOIN {} b ON {left} = {right} \
-         WHERE a._id = ANY($1) AND a._deleted_at IS NULL AND b._deleted_at IS NULL \
-         AND NOT EXISTS (SELECT 1 FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $3 \
-           WHERE x.mirror = $2 AND x.row_id = b._id AND greatest(x.linked_at, y.linked_at) < now() - interval '1 hour') \
-         ORDER BY 1, 2",
-        ours.table.name, theirs.table.name,
+        "SELECT a._id, {left} FROM {} a WHERE a._id = ANY($1) AND a._deleted_at IS NULL AND {left} IS NOT NULL",
+        ours.table.name,
     );
+    let keys = as_owner(ours.table, || {
+        spi::write_rows(&sql, &[row_ids.into()], |row| {
+            let id: i64 = row.get(1)?.unwrap_or_default();
+            Ok((id, row.get::<String>(2)?.unwrap_or_default()))
+        })
+    })?;
+    if keys.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (rows, keys): (Vec<i64>, Vec<String>) = keys.into_iter().unzip();
+    let sql = format!(
+        "SELECT v.row_id, b._id FROM unnest($1::bigint[], $2::text[]) AS v(row_id, key) \
+         JOIN {} b ON {right} = v.key WHERE b._deleted_at IS NULL",
+        theirs.table.name,
+    );
+    let pair = |row: &SpiHeapTupleData<'_>| {
+        let ours: i64 = row.get(1)?.unwrap_or_default();
+        Ok((ours, row.get::<i64>(2)?.unwrap_or_default()))
+    };
+    let pairs = as_owner(theirs.table, || {
+        spi::write_rows(&sql, &[rows.into(), keys.into()], pair)
+    })?;
+    if pairs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (left, right): (Vec<i64>, Vec<i64>) = pairs.into_iter().unzip();
     spi::write_rows(
-        &sql,
-        &[row_ids.into(), theirs.mirror.into(), ours.mirror.into()],
+        "SELECT p.a, p.b, t.at IS NOT NULL FROM unnest($1::bigint[], $2::bigint[]) AS p(a, b) \
+         LEFT JOIN LATERAL (SELECT min(greatest(x.linked_at, y.linked_at)) AS at FROM crm.xref x \
+           JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $4 WHERE x.mirror = $3 AND x.row_id = p.b) t ON true \
+         WHERE t.at IS NULL OR t.at >= now() - interval '1 hour' ORDER BY 1, 2",
+        &[
+            left.into(),
+            right.into(),
+            theirs.mirror.into(),
+            ours.mirror.into(),
+        ],
         |row| {
             Ok((
                 row.get(1)?.unwrap_or_default(),

@@ -20,8 +20,6 @@ pub(crate) struct Table {
     pub(crate) name: String,
     /// Oid, for the capture trigger.
     pub(crate) relid: u32,
-    /// Owner, whose rights the statements have.
-    pub(crate) owner: u32,
     /// Which rows the mirror takes from the CRM: an expression over its columns.
     pub(crate) filter: Option<String>,
 }
@@ -81,8 +79,8 @@ fn input(column: &ColumnRow, index: usize) -> String {
 }
 
 /// Runs `work` with the owner's rights, not captured.
-fn as_owner<T>(table: &Table, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    origin::as_engine(table.relid, table.owner, work)
+pub(super) fn as_owner<T>(table: &Table, work: impl FnOnce() -> Result<T>) -> Result<T> {
+    origin::as_engine(table.relid, work)
 }
 
 fn select_list(columns: &[&ColumnRow]) -> String {
