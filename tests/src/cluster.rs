@@ -1,5 +1,7 @@
 //! A PostgreSQL cluster for one test.
 
+mod copy;
+
 use std::fs;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
