@@ -11,7 +11,9 @@ use crate::pg::store::changes::{self, ChangeRow, TxRow};
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
+use crate::pg::store::streams::{self, Poison};
 use crate::pg::store::writes::{self, NewWrite};
+use crate::pg::tx::SqlError;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
@@ -55,6 +57,25 @@ pub(crate) fn drain(world: &World, limit: i64, now: Millis) -> Result<Drained> {
         }
     }
     Ok(drained)
+}
+
+/// Parks the changes of the row that comes first: the database refuses what
+/// follows from them. The row keeps its values; nothing is sent.
+pub(crate) fn park_first(world: &World, error: &SqlError) -> Result<()> {
+    for (id, row) in changes::peek(1)? {
+        let taken = changes::take(id, vec![row])?;
+        streams::park(&Poison {
+            mirror: Some(id),
+            server: world.mirrors.get(&id).map_or("", |m| m.server.as_str()),
+            source: "sql",
+            record_id: &row.to_string(),
+            change: Some(serde_json::json!({"row": row, "changes": taken.len()}).to_string()),
+            sqlstate: &error.sqlstate,
+            error: &error.message,
+            advice: "Mend what the error names on the linked table (a CHECK, a trigger), then change the row again.",
+        })?;
+    }
+    Ok(())
 }
 
 fn drain_mirror(

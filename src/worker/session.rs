@@ -122,6 +122,8 @@ pub(super) struct Session {
     replies: Vec<Command>,
     /// Answers to writes that could not be stored yet.
     pub(super) unrecorded: VecDeque<(deliver::Batch, Vec<WriteResult>)>,
+    /// Changes to drain in the next transaction.
+    drain_limit: i64,
     /// Somebody committed something for us.
     look: bool,
     look_at: Millis,
@@ -190,6 +192,7 @@ impl Session {
             requests: VecDeque::new(),
             replies: Vec::new(),
             unrecorded: VecDeque::new(),
+            drain_limit: DRAIN,
             look: true,
             look_at: 0,
         })
@@ -330,7 +333,21 @@ impl Session {
 
     fn drain(&mut self, now: Millis) -> Step<usize> {
         let world = &self.engine.world;
-        let drained = tx::in_transaction(|| Ok(local::drain(world, DRAIN, now)?))?;
+        let limit = self.drain_limit;
+        let drained = match tx::in_transaction(|| Ok(local::drain(world, limit, now)?)) {
+            Ok(drained) => drained,
+            Err(error) if error.is_transient() => return Err(error),
+            // A partner's row that refuses the value must not hold up all other
+            // changes: fewer at a time, until it stands alone.
+            Err(error) => {
+                if limit == 1 {
+                    tx::in_transaction(|| Ok(local::park_first(world, &error)?))?;
+                }
+                self.drain_limit = (limit / 8).max(1);
+                return Ok(1);
+            }
+        };
+        self.drain_limit = (limit * 2).min(DRAIN);
         self.engine.may_send = true;
         Ok(drained.changes)
     }
