@@ -148,6 +148,11 @@ fn drain_mirror(
     work.finish()
 }
 
+/// Whether one of these changes is of this attribute.
+fn is_in(log: &[ChangeRow], attnum: i16) -> bool {
+    log.iter().any(|c| c.old.iter().any(|(a, _)| *a == attnum))
+}
+
 struct Local<'w> {
     world: &'w World,
     mirror: &'w Mirror,
@@ -211,7 +216,7 @@ impl Local<'_> {
             return;
         }
         for (i, change) in log.iter().enumerate().filter(|(_, c)| c.op == 'U') {
-            self.edited(&row, change, &log[i + 1..]);
+            self.edited(&row, &log[..i], change, &log[i + 1..]);
         }
     }
 
@@ -270,7 +275,13 @@ impl Local<'_> {
     }
 
     /// One edit: its new values are the next edit's old ones, else the row's.
-    fn edited(&mut self, row: &Row, change: &ChangeRow, later: &[ChangeRow]) {
+    fn edited(
+        &mut self,
+        row: &Row,
+        earlier: &[ChangeRow],
+        change: &ChangeRow,
+        later: &[ChangeRow],
+    ) {
         let (world, mirror) = (self.world, self.mirror);
         let info = &world.groups[mirror.group];
         let (origin, at, held, actor) = self.origin_of(change.tx);
@@ -297,17 +308,25 @@ impl Local<'_> {
             event.old_values.push(old.clone().flatten());
             event.new_values.push(new.clone());
             if let Some(field) = info.field_of[mirror.side].get(&column) {
-                values.push((*field, new, old));
+                let chained = is_in(earlier, *attnum) || is_in(later, *attnum);
+                values.push((*field, new, old, chained));
             }
         }
         let Some(case) = self.case_of.get(&row.row_id).map(|i| &mut self.cases[*i]) else {
             return;
         };
+        // The row shows the last of several edits; each is decided against what
+        // it found itself.
+        for (field, _, old, chained) in &values {
+            if let (Some(old), true) = (old, chained) {
+                case.entity.records[mirror.side].values[*field].clone_from(old);
+            }
+        }
         let observed = Observed {
             side: mirror.side,
             source: Source::Local,
             origin,
-            values,
+            values: values.into_iter().map(|(f, n, o, _)| (f, n, o)).collect(),
             at: Interval::instant(at),
             seq: change.flush,
             mark_is_ours: false,

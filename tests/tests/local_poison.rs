@@ -1,4 +1,4 @@
-//! SQL changes that the linked table refuses.
+//! SQL changes that come several at a time, or that the linked table refuses.
 
 use crm_tests::{PATIENCE, Pair, PairOptions};
 
@@ -30,4 +30,24 @@ async fn a_change_that_the_linked_table_refuses_does_not_hold_up_the_others() {
             "SELECT count(*) = 1 FROM crm.dead_letter WHERE direction = 'in' AND error LIKE '%no_bad%'",
         )
         .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_of_several_edits_in_one_transaction_is_the_one_that_stays() {
+    let (pair, people) = Pair::linked(50, PairOptions::default()).await;
+    let who = &people[0];
+    pair.db
+        .exec(&format!(
+            "BEGIN;
+             UPDATE hubspot.contacts SET phone = '1', city = 'A' WHERE id = '{0}';
+             UPDATE hubspot.contacts SET phone = '2' WHERE id = '{0}';
+             UPDATE hubspot.contacts SET city = 'B', phone = '3' WHERE id = '{0}';
+             COMMIT",
+            who.hubspot
+        ))
+        .await;
+    pair.agree().await;
+    assert_eq!(pair.shows("hubspot", who, "phone").as_deref(), Some("3"));
+    assert_eq!(pair.shows("hubspot", who, "city").as_deref(), Some("B"));
+    assert_eq!(pair.shows("salesforce", who, "phone").as_deref(), Some("3"));
 }
