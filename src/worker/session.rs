@@ -52,6 +52,14 @@ pub(crate) fn run(context: &mut SessionContext) {
         if wake.reloaded {
             session.stale = true;
         }
+        if session
+            .listen_again_at
+            .is_some_and(|at| engine::now() >= at)
+        {
+            // Started anew, with the listener if its address is free by now.
+            session.engine.io.stop();
+            return;
+        }
         session.look |= wake.latch || wake.timeout;
         next = match session.turn(context) {
             Ok(next) => next,
@@ -122,6 +130,8 @@ pub(super) struct Session {
     replies: Vec<Command>,
     /// Answers to writes that could not be stored yet.
     pub(super) unrecorded: VecDeque<(deliver::Batch, Vec<WriteResult>)>,
+    /// The listener's address was taken: try again then.
+    listen_again_at: Option<Millis>,
     /// Changes to drain in the next transaction.
     drain_limit: i64,
     /// Somebody committed something for us.
@@ -177,7 +187,25 @@ impl Session {
             writes::in_flight_to_unknown()?;
             Ok(())
         })?;
-        let thread = IoThread::start(settings())
+        let wanted = settings();
+        let listens = wanted.listener.is_some();
+        let mut listen_again_at = None;
+        let thread = match IoThread::start(wanted.clone()) {
+            // Somebody has the address: everything else goes on without it.
+            Err(error) if listens && error.kind() == std::io::ErrorKind::AddrInUse => {
+                warn(&SqlError::new(
+                    "55006",
+                    format!("pg_crm_sync.listen cannot be used, webhooks are not taken: {error}"),
+                ));
+                listen_again_at = Some(engine::now() + 30_000);
+                IoThread::start(Settings {
+                    listener: None,
+                    ..wanted
+                })
+            }
+            started => started,
+        };
+        let thread = thread
             .map_err(|e| SqlError::new("58000", format!("the I/O thread cannot start: {e}")))?;
         let io = IoHandle(Rc::new(RefCell::new(Some(thread))));
         let for_stop = io.clone();
@@ -192,6 +220,7 @@ impl Session {
             requests: VecDeque::new(),
             replies: Vec::new(),
             unrecorded: VecDeque::new(),
+            listen_again_at,
             drain_limit: DRAIN,
             look: true,
             look_at: 0,

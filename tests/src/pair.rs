@@ -1,6 +1,7 @@
 //! Cluster and emulator put together.
 
 use std::net::TcpListener;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 use serde_json::json;
 
@@ -138,12 +139,19 @@ pub fn servers_sql(emulator: &Emulator) -> String {
     )
 }
 
-/// A loopback address that was free a moment ago. Another process may take it meanwhile; the kernel hands out
-/// ephemeral ports in turn, so that in practice it does not.
+/// A loopback address that was free a moment ago and that nobody is given by chance: below the ports that the kernel
+/// hands out to connections, apart from those of other processes, each once.
 fn free_address() -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("bind a free port");
-    listener
-        .local_addr()
-        .expect("know the free port")
-        .to_string()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 12_000 + u16::try_from(std::process::id() % 200).expect("below 200") * 100;
+    for _ in 0..100 {
+        let addr = format!(
+            "127.0.0.1:{}",
+            first + NEXT.fetch_add(1, Ordering::Relaxed) % 100
+        );
+        if TcpListener::bind(&addr).is_ok() {
+            return addr;
+        }
+    }
+    panic!("no free port in {first}..{}", first + 100);
 }
