@@ -51,3 +51,24 @@ async fn the_last_of_several_edits_in_one_transaction_is_the_one_that_stays() {
     assert_eq!(pair.shows("hubspot", who, "city").as_deref(), Some("B"));
     assert_eq!(pair.shows("salesforce", who, "phone").as_deref(), Some("3"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cascade_after_an_edit_in_one_transaction_reaches_the_crm() {
+    let (pair, people) = Pair::linked(50, PairOptions::default()).await;
+    let who = &people[0];
+    pair.db
+        .exec(&format!(
+            "CREATE TABLE town (name text PRIMARY KEY);
+             INSERT INTO town SELECT DISTINCT city FROM hubspot.contacts WHERE city IS NOT NULL;
+             INSERT INTO town VALUES ('A') ON CONFLICT DO NOTHING;
+             ALTER TABLE hubspot.contacts ADD FOREIGN KEY (city) REFERENCES town ON UPDATE CASCADE;
+             BEGIN;
+             UPDATE hubspot.contacts SET city = 'A' WHERE id = '{0}';
+             UPDATE town SET name = 'B' WHERE name = 'A';
+             COMMIT",
+            who.hubspot
+        ))
+        .await;
+    pair.agree().await;
+    assert_eq!(pair.shows("hubspot", who, "city").as_deref(), Some("B"));
+}
