@@ -1,6 +1,6 @@
 //! A secret stays in its file and in the worker's memory: no catalog, log, dump or statistics view shows it.
 
-use crm_tests::{Cluster, Db, EmulatorOptions, Options, Pair, PairOptions, Person};
+use crm_tests::{Cluster, Db, EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person};
 use serde_json::json;
 
 /// Found nowhere but in the credential files.
@@ -142,8 +142,15 @@ async fn trouble(pair: &Pair, who: &Person) {
     pair.emulator
         .admin("POST", "/_admin/salesforce/expire-tokens", Some(&json!({})));
     pair.sql(who, "city", "Refused").await;
-    // Refused at the CRM or before: either way the server log and the tables below have seen the attempt.
-    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    // A write that was sent before the worker read the new credentials is accepted: write until one is refused.
+    let noted = format!(
+        "WITH w AS (UPDATE hubspot.contacts SET city = 'Refused ' || clock_timestamp() WHERE id = '{}' RETURNING 1)
+         SELECT EXISTS (SELECT FROM crm.server_state WHERE last_error IS NOT NULL) FROM w",
+        who.hubspot
+    );
+    pair.db
+        .wait_true("a refusal is noted", PATIENCE, &noted)
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
