@@ -9,7 +9,7 @@ use crate::effect;
 use crate::group::{Group, SideField};
 use crate::model::{Millis, Value};
 use crate::policy::{Policy, Rule};
-use crate::state::{Clock, Entity, FieldState, Interval, Sent, SideState};
+use crate::state::{Claim, Clock, Entity, FieldState, Interval, Sent, SideState};
 use crate::strategy::{Candidate, Contest, Strategy};
 use crate::value::same;
 
@@ -161,6 +161,8 @@ pub(crate) struct Case<'a> {
     pub(crate) state: FieldState,
     pub(crate) rule: Option<&'a Rule>,
     pub(crate) conflict: bool,
+    /// What a question would be about; empty for the value held and this one.
+    pub(crate) claims: Vec<Claim>,
 }
 
 /// Decides an observation of one record.
@@ -208,6 +210,7 @@ pub fn decide(
                 .unwrap_or_else(|| effect::fresh_state(group, entity, *field)),
             rule: policy.rule(&group.fields[*field].name),
             conflict: false,
+            claims: Vec::new(),
         };
         if stored.is_none() && observed.source == Source::Local {
             case.state.sides[observed.side].base = Some(case.held.clone());

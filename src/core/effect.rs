@@ -6,7 +6,7 @@ use crate::group::Group;
 use crate::mapping::{between, fits};
 use crate::model::Value;
 use crate::policy::Rule;
-use crate::state::{Clock, Entity, FieldState, Hold, Sent, SideState, settle};
+use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SideState, settle};
 use crate::value::same;
 
 static BLANK: Value = None;
@@ -251,17 +251,99 @@ fn owned_value(case: &Case<'_>) -> Value {
     between(source, case.column, theirs).unwrap_or_else(|_| case.held.clone())
 }
 
-/// Both values stay where they are; what was queued against the newcomer is
-/// withdrawn.
+/// Both values stay where they are, each mirror shows its own CRM, and what was
+/// queued against the newcomer is withdrawn.
 fn review(case: &mut Case<'_>, reason: &str, outcome: &mut Outcome) {
     let side = case.observed.side;
     if let Some(place) = echo::queued(case.here()) {
         case.here_mut().sent.remove(place);
         outcome.cancel.push((side, case.field));
     }
-    case.state.hold = Some(Hold {
-        reason: reason.to_owned(),
+    if case.state.hold.is_none() {
+        let claims = if case.claims.is_empty() {
+            vec![incumbent_claim(case)]
+        } else {
+            std::mem::take(&mut case.claims)
+        };
+        case.state.hold = Some(Hold {
+            claims,
+            ..Hold::default()
+        });
+    }
+    let rule = case.rule.map(|r| r.id);
+    let claim = challenger_claim(case);
+    if let Some(hold) = &mut case.state.hold {
+        reason.clone_into(&mut hold.reason);
+        hold.rule = rule;
+        hold.claim(claim);
+    }
+    if case.observed.source != Source::Local {
+        row(case, side, case.value, outcome);
+    }
+}
+
+/// The value that came, as a candidate.
+pub(crate) fn challenger_claim(case: &Case<'_>) -> Claim {
+    Claim {
+        side: case.observed.side,
+        value: case.value.clone(),
+        clock: case.clock.clone(),
+    }
+}
+
+/// Whether the value that came can stand for a value of some side: the same by
+/// the map, which may say less.
+pub(crate) fn stands_for(case: &Case<'_>, side: usize, value: &Value) -> bool {
+    let (forth, back) = images_match(case, side, value);
+    forth || back
+}
+
+/// Whether it says neither less nor more.
+pub(crate) fn says_the_same(case: &Case<'_>, side: usize, value: &Value) -> bool {
+    images_match(case, side, value) == (true, true)
+}
+
+/// Whether the other value's image here is ours, and ours there is the other.
+fn images_match(case: &Case<'_>, side: usize, value: &Value) -> (bool, bool) {
+    let (here, field_type) = (case.column, case.column.field_type);
+    if side == case.observed.side {
+        let same = same(field_type, value, case.value);
+        return (same, same);
+    }
+    let Some(there) = case.group.column(case.field, side) else {
+        return (false, false);
+    };
+    (
+        between(there, here, value).is_ok_and(|v| same(field_type, &v, case.value)),
+        between(here, there, case.value).is_ok_and(|v| same(there.field_type, &v, value)),
+    )
+}
+
+/// The value held, as a candidate: where its writer wrote it, if that is a side.
+fn incumbent_claim(case: &Case<'_>) -> Claim {
+    let clock = case.state.clock.clone().unwrap_or_else(|| Clock {
+        at: Interval::instant(0),
+        seq: 0,
+        origin: incumbent_origin(case),
     });
+    let home = (0..case.group.sides.len()).find(|s| {
+        *s != case.observed.side
+            && case.group.origin(*s) == clock.origin
+            && alive(case.entity, *s)
+            && case.group.column(case.field, *s).is_some()
+    });
+    match home {
+        Some(side) => Claim {
+            side,
+            value: mirror_value(case.entity, side, case.field).clone(),
+            clock,
+        },
+        None => Claim {
+            side: case.observed.side,
+            value: case.held.clone(),
+            clock,
+        },
+    }
 }
 
 /// Sets the mirror cell of the observed side, if it shows something else.

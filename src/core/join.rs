@@ -7,7 +7,7 @@ use crate::group::Group;
 use crate::mapping::between;
 use crate::model::{Millis, Value};
 use crate::policy::Policy;
-use crate::state::{Clock, Entity, FieldState, Interval, SideState};
+use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, SideState};
 use crate::strategy::{Candidate, Contest, LOCAL, Verdict};
 use crate::value::same;
 
@@ -51,7 +51,7 @@ pub fn resolve(
     let mut state = stored
         .cloned()
         .unwrap_or_else(|| effect::fresh_state(group, entity, resolution.field));
-    state.hold = None;
+    let question = state.hold.take();
     for side in &mut state.sides {
         side.flap = None;
     }
@@ -59,8 +59,22 @@ pub fn resolve(
         return outcome;
     };
     effect::carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
+    if let Some(decision) = outcome.decisions.last_mut() {
+        decision.rule = question.as_ref().and_then(|q| q.rule);
+        decision.losers = outvoted(&case, question);
+    }
     effect::store(&mut case, stored, &mut outcome);
     outcome
+}
+
+/// The candidates that the answer is not.
+fn outvoted(case: &Case<'_>, question: Option<Hold>) -> Vec<(String, Value)> {
+    let claims = question.map(|q| q.claims).unwrap_or_default();
+    claims
+        .into_iter()
+        .filter(|c| !effect::stands_for(case, c.side, &c.value))
+        .map(|c| (c.clock.origin, c.value))
+        .collect()
 }
 
 /// Brings the records of a new entity together: they were never agreed. Blank
@@ -112,6 +126,7 @@ pub fn join(
         let Some(mut case) = frame.case(field, value, clock(pick.side), state) else {
             continue;
         };
+        case.claims = all_shown(entity, field, &sides, &clock);
         let step = if pick.conflict {
             Step::Conflict
         } else {
@@ -128,6 +143,21 @@ pub fn join(
         }
     }
     outcome
+}
+
+/// What each side shows, as candidates.
+fn all_shown(
+    entity: &Entity,
+    field: usize,
+    sides: &[usize],
+    clock: &dyn Fn(usize) -> Clock,
+) -> Vec<Claim> {
+    let shown = |side: &usize| Claim {
+        side: *side,
+        value: mirror_value(entity, *side, field).clone(),
+        clock: clock(*side),
+    };
+    sides.iter().map(shown).collect()
 }
 
 fn name_losers(decision: &mut Decision, losers: Vec<(String, Value)>, conflict: bool) {
@@ -288,6 +318,7 @@ impl<'a> Frame<'a> {
             state,
             rule: self.policy.rule(&group.name),
             conflict: false,
+            claims: Vec::new(),
         })
     }
 }

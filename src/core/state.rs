@@ -182,11 +182,44 @@ mod agreed {
     }
 }
 
-/// Why a field waits for a person.
+/// Most candidates of one question; older ones make room.
+pub const CLAIMS_MAX: usize = 16;
+
+/// One of the values among which a person is asked to choose.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Claim {
+    /// Side in whose type the value is.
+    pub side: usize,
+    /// The value.
+    pub value: Value,
+    /// Who wrote it and when; an empty origin is nobody remembered.
+    pub clock: Clock,
+}
+
+/// Why a field waits for a person, and what for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Hold {
     /// Shown in the review queue.
     pub reason: String,
+    /// Policy row that asked, where one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rule: Option<i64>,
+    /// The newest value of each writer on each side.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub claims: Vec<Claim>,
+}
+
+impl Hold {
+    /// Takes up a value; it replaces what its writer wanted on that side before.
+    pub fn claim(&mut self, claim: Claim) {
+        let same = |c: &&mut Claim| c.side == claim.side && c.clock.origin == claim.clock.origin;
+        match self.claims.iter_mut().find(same) {
+            Some(held) => *held = claim,
+            None => self.claims.push(claim),
+        }
+        let surplus = self.claims.len().saturating_sub(CLAIMS_MAX);
+        self.claims.drain(..surplus);
+    }
 }
 
 /// A field that is not settled.

@@ -2,6 +2,7 @@
 
 use crate::decide::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
+use crate::effect;
 use crate::model::{FieldType, Millis, Value};
 use crate::policy::Rule;
 use crate::state::{Flap, Interval, Sent, SentWrite, SideState};
@@ -82,6 +83,9 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     let seen = case.here().seen.as_ref();
     Some(if seen.is_some_and(|(_, seen)| at.before(seen.at)) {
         Keep::Ignore
+    } else if case.state.hold.is_some() {
+        // What landed after all is what the CRM holds while a person is asked.
+        Keep::RowOnly
     } else {
         Keep::Nothing
     })
@@ -176,6 +180,10 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     let ours = echo::last_own(here).is_some_and(|w| same(field_type, &value, w.result()));
     if !ours {
         case.record_seen();
+        let claim = effect::challenger_claim(case);
+        if let Some(hold) = &mut case.state.hold {
+            hold.claim(claim);
+        }
     }
     Some(Keep::Nothing)
 }
@@ -286,9 +294,23 @@ fn one_way(case: &mut Case<'_>) -> Option<Keep> {
     Some(Keep::RowOnly)
 }
 
+/// A new edit is a new candidate. Where all candidates have become the same
+/// there is nothing left to ask.
 fn on_hold(case: &mut Case<'_>) -> Option<Keep> {
-    let reason = case.state.hold.as_ref()?.reason.clone();
+    let claim = effect::challenger_claim(case);
+    let hold = case.state.hold.as_mut()?;
+    hold.claim(claim);
+    let reason = hold.reason.clone();
     case.record_seen();
+    let agreed = case.state.hold.as_ref().is_some_and(|h| {
+        h.claims
+            .iter()
+            .all(|c| effect::says_the_same(case, c.side, &c.value))
+    });
+    if agreed {
+        case.state.hold = None;
+        return Some(Keep::Challenger);
+    }
     Some(Keep::Review(reason))
 }
 
