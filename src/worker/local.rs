@@ -330,6 +330,7 @@ impl Local<'_> {
             at: Interval::instant(at),
             seq: change.flush,
             mark_is_ours: false,
+            ..Observed::default()
         };
         case.caused_by(change.tx, held);
         let decisions = case.observe(world, &observed, self.now);
