@@ -11,6 +11,7 @@
 use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
+use std::cell::Cell;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 
@@ -43,13 +44,18 @@ impl SqlError {
     }
 
     fn from_caught(caught: CaughtError) -> Self {
+        let from_server = matches!(caught, CaughtError::PostgresError(_)) && NOTED.get() != 0;
         let (CaughtError::PostgresError(report)
         | CaughtError::ErrorReport(report)
         | CaughtError::RustPanic {
             ereport: report, ..
         }) = caught;
+        let sqlstate = match report.sql_error_code() {
+            PgSqlErrorCode::ERRCODE_INTERNAL_ERROR if from_server => packed_text(NOTED.get()),
+            code => packed_text(code as i32),
+        };
         Self {
-            sqlstate: sqlstate_text(report.sql_error_code()),
+            sqlstate,
             message: report.message().to_owned(),
             detail: report.detail().map(str::to_owned),
             hint: report.hint().map(str::to_owned),
@@ -72,11 +78,40 @@ impl From<pgrx::spi::SpiError> for SqlError {
 }
 
 /// SQLSTATEs are five characters of six bits each.
-fn sqlstate_text(code: PgSqlErrorCode) -> String {
-    let packed = code as u32;
+fn packed_text(packed: i32) -> String {
     (0..5)
         .map(|at| char::from(((packed >> (6 * at)) & 0x3f) as u8 + b'0'))
         .collect()
+}
+
+thread_local! {
+    /// SQLSTATE of the last report of the server, packed: pgrx knows only the
+    /// codes of the server itself, users raise others.
+    static NOTED: Cell<i32> = const { Cell::new(0) };
+}
+
+#[pg_guard]
+unsafe extern "C-unwind" fn note_code(_argument: *mut std::ffi::c_void) {
+    // SAFETY: called by the server while it makes a report.
+    NOTED.set(unsafe { pg_sys::geterrcode() });
+}
+
+/// Runs `body`, noting the SQLSTATE of every report meanwhile. `body` returns,
+/// whatever happens in it.
+fn noting<T>(body: impl FnOnce() -> T) -> T {
+    NOTED.set(0);
+    // SAFETY: the frame is taken from the stack before it goes out of scope.
+    unsafe {
+        let mut frame = pg_sys::ErrorContextCallback {
+            previous: pg_sys::error_context_stack,
+            callback: Some(note_code),
+            arg: std::ptr::null_mut(),
+        };
+        pg_sys::error_context_stack = &raw mut frame;
+        let value = body();
+        pg_sys::error_context_stack = frame.previous;
+        value
+    }
 }
 
 /// Runs `body` in a transaction of its own and commits it; an error of either
@@ -89,15 +124,17 @@ pub(crate) fn in_transaction<T>(body: impl FnOnce() -> Result<T, SqlError>) -> R
         pg_sys::SetCurrentStatementStartTimestamp();
         pg_sys::StartTransactionCommand();
         pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
-        let result = PgTryBuilder::new(AssertUnwindSafe(|| {
-            fire_constraints_at_once();
-            let value = body()?;
-            pg_sys::PopActiveSnapshot();
-            pg_sys::CommitTransactionCommand();
-            Ok(value)
-        }))
-        .catch_others(|caught| Err(SqlError::from_caught(caught)))
-        .execute();
+        let result = noting(|| {
+            PgTryBuilder::new(AssertUnwindSafe(|| {
+                fire_constraints_at_once();
+                let value = body()?;
+                pg_sys::PopActiveSnapshot();
+                pg_sys::CommitTransactionCommand();
+                Ok(value)
+            }))
+            .catch_others(|caught| Err(SqlError::from_caught(caught)))
+            .execute()
+        });
         if result.is_err() {
             pg_sys::AbortCurrentTransaction();
         }
@@ -136,13 +173,15 @@ pub(crate) fn in_subtransaction<T>(
         let owner = pg_sys::CurrentResourceOwner;
         pg_sys::BeginInternalSubTransaction(std::ptr::null());
         pg_sys::MemoryContextSwitchTo(context);
-        let result = PgTryBuilder::new(AssertUnwindSafe(|| {
-            let value = body()?;
-            pg_sys::ReleaseCurrentSubTransaction();
-            Ok(value)
-        }))
-        .catch_others(|caught| Err(SqlError::from_caught(caught)))
-        .execute();
+        let result = noting(|| {
+            PgTryBuilder::new(AssertUnwindSafe(|| {
+                let value = body()?;
+                pg_sys::ReleaseCurrentSubTransaction();
+                Ok(value)
+            }))
+            .catch_others(|caught| Err(SqlError::from_caught(caught)))
+            .execute()
+        });
         if result.is_err() {
             pg_sys::MemoryContextSwitchTo(context);
             pg_sys::RollbackAndReleaseCurrentSubTransaction();

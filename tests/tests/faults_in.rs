@@ -101,8 +101,10 @@ async fn a_poison_event_is_parked_and_the_stream_goes_on() {
     let (pair, people) = pair().await;
     pair.db
         .exec(
-            "ALTER TABLE hubspot.contacts ADD CONSTRAINT taste CHECK (jobtitle <> 'poison');
-             ALTER TABLE salesforce.contact ADD CONSTRAINT taste CHECK (title <> 'poison')",
+            "ALTER TABLE salesforce.contact ADD CONSTRAINT taste CHECK (title <> 'poison');
+             CREATE FUNCTION taste() RETURNS trigger LANGUAGE plpgsql AS
+             $$ BEGIN IF new.jobtitle = 'poison' THEN RAISE 'against taste' USING ERRCODE = 'P0815'; END IF; RETURN new; END $$;
+             CREATE TRIGGER taste BEFORE UPDATE ON hubspot.contacts FOR EACH ROW EXECUTE FUNCTION taste()",
         )
         .await;
     for (crm, from) in [("hubspot", 0), ("salesforce", 10)] {
@@ -118,6 +120,9 @@ async fn a_poison_event_is_parked_and_the_stream_goes_on() {
     }
     let parked = "SELECT count(DISTINCT record_id) = 2 FROM crm.dead_letter WHERE direction = 'in' AND error LIKE '%taste%' AND advice <> ''";
     pair.db.wait_true("both are parked", PATIENCE, parked).await;
+    let codes = "SELECT DISTINCT code FROM crm.dead_letter WHERE direction = 'in' ORDER BY 1";
+    let codes = pair.db.table(codes).await.concat();
+    assert_eq!(codes, ["P0815"], "users' own codes are told too");
     // Polls see the same records: they too must go on past them.
     pair.emulator
         .fault(json!({"stream": "webhook", "lose": 1000}));
@@ -128,7 +133,7 @@ async fn a_poison_event_is_parked_and_the_stream_goes_on() {
 
     pair.db
         .exec(
-            "ALTER TABLE hubspot.contacts DROP CONSTRAINT taste; ALTER TABLE salesforce.contact DROP CONSTRAINT taste;
+            "ALTER TABLE salesforce.contact DROP CONSTRAINT taste; DROP TRIGGER taste ON hubspot.contacts;
              SELECT crm.dead_letter_retry(direction => 'in')",
         )
         .await;
