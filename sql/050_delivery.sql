@@ -4,12 +4,11 @@
 CREATE FUNCTION crm._tx_known(tx bigint, what text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    held text[];
+    held text[] := (SELECT array_agg(h.tx::text ORDER BY h.tx) FROM (
+                        SELECT t.tx FROM crm.change_tx t WHERE t.held
+                        UNION SELECT unnest(w.txs) FROM crm.write w WHERE w.state = 'held' AND w.error_code IS DISTINCT FROM 'unknown_create' LIMIT 20) h);
 BEGIN
-    IF tx IS NULL OR NOT (EXISTS (SELECT FROM crm.change_tx t WHERE t.held AND t.tx = _tx_known.tx)
-                          OR EXISTS (SELECT FROM crm.write w WHERE w.state = 'held' AND _tx_known.tx = ANY (w.txs))) THEN
-        SELECT array_agg(h.tx::text ORDER BY h.tx) INTO held FROM (
-            SELECT t.tx FROM crm.change_tx t WHERE t.held UNION SELECT unnest(w.txs) FROM crm.write w WHERE w.state = 'held' ORDER BY 1 LIMIT 20) h;
+    IF tx IS NULL OR tx::text <> ALL (coalesce(held, '{}')) THEN
         RAISE EXCEPTION 'nothing of transaction % is held', coalesce(tx::text, 'null')
             USING ERRCODE = '42704', DETAIL = CASE WHEN held IS NULL THEN 'The guard holds nothing.' ELSE 'Held are: ' || array_to_string(held, ', ') || '.' END,
                   HINT = format('SELECT * FROM crm.held; shows what crm.%s can be asked for.', what);
@@ -25,7 +24,7 @@ BEGIN
     PERFORM crm._tx_known(tx, 'approve');
     UPDATE crm.change_tx t SET held = false WHERE t.tx = approve.tx;
     UPDATE crm.write w SET state = 'queued'
-    WHERE w.state = 'held' AND approve.tx = ANY (w.txs)
+    WHERE w.state = 'held' AND approve.tx = ANY (w.txs) AND w.error_code IS DISTINCT FROM 'unknown_create'
       AND NOT EXISTS (SELECT FROM crm.change_tx t WHERE t.held AND t.tx = ANY (w.txs));
     GET DIAGNOSTICS freed = ROW_COUNT;
     -- Makes the worker look for what to send.
@@ -73,6 +72,18 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._drained(bigint) IS 'Whether the worker has taken up all changes of a transaction.';
 
+-- What the CRM said of these records meanwhile was decided against values that
+-- are gone now: the records are read again.
+CREATE FUNCTION crm._reread_held(tx bigint) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO crm.deferred (mirror, record_id, source, change, reason)
+    SELECT w.mirror, w.record_id, 'read', '{}', 'read'
+    FROM crm.write w
+    WHERE w.state = 'held' AND $1 = ANY (w.txs) AND w.kind = 'update' AND w.record_id IS NOT NULL
+      AND EXISTS (SELECT FROM crm.event e WHERE e.mirror = w.mirror AND e.row_id = w.row_id AND e.received_at >= w.queued_at AND e.source NOT IN ('sql', 'result'))
+$$;
+COMMENT ON FUNCTION crm._reread_held(bigint) IS 'Has records read again that their CRM changed while writes of a transaction were held.';
+
 -- Old values come back as the engine's own writes: not captured, so that the
 -- restoring neither goes out nor is held again.
 CREATE FUNCTION crm.reject(tx bigint) RETURNS text
@@ -93,6 +104,7 @@ BEGIN
         PERFORM pg_sleep(0.05);
     END LOOP;
     PERFORM FROM crm.write w WHERE w.state = 'held' AND reject.tx = ANY (w.txs) FOR UPDATE;
+    PERFORM crm._reread_held(tx);
     FOR part IN
         SELECT w.mirror, w.kind, count(*) AS n,
                jsonb_agg(jsonb_build_object('r', w.row_id, 'v', w.vals, 'i', w.record_id,
@@ -100,7 +112,7 @@ BEGIN
                             SELECT e.fields, e.old_values FROM crm.event e WHERE e.mirror = w.mirror AND e.row_id = w.row_id AND e.kind = 'delete' ORDER BY e.seq DESC LIMIT 1) e,
                             unnest(e.fields, e.old_values) AS u (f, v)) ELSE w.old_vals END)) AS data
         FROM crm.write w
-        WHERE w.state = 'held' AND reject.tx = ANY (w.txs)
+        WHERE w.state = 'held' AND reject.tx = ANY (w.txs) AND w.error_code IS DISTINCT FROM 'unknown_create'
         GROUP BY w.mirror, w.kind ORDER BY w.kind = 'create', w.mirror
     LOOP
         SELECT * INTO m FROM crm.mirror x WHERE x.id = part.mirror;
@@ -111,16 +123,57 @@ BEGIN
     PERFORM crm._match(l.name) FROM crm.link l
     WHERE l.mode = 'live' AND EXISTS (SELECT FROM crm.write w WHERE w.state = 'held' AND reject.tx = ANY (w.txs) AND w.kind = 'delete'
                                       AND w.mirror IN (l.left_mirror, l.right_mirror));
+    -- Edits of rows that were never made go with them; the worker forgets what it waited for.
     WITH gone AS (
-        DELETE FROM crm.write w WHERE w.state = 'held' AND reject.tx = ANY (w.txs) RETURNING w.entity
+        DELETE FROM crm.write w WHERE w.state = 'held' AND reject.tx = ANY (w.txs) AND w.error_code IS DISTINCT FROM 'unknown_create'
+        RETURNING w.mirror, w.row_id, w.kind, w.entity
+    ), edits AS (
+        DELETE FROM crm.write w USING gone g WHERE g.kind = 'create' AND w.mirror = g.mirror AND w.row_id = g.row_id AND w.state NOT IN ('in_flight', 'unknown', 'held')
+    ), ties AS (
+        DELETE FROM crm.xref x USING gone g WHERE g.kind = 'create' AND x.mirror = g.mirror AND x.row_id = g.row_id
     )
-    DELETE FROM crm.field_state s USING gone g
-    WHERE s.entity = g.entity AND NOT EXISTS (SELECT FROM crm.write w WHERE w.entity = s.entity AND NOT (w.state = 'held' AND reject.tx = ANY (w.txs)));
+    -- What was seen meanwhile was no news beside the value that is gone; read again, it is.
+    UPDATE crm.field_state s SET state = (s.state - 'clock') || jsonb_build_object('sides', (
+        SELECT jsonb_agg(e.side - 'seen' ORDER BY e.n) FROM jsonb_array_elements(s.state -> 'sides') WITH ORDINALITY AS e (side, n)))
+    FROM gone g
+    WHERE s.entity = g.entity AND s.state @? '$.sides[*].sent[*] ? (@.sent == "queued")';
     DELETE FROM crm.change_tx t WHERE t.tx = reject.tx;
+    -- Makes the worker look for what to read.
+    INSERT INTO crm.config_change DEFAULT VALUES;
     PERFORM crm._wake();
     RETURN format('%s writes of transaction %s are dropped, %s rows looked at for their old values; what was changed again since stays', asked, tx, restored);
 END $$;
 COMMENT ON FUNCTION crm.reject(bigint) IS 'Drops what the guard holds of a transaction and puts the old values back where nothing changed since; deleted rows come back, inserted ones go.';
+
+CREATE FUNCTION crm.resolve_create(write bigint, outcome text, record_id text DEFAULT NULL) RETURNS text
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    w     crm.write;
+    known text[] := (SELECT array_agg(x.id::text ORDER BY x.id) FROM crm.write x WHERE x.state = 'held' AND x.error_code = 'unknown_create');
+BEGIN
+    SELECT x.* INTO w FROM crm.write x WHERE x.id = write AND x.state = 'held' AND x.error_code = 'unknown_create' FOR UPDATE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'no create % whose outcome is unknown', coalesce(write::text, 'null')
+            USING ERRCODE = '42704', DETAIL = CASE WHEN known IS NULL THEN 'None waits.' ELSE 'Waiting are: ' || array_to_string(known[1:20], ', ') || '.' END,
+                  HINT = 'SELECT * FROM crm.held WHERE tx IS NULL; shows them with what to call.';
+    ELSIF outcome IS NULL OR outcome NOT IN ('made', 'not made') THEN
+        RAISE EXCEPTION 'outcome cannot be %', coalesce(quote_literal(outcome), 'null')
+            USING ERRCODE = '22023', DETAIL = 'Expected made (with the id of the record) or not made.', HINT = 'Look for the record in the CRM first: a create that is sent again makes a second one.';
+    ELSIF (outcome = 'made') <> (coalesce(record_id, '') <> '') THEN
+        RAISE EXCEPTION 'outcome "%" goes % a record id', outcome, CASE outcome WHEN 'made' THEN 'with' ELSE 'without' END
+            USING ERRCODE = '22023', DETAIL = format('Got %s.', coalesce(quote_literal(record_id), 'null')), HINT = format('SELECT crm.resolve_create(%s, ''made'', ''the id that the CRM shows''); or SELECT crm.resolve_create(%1$s, ''not made'');', write);
+    END IF;
+    DELETE FROM crm.review_item r WHERE r.mirror = w.mirror AND r.row_id = w.row_id AND r.link IS NULL AND r.field IS NULL;
+    -- The worker reads the record before it believes in it.
+    UPDATE crm.write x SET state = CASE outcome WHEN 'made' THEN 'unknown' ELSE 'queued' END, record_id = resolve_create.record_id, attempts = 0, not_before = NULL,
+           status = NULL, error_class = NULL, error_code = NULL, error = NULL, advice = NULL
+    WHERE x.id = w.id;
+    INSERT INTO crm.config_change DEFAULT VALUES;
+    PERFORM crm._wake();
+    RETURN CASE outcome WHEN 'made' THEN format('record %s is read and becomes the record of %s row %s; if the CRM does not show it, the question comes back in crm.held', record_id, crm._table_of(w.mirror), w.row_id)
+                        ELSE format('the create of %s row %s is sent again', crm._table_of(w.mirror), w.row_id) END;
+END $$;
+COMMENT ON FUNCTION crm.resolve_create(bigint, text, text) IS 'Answers what became of a create whose answer was lost (crm.held, tx null): made, with the id of the record, or not made, so that it is sent again.';
 
 CREATE FUNCTION crm.wait_synced(timeout interval DEFAULT '30 seconds') RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -25,7 +25,7 @@ COMMENT ON VIEW crm.progress IS 'First copy of each mirror: rows done and in all
 CREATE VIEW crm.outbox AS
 SELECT w.id, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id, w.record_id, w.kind,
        w.state, w.vals AS send, w.old_vals AS instead_of, w.origin, w.attempts, w.queued_at, crm._span(w.queued_at) AS waiting, w.not_before,
-       w.error, CASE w.state WHEN 'held' THEN 'SELECT crm.approve(tx) or crm.reject(tx): see crm.held.'
+       w.error, CASE w.state WHEN 'held' THEN CASE w.error_code WHEN 'unknown_create' THEN w.advice ELSE 'SELECT crm.approve(tx) or crm.reject(tx): see crm.held.' END
                              WHEN 'would_send' THEN 'Shadow mode: nothing is sent until crm.go_live.'
                              WHEN 'unknown' THEN 'The answer was lost; the worker reads the record back before it does anything.'
                              WHEN 'dead' THEN coalesce(w.advice, 'See crm.dead_letter.')
@@ -38,9 +38,14 @@ SELECT tx, array_agg(DISTINCT format('%I.%I', m.schema_name, m.table_name)) AS m
        count(*) FILTER (WHERE w.kind = 'delete') AS deletes, array_agg(DISTINCT w.origin) AS origins, min(w.queued_at) AS since,
        format('SELECT crm.approve(%s); sends them, SELECT crm.reject(%s); puts the old values back.', tx, tx) AS advice
 FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror, unnest(w.txs) AS tx
-WHERE w.state = 'held'
-GROUP BY tx;
-COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds: they change more than guard_soft_rows, or came in a loop that went over guard_window_rows. SELECT crm.approve(tx) FROM crm.held; approves all.';
+WHERE w.state = 'held' AND w.error_code IS DISTINCT FROM 'unknown_create'
+GROUP BY tx
+UNION ALL
+SELECT NULL, ARRAY[format('%I.%I', m.schema_name, m.table_name)], 1, 0, ARRAY[w.origin], w.queued_at,
+       format('A create whose answer was lost. Look for %s in the CRM; SELECT crm.resolve_create(%s, ''made'', ''its id''); if it is there, else SELECT crm.resolve_create(%2$s, ''not made'');', left(w.vals::text, 200), w.id)
+FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror
+WHERE w.state = 'held' AND w.error_code = 'unknown_create';
+COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds, because they change more than the soft limit; and, with tx null, creates of which nobody knows whether they happened.';
 
 CREATE VIEW crm.conflict AS
 SELECT e.seq, e.received_at AS decided_at, format('%I.%I', m.schema_name, m.table_name) AS mirror, e.row_id, e.record_id, e.entity,
@@ -96,25 +101,16 @@ LEFT JOIN LATERAL (
 UNION ALL
 SELECT 4, 'mirror', format('%I.%I', m.schema_name, m.table_name),
        CASE WHEN crm._relation_of(m.schema_name, m.table_name) IS NULL THEN 'table missing'
-            WHEN c.uncaptured THEN 'not captured' WHEN c.unseen THEN 'partly captured'
+            WHEN NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
+                             WHERE g.tgrelid = crm._relation_of(m.schema_name, m.table_name) AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN 'not captured'
             WHEN m.paused THEN 'paused' WHEN b.state IN ('waiting', 'running', 'failed') THEN 'backfill ' || b.state ELSE m.mode END,
        concat_ws(', ', m.server || '.' || m.object, format('%s of %s rows copied', b.done, coalesce(b.total::text, '?')),
                  nullif(n.held, 0) || ' held', nullif(n.shadow, 0) || ' would be sent', nullif(n.dead, 0) || ' dead'),
        n.waiting, crm._span(n.oldest), b.error, b.finished_at,
-       CASE WHEN crm._relation_of(m.schema_name, m.table_name) IS NULL THEN format('SELECT crm.mirror_drop(%L);', format('%I.%I', m.schema_name, m.table_name))
-            WHEN c.uncaptured THEN format('ALTER TABLE %I.%I ENABLE TRIGGER zz_crm_capture; what was written meanwhile was not seen and goes nowhere.', m.schema_name, m.table_name)
-            WHEN c.unseen THEN format('A subscription writes this table unseen. To send its changes too: ALTER TABLE %I.%I ENABLE ALWAYS TRIGGER zz_crm_capture;', m.schema_name, m.table_name)
-            WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', format('%I.%I', m.schema_name, m.table_name))
+       CASE WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', format('%I.%I', m.schema_name, m.table_name))
             WHEN n.dead > 0 THEN 'See crm.dead_letter.' WHEN n.held > 0 THEN 'See crm.held.'
             WHEN m.mode = 'shadow' THEN 'Shadow: changes are shown in crm.outbox and not sent. crm.preview, then crm.go_live.' END
 FROM crm.mirror m LEFT JOIN crm.backfill b ON b.mirror = m.id
--- O fires for sessions only, A also for replication and session_replication_role = replica.
-CROSS JOIN LATERAL (
-    SELECT NOT coalesce(bool_or(g.tgenabled IN ('O', 'A')), false) AS uncaptured,
-           NOT coalesce(bool_or(g.tgenabled = 'A'), false)
-           AND EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = crm._relation_of(m.schema_name, m.table_name)) AS unseen
-    FROM pg_trigger g
-    WHERE g.tgrelid = crm._relation_of(m.schema_name, m.table_name) AND g.tgname = 'zz_crm_capture') c
 LEFT JOIN LATERAL (
     SELECT count(*) FILTER (WHERE w.state IN ('queued', 'in_flight', 'unknown')) AS waiting, count(*) FILTER (WHERE w.state = 'held') AS held,
            count(*) FILTER (WHERE w.state = 'would_send') AS shadow, count(*) FILTER (WHERE w.state = 'dead') AS dead,

@@ -15,7 +15,7 @@ use crate::model::{Millis, Value};
 pub const SENT_MAX: usize = 16;
 
 /// A stamp as precise as its clock: whole seconds, milliseconds, or an instant.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interval {
     /// Earliest.
     pub from: Millis,
@@ -295,6 +295,13 @@ pub fn claimed(state: &mut FieldState, side: usize, value: &Value, now: Millis) 
             _ => now,
         };
         write.sent = Sent::InFlight { claimed: first };
+    }
+}
+
+/// Forgets what waits for a side in the outbox: it was taken out of there.
+pub fn withdraw(state: &mut FieldState, side: usize) {
+    if let Some(side) = state.sides.get_mut(side) {
+        side.sent.retain(|w| w.sent != Sent::Queued);
     }
 }
 

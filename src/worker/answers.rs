@@ -1,7 +1,7 @@
 //! What the session does with answers: pages, results, ends of streams.
 
 use crm_core::connectors::{self, Keyset};
-use crm_core::model::{Millis, Page, RemoteError};
+use crm_core::model::{ErrorClass, Millis, Page, RemoteError};
 
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes;
@@ -80,7 +80,7 @@ impl Session {
             Job::Backfill { mirror, range, run } => {
                 self.backfilled(mirror, (range, run), page, now)
             }
-            Job::Poll { mirror } => self.polled(mirror, page, now),
+            Job::Poll { mirror, since } => self.polled(mirror, &since, page, now),
             Job::Removed { mirror } => self.removed(mirror, page),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
             Job::Settle { mirror, writes } => {
@@ -92,9 +92,17 @@ impl Session {
                     .into_iter()
                     .map(|r| (r.id.clone(), r))
                     .collect();
+                // A record that a create turned out to have made may differ by now.
+                let made: Vec<String> = writes
+                    .iter()
+                    .filter(|w| w.kind == "create")
+                    .filter_map(|w| w.record_id.clone())
+                    .collect();
                 let world = &self.engine.world;
                 tx::in_transaction(|| Ok(doubt::settle(world, m, writes, &found, now)?))?;
                 self.engine.may_send = true;
+                self.engine.watch(mirror).reads.extend(made);
+                self.engine.read(mirror);
                 Ok(())
             }
             Job::FindCreated { mirror, write } => {
@@ -125,7 +133,7 @@ impl Session {
             Job::Highest { mirror } => return self.highest(*mirror, None),
             Job::Seek { mirror } => return self.sought(*mirror, None),
             Job::Backfill { mirror, .. }
-            | Job::Poll { mirror }
+            | Job::Poll { mirror, .. }
             | Job::Removed { mirror }
             | Job::Read { mirror, .. }
             | Job::Settle { mirror, .. }
@@ -134,6 +142,7 @@ impl Session {
         };
         let wait = error.retry_after_ms.unwrap_or(0).max(1_000);
         let backfill_failed = matches!(job, Job::Backfill { .. });
+        let mut misnamed = Vec::new();
         let watch = self.engine.watch(mirror);
         match job {
             Job::Backfill { .. } => {
@@ -148,6 +157,13 @@ impl Session {
                 watch.reading = false;
                 watch.reads.extend(ids);
             }
+            // A person named a record whose id the CRM does not even take.
+            Job::Settle { writes, .. }
+                if matches!(error.class, ErrorClass::FixData | ErrorClass::Gone) =>
+            {
+                misnamed = writes;
+                misnamed.retain(|w| w.kind == "create");
+            }
             _ => {}
         }
         let Some(m) = self.engine.world.mirrors.get(&mirror) else {
@@ -155,6 +171,9 @@ impl Session {
         };
         let backfill = backfill_failed;
         tx::in_transaction(|| {
+            for write in misnamed {
+                doubt::hold_create(m, &write)?;
+            }
             if backfill {
                 streams::backfill_error(mirror, &error.to_string())?;
             }
@@ -163,7 +182,13 @@ impl Session {
         })
     }
 
-    pub(super) fn polled(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {
+    pub(super) fn polled(
+        &mut self,
+        mirror: i32,
+        since: &Keyset,
+        page: Page,
+        now: Millis,
+    ) -> Step<()> {
         let Some(m) = self.engine.world.mirrors.get(&mirror) else {
             return Ok(());
         };
@@ -176,9 +201,12 @@ impl Session {
             .iter()
             .rev()
             .find_map(|r| Some((r.modified_at?, r.id.clone())));
-        let more = page.next.is_some();
+        let next = self
+            .engine
+            .server(&server)
+            .and_then(|s| s.connector.next_keyset(since, &page));
         let events = i64::try_from(page.records.len()).unwrap_or_default();
-        let to = last.clone().map(|(at, id)| Advance {
+        let to = last.map(|(at, id)| Advance {
             modified_at: Some(at),
             record_id: Some(id),
             events,
@@ -191,8 +219,8 @@ impl Session {
             streams::server_error(&server, None)?;
             Ok(())
         })?;
-        if let (true, Some((modified_at, id))) = (more, last) {
-            self.engine.poll_from(mirror, &Keyset { modified_at, id });
+        if let Some(next) = next {
+            self.engine.poll_from(mirror, &next);
         }
         Ok(())
     }

@@ -39,7 +39,7 @@ pub(crate) struct Case {
     /// Per side: whose value was put into a field that people write; empty if
     /// only the CRM's own bookkeeping changed.
     pub(super) writers: Vec<String>,
-    pub(super) tx: Option<i64>,
+    pub(super) txs: Vec<i64>,
     pub(super) held: bool,
 }
 
@@ -133,7 +133,9 @@ impl Case {
 
     /// Names the user transaction that caused the writes, and whether they are held.
     pub(crate) fn caused_by(&mut self, tx: i64, held: bool) {
-        self.tx = Some(tx);
+        if !self.txs.contains(&tx) {
+            self.txs.push(tx);
+        }
         self.held |= held;
     }
 
@@ -282,7 +284,7 @@ fn new_case(
         stamps,
         source: String::new(),
         writers,
-        tx: None,
+        txs: Vec::new(),
         held: false,
     }
 }
@@ -366,8 +368,43 @@ fn load_states(
         for write in pending.iter().filter(out) {
             overlay_claim(info, write, &mut states);
         }
+        forget_withdrawn(info, xrefs, &pending, &mut states);
     }
     Ok(states)
+}
+
+/// What people took out of the outbox (rejected, discarded, unlinked) is not
+/// waited for: a state follows the writes that there are.
+fn forget_withdrawn(
+    info: &GroupInfo,
+    xrefs: &[ledger::XrefRow],
+    pending: &[WriteRow],
+    states: &mut HashMap<i64, BTreeMap<usize, FieldState>>,
+) {
+    let entity_of: HashMap<(i32, i64), i64> = xrefs
+        .iter()
+        .map(|x| ((x.mirror, x.row_id), x.entity))
+        .collect();
+    let mut waiting: HashSet<(i64, i32, String)> = HashSet::new();
+    for write in pending {
+        if let Some(entity) = entity_of.get(&(write.mirror, write.row_id)) {
+            for (name, _) in json_values(&write.vals) {
+                waiting.insert((*entity, write.mirror, name));
+            }
+        }
+    }
+    for (entity, fields) in states {
+        for (index, state) in fields {
+            for (side, member) in info.group.sides.iter().enumerate() {
+                let Some(column) = info.group.column(*index, side) else {
+                    continue;
+                };
+                if !waiting.contains(&(*entity, member.mirror, column.field.clone())) {
+                    crm_core::state::withdraw(state, side);
+                }
+            }
+        }
+    }
 }
 
 /// A claim is stored with the write only; the state learns of it here.

@@ -328,7 +328,7 @@ fn create_counterparts(
             old_vals: "{}".to_owned(),
             origin: origin.to_owned(),
             state: flush::state_of(world, other.id, shadow, held),
-            tx,
+            txs: tx.into_iter().collect(),
         });
     }
     if !ties.0.is_empty() {
@@ -431,12 +431,15 @@ pub(crate) fn spread_delete(
                 old_vals: "{}".to_owned(),
                 origin: origin.to_owned(),
                 state: flush::state_of(world, other.id, false, held),
-                tx,
+                txs: tx.into_iter().collect(),
             })
             .collect();
         writes::enqueue(queue)?;
-        let gone = partners.iter().map(|r| r.row_id).collect();
-        rows::mark_deleted(&other.table, gone, true, origin)?;
+        // What is held is there until somebody approves, see `deliver`.
+        if !held {
+            let gone = partners.iter().map(|r| r.row_id).collect();
+            rows::mark_deleted(&other.table, gone, true, origin)?;
+        }
     }
     ledger::unlink_rows(mirror.id, row_ids.to_vec())?;
     Ok(())

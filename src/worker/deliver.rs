@@ -252,6 +252,10 @@ impl Sorted {
                 .collect();
             adopt(mirror, made)?;
         }
+        if kind == WriteKind::Delete {
+            let gone = self.done.iter().map(|(r, _, _)| r.row_id).collect();
+            rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
+        }
         let landed: Vec<i64> = self.done.iter().map(|(r, _, _)| r.id).collect();
         writes::finish(landed)?;
         for (row, id, _) in &self.exists {

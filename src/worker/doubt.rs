@@ -9,7 +9,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::worker::cases;
-use crate::worker::deliver::{kind_of, remember, result_event};
+use crate::worker::deliver::{adopt, kind_of, remember, result_event};
 use crate::worker::engine::Engine;
 use crate::worker::flush;
 use crate::worker::world::{Mirror, World};
@@ -28,10 +28,13 @@ pub(crate) fn settle(
     for row in pending {
         let record = row.record_id.as_ref().and_then(|id| found.get(id));
         let deleted = record.is_none_or(|r| r.deleted);
+        if kind_of(&row) == WriteKind::Create {
+            made(mirror, row, deleted)?;
+            continue;
+        }
         let there = match kind_of(&row) {
             WriteKind::Delete => deleted,
-            WriteKind::Create => false,
-            WriteKind::Update => record.is_some_and(|r| {
+            WriteKind::Create | WriteKind::Update => record.is_some_and(|r| {
                 cases::json_values(&row.vals).iter().all(|(name, value)| {
                     mirror.by_field.get(name).is_none_or(|c| {
                         crm_core::value::same(mirror.types[*c], &r.values[*c], value)
@@ -69,6 +72,18 @@ pub(crate) fn settle(
     flush::append(world, events)
 }
 
+/// A person named the record that a create made, or no such record is there.
+fn made(mirror: &Mirror, row: WriteRow, missing: bool) -> Result<()> {
+    match &row.record_id {
+        Some(id) if !missing => {
+            adopt(mirror, vec![(row.row_id, id.clone())])?;
+            writes::finish(vec![row.id])?;
+            Ok(())
+        }
+        _ => hold_create(mirror, &row),
+    }
+}
+
 /// Opens a review for a create whose fate nobody can find out.
 pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
     streams::open_review(
@@ -88,7 +103,10 @@ pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
         class: "fix_data".to_owned(),
         code: "unknown_create".to_owned(),
         message: "the answer to the create was lost and no record was found".to_owned(),
-        advice: "Look for the record in the CRM; then approve or discard the write.".to_owned(),
+        advice: format!(
+            "Look for the record in the CRM; then SELECT crm.resolve_create({id}, 'made', 'its id'); or SELECT crm.resolve_create({id}, 'not made');",
+            id = row.id
+        ),
     }])?;
     Ok(())
 }

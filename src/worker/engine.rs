@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crm_core::catalog::ServerCheck;
-use crm_core::connectors::{Connector, ServerConfig};
+use crm_core::connectors::{Connector, Keyset, ServerConfig};
 use crm_core::http::HttpRequest;
 use crm_core::model::{Millis, Page};
 use crm_core::ranges::Ranges;
@@ -43,7 +43,7 @@ pub(crate) enum Job {
     /// A page of a range of a first copy; answers to an earlier run are ignored.
     Backfill { mirror: i32, range: usize, run: u32 },
     /// A page of changes.
-    Poll { mirror: i32 },
+    Poll { mirror: i32, since: Keyset },
     /// A page of removed records.
     Removed { mirror: i32 },
     /// Records that events named.
@@ -66,7 +66,7 @@ impl Job {
         match self {
             Self::Count { mirror }
             | Self::Backfill { mirror, .. }
-            | Self::Poll { mirror }
+            | Self::Poll { mirror, .. }
             | Self::Removed { mirror }
             | Self::Read { mirror, .. }
             | Self::Settle { mirror, .. }

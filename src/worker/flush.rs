@@ -183,7 +183,7 @@ fn flush_writes(world: &World, cases: &[Case]) -> Result<()> {
                 old_vals: serde_json::Value::Object(olds).to_string(),
                 origin: case.source.clone(),
                 state: state_of(world, member.mirror, member.shadow, case.held),
-                tx: case.tx,
+                txs: case.txs.clone(),
             });
         }
     }

@@ -133,7 +133,7 @@ impl Engine {
         };
         let since = Keyset {
             modified_at: row.modified_at.unwrap_or(created) - LOOK_BACK_MS,
-            id: String::new(),
+            ..Keyset::default()
         };
         // A poll shows no removals where the CRM lists them apart.
         if !self.watch(id).polls.is_multiple_of(REMOVED_EVERY) || !self.removed_from(id, None) {
@@ -152,7 +152,10 @@ impl Engine {
                     .poll_request(&server.config, &m.object, &m.fields, since),
             )
         });
-        let sent = request.is_some_and(|r| self.fetch(id, r, Job::Poll { mirror: id }));
+        let sent = request.is_some_and(|r| {
+            let since = since.clone();
+            self.fetch(id, r, Job::Poll { mirror: id, since })
+        });
         self.watch(id).polling = sent;
     }
 
@@ -356,7 +359,7 @@ impl Engine {
                 continue;
             };
             let id = mirror.id;
-            if row.kind == "create" && mirror.unique_field.is_some() {
+            if row.kind == "create" && row.record_id.is_none() && mirror.unique_field.is_some() {
                 // An upsert on our own key is safe to send again.
                 tx::in_transaction(|| Ok(writes::requeue(vec![row.id])?))?;
                 self.may_send = true;

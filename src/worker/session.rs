@@ -4,7 +4,6 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
-use crm_core::guard::Window;
 use crm_core::http::Purpose;
 use crm_core::model::{Millis, WriteResult};
 use crm_io::{Command, Event, IoThread, Level, ListenerSettings, Settings};
@@ -135,8 +134,6 @@ pub(super) struct Session {
     listen_again_at: Option<Millis>,
     /// Changes to drain in the next transaction.
     drain_limit: i64,
-    /// What each user changed lately, for the guard.
-    window: Window,
     /// Somebody committed something for us.
     look: bool,
     look_at: Millis,
@@ -225,7 +222,6 @@ impl Session {
             unrecorded: VecDeque::new(),
             listen_again_at,
             drain_limit: DRAIN,
-            window: Window::default(),
             look: true,
             look_at: 0,
         })
@@ -367,11 +363,9 @@ impl Session {
     fn drain(&mut self, now: Millis) -> Step<usize> {
         let world = &self.engine.world;
         let limit = self.drain_limit;
-        let mut window = self.window.clone();
-        let drained = match tx::in_transaction(|| Ok(local::drain(world, &mut window, limit, now)?))
-        {
+        let drained = match tx::in_transaction(|| Ok(local::drain(world, limit, now)?)) {
             Ok(drained) => drained,
-            Err(error) if config::is_passing(&error) => return Err(error),
+            Err(error) if error.is_transient() => return Err(error),
             // A partner's row that refuses the value must not hold up all other
             // changes: fewer at a time, until it stands alone.
             Err(error) => {
@@ -382,7 +376,6 @@ impl Session {
                 return Ok(1);
             }
         };
-        self.window = window;
         self.drain_limit = (limit * 2).min(DRAIN);
         self.engine.may_send = true;
         Ok(drained.changes)

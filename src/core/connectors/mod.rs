@@ -114,6 +114,9 @@ pub struct Keyset {
     pub modified_at: Millis,
     /// Record id; empty to start at `modified_at`.
     pub id: String,
+    /// Only records of this very stamp, in the order of ids: for searches that
+    /// sort by one field, when a page cannot hold all of one stamp.
+    pub ties: bool,
 }
 
 /// Why a webhook was refused.
@@ -214,9 +217,8 @@ pub trait Connector: Send + Sync {
         None
     }
     /// A page of records changed after a keyset (at or after it if its id is
-    /// empty), ascending; deleted ones too where the CRM lists them. The next
-    /// keyset is stamp and id of the last record; [`Page::next`] only says
-    /// whether more follows.
+    /// empty), ascending; deleted ones too where the CRM lists them.
+    /// [`Page::next`] only says whether more follows: see [`Self::next_keyset`].
     fn poll_request(
         &self,
         config: &ServerConfig,
@@ -224,6 +226,17 @@ pub trait Connector: Send + Sync {
         fields: &[(String, FieldType)],
         since: &Keyset,
     ) -> HttpRequest;
+    /// Where a poll goes on after a page; `None` at its end.
+    fn next_keyset(&self, _asked: &Keyset, page: &Page) -> Option<Keyset> {
+        page.next.as_ref()?;
+        let last = |r: &Record| Some((r.modified_at?, r.id.clone()));
+        let (modified_at, id) = page.records.iter().rev().find_map(last)?;
+        Some(Keyset {
+            modified_at,
+            id,
+            ties: false,
+        })
+    }
     /// A page of removed records, from a cursor of such pages, where polls do
     /// not list them; `None` where they do.
     fn removed_request(

@@ -269,7 +269,7 @@ pub(crate) fn insert(
     })
 }
 
-/// Marks rows as gone from, or back in, the CRM.
+/// Marks rows as gone from, or back in, the CRM, if they are not marked so yet.
 pub(crate) fn mark_deleted(
     table: &Table,
     row_ids: Vec<i64>,
@@ -278,7 +278,8 @@ pub(crate) fn mark_deleted(
 ) -> Result<usize> {
     let sql = format!(
         "UPDATE {} m SET _deleted_at = CASE WHEN $2 THEN now() END, \
-         _sync_state = CASE WHEN $2 THEN 'deleted' END, _sync_source = $3 WHERE m._id = ANY($1)",
+         _sync_state = CASE WHEN $2 THEN 'deleted' END, _sync_source = $3 \
+         WHERE m._id = ANY($1) AND (m._deleted_at IS NOT NULL) <> $2",
         table.name
     );
     as_owner(table, || {

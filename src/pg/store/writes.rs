@@ -15,8 +15,8 @@ pub(crate) struct NewWrite {
     pub(crate) origin: String,
     /// `queued`, `held` or `would_send`.
     pub(crate) state: &'static str,
-    /// The user transaction that caused it, if one did.
-    pub(crate) tx: Option<i64>,
+    /// The user transactions that caused it, if any did.
+    pub(crate) txs: Vec<i64>,
 }
 
 /// A write taken for sending, or pending.
@@ -54,13 +54,50 @@ fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
 }
 
 const GIVEN: &str = "SELECT v.mirror, v.row_id, v.entity, v.kind, v.record_id, v.vals::jsonb AS vals, \
-     v.olds::jsonb AS olds, v.origin, v.state, CASE WHEN v.tx IS NULL THEN '{}'::bigint[] ELSE ARRAY[v.tx] END AS txs \
+     v.olds::jsonb AS olds, v.origin, v.state, v.txs::bigint[] AS txs \
      FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], \
-     $9::text[], $10::bigint[]) AS v(mirror, row_id, entity, kind, record_id, vals, olds, origin, state, tx)";
+     $9::text[], $10::text[]) AS v(mirror, row_id, entity, kind, record_id, vals, olds, origin, state, txs)";
+
+/// A PostgreSQL array literal; arrays of arrays have no SPI argument type.
+fn numbers(list: &[i64]) -> String {
+    let list: Vec<String> = list.iter().map(i64::to_string).collect();
+    format!("{{{}}}", list.join(","))
+}
+
+fn enqueue_sql() -> String {
+    format!(
+        "WITH v AS MATERIALIZED ({GIVEN}), \
+         dropped AS (DELETE FROM crm.write w USING v WHERE v.kind = 'delete' AND w.mirror = v.mirror AND w.row_id = v.row_id \
+           AND w.state IN ('queued', 'held', 'would_send', 'dead') RETURNING w.mirror, w.row_id, w.kind), \
+         hit AS MATERIALIZED (SELECT v.*, (SELECT max(o.id) FROM crm.write o WHERE o.mirror = v.mirror \
+           AND o.row_id = v.row_id AND o.kind <> 'delete' AND o.state IN ('dead', v.state)) AS id \
+           FROM v WHERE v.kind = 'update'), \
+         older AS MATERIALIZED (SELECT o.id, o.vals - k.names AS rest, k.names \
+           FROM (SELECT ARRAY(SELECT jsonb_object_keys(v.vals)) AS names, (SELECT max(o.id) FROM crm.write o \
+             WHERE o.mirror = v.mirror AND o.row_id = v.row_id AND o.kind = 'update' AND o.state IN ('held', 'would_send')) AS id \
+             FROM v WHERE v.kind = 'update' AND v.state = 'queued') k JOIN crm.write o ON o.id = k.id), \
+         outdone AS (DELETE FROM crm.write w USING older o WHERE w.id = o.id AND o.rest = '{{}}'), \
+         cut AS (UPDATE crm.write w SET vals = o.rest, old_vals = w.old_vals - o.names FROM older o \
+           WHERE w.id = o.id AND o.rest <> '{{}}'), \
+         joined AS (UPDATE crm.write w SET vals = w.vals || v.vals, old_vals = v.olds || w.old_vals, txs = w.txs || v.txs, \
+           state = CASE WHEN w.state = 'dead' THEN v.state ELSE w.state END, \
+           attempts = CASE WHEN w.state = 'dead' THEN 0 ELSE w.attempts END, \
+           not_before = NULL, error = NULL, error_code = NULL, error_class = NULL, advice = NULL \
+           FROM hit v WHERE w.id = v.id \
+           RETURNING w.mirror, w.row_id) \
+         INSERT INTO crm.write (mirror, row_id, entity, kind, record_id, vals, old_vals, origin, state, txs) \
+         SELECT v.mirror, v.row_id, v.entity, v.kind, v.record_id, v.vals, v.olds, v.origin, v.state, v.txs FROM v \
+         WHERE NOT EXISTS (SELECT 1 FROM joined j WHERE j.mirror = v.mirror AND j.row_id = v.row_id) \
+         AND NOT (v.kind = 'delete' AND v.record_id IS NULL AND EXISTS \
+           (SELECT 1 FROM dropped d WHERE d.mirror = v.mirror AND d.row_id = v.row_id AND d.kind = 'create'))"
+    )
+}
 
 /// Queues writes, at most one per record in a call. An update joins a write of
 /// the record that has not been sent, or that died (editing a record is how a
 /// user repairs it); a delete replaces unsent ones, and an unsent create with it.
+/// Of what is held or only shown, an update to be sent takes the place field by
+/// field: it was decided later.
 ///
 /// Scalar subqueries, here and in [`claim`], go by the index whatever the
 /// planner believes of a table that is now empty and now full.
@@ -79,7 +116,7 @@ pub(crate) fn enqueue(writes: Vec<NewWrite>) -> Result<()> {
         Vec::with_capacity(n),
         Vec::with_capacity(n),
     );
-    let (mut olds, mut origin, mut state, mut tx) = (
+    let (mut olds, mut origin, mut state, mut txs) = (
         Vec::with_capacity(n),
         Vec::with_capacity(n),
         Vec::with_capacity(n),
@@ -95,29 +132,10 @@ pub(crate) fn enqueue(writes: Vec<NewWrite>) -> Result<()> {
         olds.push(w.old_vals);
         origin.push(w.origin);
         state.push(w.state);
-        tx.push(w.tx);
+        txs.push(numbers(&w.txs));
     }
-    let sql = format!(
-        "WITH v AS MATERIALIZED ({GIVEN}), \
-         dropped AS (DELETE FROM crm.write w USING v WHERE v.kind = 'delete' AND w.mirror = v.mirror AND w.row_id = v.row_id \
-           AND w.state IN ('queued', 'held', 'would_send', 'dead') RETURNING w.mirror, w.row_id, w.kind), \
-         hit AS MATERIALIZED (SELECT v.*, (SELECT max(o.id) FROM crm.write o WHERE o.mirror = v.mirror \
-           AND o.row_id = v.row_id AND o.kind <> 'delete' AND o.state IN ('dead', v.state)) AS id \
-           FROM v WHERE v.kind = 'update'), \
-         joined AS (UPDATE crm.write w SET vals = w.vals || v.vals, old_vals = v.olds || w.old_vals, txs = w.txs || v.txs, \
-           state = CASE WHEN w.state = 'dead' THEN v.state ELSE w.state END, \
-           attempts = CASE WHEN w.state = 'dead' THEN 0 ELSE w.attempts END, \
-           not_before = NULL, error = NULL, error_code = NULL, error_class = NULL, advice = NULL \
-           FROM hit v WHERE w.id = v.id \
-           RETURNING w.mirror, w.row_id) \
-         INSERT INTO crm.write (mirror, row_id, entity, kind, record_id, vals, old_vals, origin, state, txs) \
-         SELECT v.mirror, v.row_id, v.entity, v.kind, v.record_id, v.vals, v.olds, v.origin, v.state, v.txs FROM v \
-         WHERE NOT EXISTS (SELECT 1 FROM joined j WHERE j.mirror = v.mirror AND j.row_id = v.row_id) \
-         AND NOT (v.kind = 'delete' AND v.record_id IS NULL AND EXISTS \
-           (SELECT 1 FROM dropped d WHERE d.mirror = v.mirror AND d.row_id = v.row_id AND d.kind = 'create'))"
-    );
     spi::write(
-        &sql,
+        &enqueue_sql(),
         &[
             mirror.into(),
             row_id.into(),
@@ -128,21 +146,22 @@ pub(crate) fn enqueue(writes: Vec<NewWrite>) -> Result<()> {
             olds.into(),
             origin.into(),
             state.into(),
-            tx.into(),
+            txs.into(),
         ],
     )?;
     Ok(())
 }
 
 /// Takes up to `limit` writes of a mirror for sending, oldest first, one per
-/// record, none whose record has an earlier unfinished one.
+/// record, none whose record has an earlier unfinished one. What is held blocks
+/// only if the record is not made yet: the fields of held updates are others.
 pub(crate) fn claim(mirror: i32, limit: i64) -> Result<Vec<WriteRow>> {
     let sql = format!(
         "UPDATE crm.write w SET state = 'in_flight', claimed_at = clock_timestamp(), attempts = w.attempts + 1 \
          WHERE w.id IN (SELECT q.id FROM crm.write q WHERE q.mirror = $1 AND q.state = 'queued' \
            AND (q.not_before IS NULL OR q.not_before <= now()) \
            AND q.id = (SELECT min(e.id) FROM crm.write e WHERE e.mirror = q.mirror AND e.row_id = q.row_id \
-             AND e.state IN ('in_flight', 'unknown', 'queued', 'held')) ORDER BY q.id LIMIT $2) \
+             AND (e.state IN ('in_flight', 'unknown', 'queued') OR e.state = 'held' AND e.kind = 'create')) ORDER BY q.id LIMIT $2) \
          RETURNING {COLUMNS}"
     );
     // A claim must survive a crash: without it the write would be sent again as
@@ -259,13 +278,13 @@ pub(crate) fn cancel(cells: Vec<(i32, i64, String)>) -> Result<()> {
         "UPDATE crm.write w SET vals = w.vals - v.fields, old_vals = w.old_vals - v.fields \
          FROM (SELECT mirror, row_id, array_agg(field) AS fields FROM unnest($1::int[], $2::bigint[], $3::text[]) \
            AS c(mirror, row_id, field) GROUP BY 1, 2) v \
-         WHERE w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'update' AND w.state IN ('queued', 'would_send', 'dead')",
+         WHERE w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'update' AND w.state IN ('queued', 'held', 'would_send', 'dead')",
         &[mirrors.clone().into(), rows.clone().into(), fields.into()],
     )?;
     spi::write(
         "DELETE FROM crm.write w USING unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
          WHERE w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'update' AND w.vals = '{}' \
-         AND w.state IN ('queued', 'would_send', 'dead')",
+         AND w.state IN ('queued', 'held', 'would_send', 'dead')",
         &[mirrors.into(), rows.into()],
     )?;
     Ok(())

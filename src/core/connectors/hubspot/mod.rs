@@ -145,6 +145,10 @@ impl Connector for HubSpot {
         request::poll(config, object, fields, since)
     }
 
+    fn next_keyset(&self, asked: &Keyset, page: &Page) -> Option<Keyset> {
+        response::next_keyset(asked, page)
+    }
+
     fn highest_request(&self, config: &ServerConfig, object: &str) -> Option<HttpRequest> {
         Some(request::by_id(config, object, "0", "DESCENDING"))
     }

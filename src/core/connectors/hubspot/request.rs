@@ -214,7 +214,21 @@ pub(crate) fn poll(
 ) -> HttpRequest {
     let stamp = modified_field(object);
     let at = since.modified_at;
-    let groups = if since.id.is_empty() {
+    let mut sort = stamp;
+    let groups = if since.ties {
+        sort = "hs_object_id";
+        let mut id = String::new();
+        push_json(&mut id, &since.id);
+        format!(
+            concat!(
+                r#"{{"filters":[{{"propertyName":"{stamp}","operator":"EQ","value":"{at}"}},"#,
+                r#"{{"propertyName":"hs_object_id","operator":"GT","value":{id}}}]}}"#
+            ),
+            stamp = stamp,
+            at = at,
+            id = id
+        )
+    } else if since.id.is_empty() {
         format!(r#"{{"filters":[{{"propertyName":"{stamp}","operator":"GTE","value":"{at}"}}]}}"#)
     } else {
         let mut id = String::new();
@@ -231,7 +245,7 @@ pub(crate) fn poll(
         )
     };
     let body = format!(
-        r#"{{"filterGroups":[{groups}],"sorts":[{{"propertyName":"{stamp}","direction":"ASCENDING"}}],"limit":{SEARCH_LIMIT}{}}}"#,
+        r#"{{"filterGroups":[{groups}],"sorts":[{{"propertyName":"{sort}","direction":"ASCENDING"}}],"limit":{SEARCH_LIMIT}{}}}"#,
         search_properties(object, fields)
     );
     search(config, object, body, Purpose::Poll)

@@ -7,7 +7,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 
 use crate::connectors::rows::{Columns, IdSeed, Key, ValueSeed, parse};
 use crate::connectors::table::{self, Rule};
-use crate::connectors::{LimitHint, Token};
+use crate::connectors::{Keyset, LimitHint, Token};
 use crate::http::HttpResponse;
 use crate::model::{ErrorClass, FieldType, Millis, Page, Record, RemoteError, Value};
 use crate::secret::Secret;
@@ -77,6 +77,33 @@ fn order_ties(page: &mut Page) {
     if page.next.is_some() && first != last {
         page.records.retain(|r| r.modified_at != last);
     }
+}
+
+/// Where a poll goes on. A page of one stamp alone may be any part of the
+/// records of that stamp: they are walked in the order of ids first.
+pub(crate) fn next_keyset(asked: &Keyset, page: &Page) -> Option<Keyset> {
+    let more = page.next.is_some();
+    let last = page.records.last();
+    if asked.ties {
+        return Some(Keyset {
+            modified_at: asked.modified_at,
+            id: last.map_or_else(|| asked.id.clone(), |r| r.id.clone()),
+            ties: more,
+        });
+    }
+    let last = last.filter(|_| more)?;
+    let modified_at = last.modified_at?;
+    let ties = page.records.first()?.modified_at == Some(modified_at);
+    let id = match (ties, asked.modified_at == modified_at) {
+        (false, _) => last.id.clone(),
+        (true, true) if !asked.id.is_empty() => asked.id.clone(),
+        (true, _) => "0".to_owned(),
+    };
+    Some(Keyset {
+        modified_at,
+        id,
+        ties,
+    })
 }
 
 #[derive(Default)]

@@ -153,7 +153,6 @@ impl Engine {
             at,
             seq: self.seq,
             mark_is_ours: false,
-            ..Observed::default()
         }
     }
 

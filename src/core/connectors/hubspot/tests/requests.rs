@@ -55,6 +55,7 @@ fn a_poll_resumes_after_the_last_record_and_not_before_or_beyond() {
     let since = Keyset {
         modified_at: 1_773_300_830_001,
         id: "55".into(),
+        ties: false,
     };
     let request = hubspot().poll_request(&config(""), "contacts", &some_fields(), &since);
     assert_eq!(request.target, "/crm/objects/2026-03/contacts/search");

@@ -53,6 +53,7 @@ fn a_poll_sees_deleted_rows_where_there_is_a_bin() {
     let since = Keyset {
         modified_at: 1_777_620_337_000,
         id: "003A".into(),
+        ties: false,
     };
     let poll = |object| salesforce().poll_request(&config(), object, &[], &since);
     let contact = poll("Contact");
@@ -66,7 +67,7 @@ fn a_poll_sees_deleted_rows_where_there_is_a_bin() {
     assert!(!soql(&poll("User")).contains("IsDeleted"));
     let start = Keyset {
         modified_at: i64::MAX,
-        id: String::new(),
+        ..Keyset::default()
     };
     let from = salesforce().poll_request(&config(), "Contact", &[], &start);
     assert!(soql(&from).contains("SystemModstamp >= 1970-01-01T00:00:00.000Z"));

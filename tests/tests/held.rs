@@ -1,0 +1,281 @@
+//! What waits for a person's word does not stand in the way of what happens meanwhile, and leaves no trace when refused.
+
+use crm_tests::{EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person};
+use serde_json::json;
+
+/// Holds above 5 rows. Within `skew` the SQL change counts as the later one.
+async fn guarded(skew: &str) -> (Pair, Vec<Person>) {
+    let cluster = Options::default().setting("pg_crm_sync.guard_soft_rows", "5");
+    let options = PairOptions {
+        cluster,
+        ..PairOptions::default()
+    };
+    let (pair, people) = Pair::linked(20, options).await;
+    pair.db
+        .exec(&format!("UPDATE crm.conflict_policy SET skew = '{skew}'"))
+        .await;
+    pair.worker_has_read().await;
+    pair.agree().await;
+    (pair, people)
+}
+
+/// Gives eight people a new title in one transaction, and waits until it is held; answers the transaction.
+async fn hold(pair: &Pair, people: &[Person]) -> i64 {
+    let ids: Vec<String> = people.iter().map(|p| format!("'{}'", p.hubspot)).collect();
+    pair.db
+        .exec(&format!(
+            "UPDATE hubspot.contacts SET jobtitle = 'Mass ' || id WHERE id IN ({})",
+            ids.join(", ")
+        ))
+        .await;
+    let sql = format!(
+        "SELECT count(DISTINCT tx) = 1 AND sum(writes) >= {} FROM crm.held",
+        people.len()
+    );
+    pair.db
+        .wait_true("the guard holds the writes", PATIENCE, &sql)
+        .await;
+    pair.quiet().await;
+    pair.db.one("SELECT tx FROM crm.held").await
+}
+
+/// Edits of four of the held people by both CRMs and by SQL; the values that must stand in the end.
+async fn edits(pair: &Pair, people: &[Person]) -> Vec<(usize, &'static str, &'static str)> {
+    pair.edit("hubspot", &people[0], "phone", "+44 1");
+    pair.edit("hubspot", &people[1], "jobtitle", "Countess");
+    pair.edit("salesforce", &people[2], "jobtitle", "Actuary");
+    pair.sql(&people[3], "jobtitle", "Poet").await;
+    vec![
+        (0, "phone", "+44 1"),
+        (1, "jobtitle", "Countess"),
+        (2, "jobtitle", "Actuary"),
+        (3, "jobtitle", "Poet"),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_get_through_beside_held_writes_and_stay_when_those_are_approved() {
+    let (pair, people) = guarded("0").await;
+    let many = &people[..8];
+    let tx = hold(&pair, many).await;
+    let stand = edits(&pair, many).await;
+    for (n, field, value) in &stand {
+        pair.reaches_both(&many[*n], field, value).await;
+    }
+    pair.db.exec(&format!("SELECT crm.approve({tx})")).await;
+    for who in many[4..].iter().chain(&many[..1]) {
+        pair.reaches_both(who, "jobtitle", &format!("Mass {}", who.hubspot))
+            .await;
+    }
+    pair.agree().await;
+    for (n, field, value) in &stand {
+        pair.reaches_both(&many[*n], field, value).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejection_restores_old_values_only_where_nothing_changed_since() {
+    let (pair, people) = guarded("0").await;
+    let many = &people[..8];
+    let before: Vec<Option<String>> = (many.iter())
+        .map(|p| pair.shows("hubspot", p, "jobtitle"))
+        .collect();
+    let tx = hold(&pair, many).await;
+    let stand = edits(&pair, many).await;
+    for (n, field, value) in &stand {
+        pair.reaches_both(&many[*n], field, value).await;
+    }
+    pair.db.exec(&format!("SELECT crm.reject({tx})")).await;
+    pair.agree().await;
+    for (n, field, value) in &stand {
+        assert_eq!(
+            pair.shows("salesforce", &many[*n], field).as_deref(),
+            Some(*value)
+        );
+    }
+    for n in [0, 4, 5, 6, 7] {
+        assert_eq!(pair.shows("hubspot", &many[n], "jobtitle"), before[n]);
+    }
+    // The field is free again: the very value that was refused may be set by itself.
+    let value = format!("Mass {}", many[7].hubspot);
+    pair.sql(&many[7], "jobtitle", &value).await;
+    pair.reaches_both(&many[7], "jobtitle", &value).await;
+    pair.agree().await;
+}
+
+/// While the SQL value stands, the CRM's newer one lost to it; once it is refused, nothing outranks the CRM's.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_that_lost_to_a_held_value_stands_when_that_is_rejected() {
+    let (pair, people) = guarded("1 hour").await;
+    let many = &people[..8];
+    let tx = hold(&pair, many).await;
+    pair.edit("hubspot", &many[1], "jobtitle", "Countess");
+    pair.db
+        .wait_true(
+            "the edit was decided against the held value",
+            PATIENCE,
+            "SELECT count(*) > 0 FROM crm.conflict WHERE field = 'jobtitle' AND lost::text LIKE '%Countess%'",
+        )
+        .await;
+    pair.db.exec(&format!("SELECT crm.reject({tx})")).await;
+    pair.reaches_both(&many[1], "jobtitle", "Countess").await;
+    pair.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rejected_delete_that_would_have_spread_leaves_both_sides_alive() {
+    let (pair, people) = guarded("2 s").await;
+    pair.db
+        .exec("UPDATE crm.link SET on_delete = 'propagate'")
+        .await;
+    pair.worker_has_read().await;
+    let many = &people[..6];
+    let ids: Vec<String> = many.iter().map(|p| format!("'{}'", p.hubspot)).collect();
+    let delete = format!(
+        "DELETE FROM hubspot.contacts WHERE id IN ({})",
+        ids.join(", ")
+    );
+    let marked = "SELECT count(*) FROM salesforce.contact WHERE _deleted_at IS NOT NULL";
+    let held = "SELECT coalesce(sum(deletes), 0) = 12 FROM crm.held";
+    pair.db.exec(&delete).await;
+    pair.db
+        .wait_true("both sides' deletes are held", PATIENCE, held)
+        .await;
+    pair.quiet().await;
+    let tx: i64 = pair.db.one("SELECT tx FROM crm.held").await;
+    pair.db.exec(&format!("SELECT crm.reject({tx})")).await;
+    assert_eq!(pair.db.one::<i64>(marked).await, 0);
+    pair.agree().await;
+    pair.sql(&many[0], "jobtitle", "Back").await;
+    pair.reaches_both(&many[0], "jobtitle", "Back").await;
+
+    // Approved, the same delete reaches both CRMs, and then the rows.
+    pair.db.exec(&delete).await;
+    pair.db
+        .wait_true("both sides' deletes are held", PATIENCE, held)
+        .await;
+    pair.quiet().await;
+    let tx: i64 = pair.db.one("SELECT tx FROM crm.held").await;
+    pair.db.exec(&format!("SELECT crm.approve({tx})")).await;
+    pair.db
+        .wait_true(
+            "the rows are marked",
+            PATIENCE,
+            "SELECT count(*) = 6 FROM salesforce.contact WHERE _deleted_at IS NOT NULL",
+        )
+        .await;
+    for who in many {
+        assert!(pair.gone("hubspot", "contacts", &who.hubspot));
+        assert!(pair.gone("salesforce", "Contact", &who.salesforce));
+    }
+}
+
+/// Without a property of ours, and without an address to search by, nobody can find out what a lost answer said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_says_what_became_of_a_create_whose_answer_was_lost() {
+    let emulator = EmulatorOptions::default()
+        .contacts(20)
+        .arg("--hubspot-sync-properties", "off")
+        .arg("--salesforce-external-id", "off");
+    let pair = Pair::contacts(PairOptions {
+        emulator,
+        ..PairOptions::default()
+    })
+    .await;
+    let before = pair.live("hubspot", "contacts");
+    for (name, action) in [
+        ("Made", json!({"fail_after_write": {}})),
+        ("Lost", json!("close")),
+    ] {
+        pair.emulator.fault(json!({"rules": [
+            {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/create", "action": action},
+        ]}));
+        pair.db
+            .exec(&format!(
+                "INSERT INTO hubspot.contacts (lastname) VALUES ('{name}')"
+            ))
+            .await;
+        let asked = format!(
+            "SELECT count(*) = 1 FROM crm.held WHERE tx IS NULL AND advice LIKE '%{name}%'"
+        );
+        pair.db.wait_true("it is asked", PATIENCE, &asked).await;
+    }
+    let (made, lost) = (write_of(&pair, "Made").await, write_of(&pair, "Lost").await);
+    wrong_answers(&pair, made).await;
+    // A slip of the pen comes back as the same question.
+    pair.db
+        .exec(&format!(
+            "SELECT crm.resolve_create({made}, 'made', '999999999')"
+        ))
+        .await;
+    pair.db
+        .wait_true(
+            "it is asked again",
+            PATIENCE,
+            "SELECT count(*) = 2 FROM crm.held WHERE tx IS NULL",
+        )
+        .await;
+    let record = record_of_made(&pair);
+    pair.db
+        .exec(&format!(
+            "SELECT crm.resolve_create({made}, 'made', '{record}'), crm.resolve_create({lost}, 'not made')"
+        ))
+        .await;
+    pair.db
+        .wait_true(
+            "both have their records",
+            PATIENCE,
+            &format!(
+                "SELECT count(*) = 2 AND bool_or(id = '{record}' AND lastname = 'Made') FROM hubspot.contacts
+                 WHERE lastname IN ('Made', 'Lost') AND id IS NOT NULL AND _deleted_at IS NULL"
+            ),
+        )
+        .await;
+    pair.agree().await;
+    assert_eq!(pair.live("hubspot", "contacts"), before + 2, "each once");
+    let asked: i64 = pair.db.one("SELECT count(*) FROM crm.review").await;
+    assert_eq!(asked, 0);
+}
+
+/// Id of HubSpot's contact called Made.
+fn record_of_made(pair: &Pair) -> String {
+    let answer = pair
+        .emulator
+        .admin("GET", "/_admin/hubspot/objects/contacts?limit=1000", None);
+    let list = ["results", "records", "objects"]
+        .iter()
+        .find_map(|k| answer[k].as_array())
+        .unwrap_or_else(|| panic!("no list in {answer}"));
+    let made = list.iter().find(|r| {
+        ["properties", "fields"]
+            .iter()
+            .any(|p| r[p]["lastname"] == "Made")
+            || r["lastname"] == "Made"
+    });
+    made.and_then(|r| r["id"].as_str())
+        .unwrap_or_else(|| panic!("no such contact in {answer}"))
+        .to_owned()
+}
+
+/// The create of a contact by last name.
+async fn write_of(pair: &Pair, name: &str) -> i64 {
+    let sql = format!(
+        "SELECT id FROM crm.outbox WHERE send ->> 'lastname' = '{name}' AND mirror = 'hubspot.contacts'"
+    );
+    pair.db.one(&sql).await
+}
+
+async fn wrong_answers(pair: &Pair, made: i64) {
+    let error = pair
+        .db
+        .error("SELECT crm.resolve_create(0, 'made', '1')")
+        .await;
+    assert_eq!(error.code().code(), "42704");
+    for wrong in ["'perhaps'", "'made'", "'not made', '77'"] {
+        let error = pair
+            .db
+            .error(&format!("SELECT crm.resolve_create({made}, {wrong})"))
+            .await;
+        assert_eq!(error.code().code(), "22023", "{wrong}");
+    }
+}
