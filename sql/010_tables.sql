@@ -370,6 +370,8 @@ CREATE FUNCTION crm._config_changed() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     INSERT INTO crm.config_change DEFAULT VALUES;
+    -- At commit: what comes next shall be decided by what stands then.
+    PERFORM crm._wake();
     RETURN NULL;
 END $$;
 COMMENT ON FUNCTION crm._config_changed() IS 'Tells the worker to read its configuration again.';

@@ -52,7 +52,7 @@ CREATE TABLE crm.change_tx (
 COMMENT ON TABLE crm.change_tx IS 'One row per transaction that changed mirrors: who, why, and whether its writes wait for approval.';
 COMMENT ON COLUMN crm.change_tx.at IS 'Start of the statement that made the first change.';
 COMMENT ON COLUMN crm.change_tx.rows IS 'Changes that it logged, in all mirrors.';
-COMMENT ON COLUMN crm.change_tx.held IS 'It changed more rows of a mirror than pg_crm_sync.guard_soft_rows: its writes wait for crm.approve.';
+COMMENT ON COLUMN crm.change_tx.held IS 'It changed more rows of a mirror than pg_crm_sync.guard_soft_rows, or its user and application more than guard_window_rows within guard_window: its writes wait for crm.approve.';
 COMMENT ON COLUMN crm.change_tx.reason IS 'pg_crm_sync.reason of the session.';
 COMMENT ON COLUMN crm.change_tx.origin IS 'pg_crm_sync.application of the session; null means local.';
 

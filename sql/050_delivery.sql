@@ -4,11 +4,13 @@
 CREATE FUNCTION crm._tx_known(tx bigint, what text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    held text[] := (SELECT array_agg(h.tx::text ORDER BY h.tx) FROM (
-                        SELECT t.tx FROM crm.change_tx t WHERE t.held
-                        UNION SELECT unnest(w.txs) FROM crm.write w WHERE w.state = 'held' AND w.error_code IS DISTINCT FROM 'unknown_create' LIMIT 20) h);
+    held text[];
 BEGIN
-    IF tx IS NULL OR tx::text <> ALL (coalesce(held, '{}')) THEN
+    IF tx IS NULL OR NOT (EXISTS (SELECT FROM crm.change_tx t WHERE t.held AND t.tx = _tx_known.tx)
+                          OR EXISTS (SELECT FROM crm.write w WHERE w.state = 'held' AND w.error_code IS DISTINCT FROM 'unknown_create' AND _tx_known.tx = ANY (w.txs))) THEN
+        SELECT array_agg(h.tx::text ORDER BY h.tx) INTO held FROM (
+            SELECT t.tx FROM crm.change_tx t WHERE t.held
+            UNION SELECT unnest(w.txs) FROM crm.write w WHERE w.state = 'held' AND w.error_code IS DISTINCT FROM 'unknown_create' ORDER BY 1 LIMIT 20) h;
         RAISE EXCEPTION 'nothing of transaction % is held', coalesce(tx::text, 'null')
             USING ERRCODE = '42704', DETAIL = CASE WHEN held IS NULL THEN 'The guard holds nothing.' ELSE 'Held are: ' || array_to_string(held, ', ') || '.' END,
                   HINT = format('SELECT * FROM crm.held; shows what crm.%s can be asked for.', what);

@@ -45,7 +45,7 @@ SELECT NULL, ARRAY[format('%I.%I', m.schema_name, m.table_name)], 1, 0, ARRAY[w.
        format('A create whose answer was lost. Look for %s in the CRM; SELECT crm.resolve_create(%s, ''made'', ''its id''); if it is there, else SELECT crm.resolve_create(%2$s, ''not made'');', left(w.vals::text, 200), w.id)
 FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror
 WHERE w.state = 'held' AND w.error_code = 'unknown_create';
-COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds, because they change more than the soft limit; and, with tx null, creates of which nobody knows whether they happened.';
+COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds, which change more than guard_soft_rows or came in a loop that went over guard_window_rows (SELECT crm.approve(tx) FROM crm.held approves all); and, with tx null, creates of which nobody knows whether they happened.';
 
 CREATE VIEW crm.conflict AS
 SELECT e.seq, e.received_at AS decided_at, format('%I.%I', m.schema_name, m.table_name) AS mirror, e.row_id, e.record_id, e.entity,
@@ -101,16 +101,25 @@ LEFT JOIN LATERAL (
 UNION ALL
 SELECT 4, 'mirror', format('%I.%I', m.schema_name, m.table_name),
        CASE WHEN crm._relation_of(m.schema_name, m.table_name) IS NULL THEN 'table missing'
-            WHEN NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
-                             WHERE g.tgrelid = crm._relation_of(m.schema_name, m.table_name) AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN 'not captured'
+            WHEN c.uncaptured THEN 'not captured' WHEN c.unseen THEN 'partly captured'
             WHEN m.paused THEN 'paused' WHEN b.state IN ('waiting', 'running', 'failed') THEN 'backfill ' || b.state ELSE m.mode END,
        concat_ws(', ', m.server || '.' || m.object, format('%s of %s rows copied', b.done, coalesce(b.total::text, '?')),
                  nullif(n.held, 0) || ' held', nullif(n.shadow, 0) || ' would be sent', nullif(n.dead, 0) || ' dead'),
        n.waiting, crm._span(n.oldest), b.error, b.finished_at,
-       CASE WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', format('%I.%I', m.schema_name, m.table_name))
+       CASE WHEN crm._relation_of(m.schema_name, m.table_name) IS NULL THEN format('SELECT crm.mirror_drop(%L);', format('%I.%I', m.schema_name, m.table_name))
+            WHEN c.uncaptured THEN format('ALTER TABLE %I.%I ENABLE TRIGGER zz_crm_capture; what was written meanwhile was not seen and goes nowhere.', m.schema_name, m.table_name)
+            WHEN c.unseen THEN format('A subscription writes this table unseen. To send its changes too: ALTER TABLE %I.%I ENABLE ALWAYS TRIGGER zz_crm_capture;', m.schema_name, m.table_name)
+            WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', format('%I.%I', m.schema_name, m.table_name))
             WHEN n.dead > 0 THEN 'See crm.dead_letter.' WHEN n.held > 0 THEN 'See crm.held.'
             WHEN m.mode = 'shadow' THEN 'Shadow: changes are shown in crm.outbox and not sent. crm.preview, then crm.go_live.' END
 FROM crm.mirror m LEFT JOIN crm.backfill b ON b.mirror = m.id
+-- O fires for sessions only, A also for replication and session_replication_role = replica.
+CROSS JOIN LATERAL (
+    SELECT NOT coalesce(bool_or(g.tgenabled IN ('O', 'A')), false) AS uncaptured,
+           NOT coalesce(bool_or(g.tgenabled = 'A'), false)
+           AND EXISTS (SELECT FROM pg_subscription_rel s WHERE s.srrelid = crm._relation_of(m.schema_name, m.table_name)) AS unseen
+    FROM pg_trigger g
+    WHERE g.tgrelid = crm._relation_of(m.schema_name, m.table_name) AND g.tgname = 'zz_crm_capture') c
 LEFT JOIN LATERAL (
     SELECT count(*) FILTER (WHERE w.state IN ('queued', 'in_flight', 'unknown')) AS waiting, count(*) FILTER (WHERE w.state = 'held') AS held,
            count(*) FILTER (WHERE w.state = 'would_send') AS shadow, count(*) FILTER (WHERE w.state = 'dead') AS dead,

@@ -37,6 +37,7 @@ listen_addresses = ''
 shared_preload_libraries = 'pg_crm_sync'
 pg_crm_sync.databases = 'nowhere'
 pg_crm_sync.guard_hard_rows = 0
+pg_crm_sync.guard_window_rows = 0
 shared_buffers = 512MB
 max_wal_size = 16GB
 checkpoint_timeout = 1h

@@ -14,9 +14,10 @@ use crate::strategy::{Candidate, Contest, Strategy};
 use crate::value::same;
 
 /// Where an observation comes from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Source {
     /// An event of a CRM about this field.
+    #[default]
     Remote,
     /// SQL on this side's mirror.
     Local,
@@ -25,7 +26,7 @@ pub enum Source {
 }
 
 /// What was observed of one record.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Observed {
     /// Side of the group.
     pub side: usize,
@@ -41,6 +42,11 @@ pub struct Observed {
     pub seq: i64,
     /// The CRM says that our client wrote it: evidence, not proof.
     pub mark_is_ours: bool,
+    /// How sure the writer is of the values, in thousandths; SQL says it.
+    pub score: Option<u16>,
+    /// For a page whose records were asked for by id: when. It shows what the CRM
+    /// held at that time or later.
+    pub asked_at: Option<Millis>,
 }
 
 /// The step that decided.

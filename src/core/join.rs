@@ -279,6 +279,7 @@ fn observation(side: usize, clock: &Clock) -> Observed {
         at: clock.at,
         seq: clock.seq,
         mark_is_ours: false,
+        ..Observed::default()
     }
 }
 

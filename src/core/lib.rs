@@ -13,6 +13,7 @@ pub mod decide;
 mod echo;
 mod effect;
 pub mod group;
+pub mod guard;
 pub mod http;
 pub mod identity;
 pub mod join;

@@ -3,7 +3,7 @@
 use crate::strategy::Strategy;
 
 /// One policy row.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rule {
     /// Key of the row, stored with each decision.
     pub id: i64,
@@ -14,6 +14,21 @@ pub struct Rule {
     /// Origins, best first: owners, or the order of priority and of ties.
     /// `local` is SQL.
     pub winner: Vec<String>,
+    /// The SQL function that decides, where the strategy is `function`.
+    pub function: Option<String>,
+    /// What SQL writes needs at least this score, in thousandths.
+    pub min_score: Option<u16>,
+}
+
+/// A field that only some origins may write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FieldLock {
+    /// Key of the row, stored with each decision.
+    pub id: i64,
+    /// Field of the group.
+    pub field: String,
+    /// Who may.
+    pub origins: Vec<String>,
 }
 
 impl Rule {
@@ -35,6 +50,8 @@ pub struct Policy {
     pub rules: Vec<Rule>,
     /// How far apart two edits must be before the later one wins by time.
     pub skew_ms: i64,
+    /// Locked fields.
+    pub locks: Vec<FieldLock>,
 }
 
 impl Policy {
@@ -43,6 +60,11 @@ impl Policy {
     /// says something about people's edits, not about clocks.
     pub fn tolerance_ms(&self) -> i64 {
         self.skew_ms.clamp(2_000, 30_000)
+    }
+
+    /// The lock of a field.
+    pub fn lock(&self, field: &str) -> Option<&FieldLock> {
+        self.locks.iter().find(|l| l.field == field)
     }
 
     /// The row of a field, else the `*` row. There is no hidden default.

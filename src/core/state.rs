@@ -15,7 +15,7 @@ use crate::model::{Millis, Value};
 pub const SENT_MAX: usize = 16;
 
 /// A stamp as precise as its clock: whole seconds, milliseconds, or an instant.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interval {
     /// Earliest.
     pub from: Millis,

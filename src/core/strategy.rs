@@ -10,7 +10,7 @@ use crate::state::Clock;
 pub const LOCAL: &str = "local";
 
 /// How a policy row decides.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
     /// Only the named origins may change the field; others are put back.
@@ -22,6 +22,7 @@ pub enum Strategy {
     /// The origin named first wins.
     Priority,
     /// A person decides.
+    #[default]
     Review,
 }
 

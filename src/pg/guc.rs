@@ -29,6 +29,8 @@ static LOCK_TIMEOUT: Int = Int::new(200);
 static GUARD_SOFT_ROWS: Int = Int::new(10_000);
 static GUARD_HARD_ROWS: Int = Int::new(100_000);
 static GUARD_HARD_DELETES: Int = Int::new(10_000);
+static GUARD_WINDOW: Int = Int::new(60);
+static GUARD_WINDOW_ROWS: Int = Int::new(20_000);
 static CHANGE_SEGMENT_SIZE: Int = Int::new(64 * 1024);
 
 /// Defines every setting and reserves the prefix, so that a typo is an error.
@@ -37,6 +39,7 @@ pub(crate) fn register() {
     register_names();
     register_worker_limits();
     register_guard();
+    register_guard_window();
     // SAFETY: called from _PG_init with a static string.
     unsafe { pgrx::pg_sys::MarkGUCPrefixReserved(c"pg_crm_sync".as_ptr()) };
 }
@@ -180,6 +183,23 @@ fn register_guard() {
     );
 }
 
+fn register_guard_window() {
+    int(
+        c"pg_crm_sync.guard_window",
+        c"Time in which the transactions of one user and application are counted together.",
+        &GUARD_WINDOW,
+        (1, 86_400),
+        GucFlags::UNIT_S,
+    );
+    int(
+        c"pg_crm_sync.guard_window_rows",
+        c"Changed rows of one user and application within guard_window above which further writes are held; 0 means no limit.",
+        &GUARD_WINDOW_ROWS,
+        (0, i32::MAX),
+        GucFlags::default(),
+    );
+}
+
 fn string(setting: &'static Text) -> Option<String> {
     let value = setting.get()?.into_string().ok()?;
     let value = value.trim();
@@ -276,6 +296,16 @@ pub(crate) fn guard_hard_rows() -> Option<u64> {
 /// Deleted rows per mirror and transaction above which it is refused.
 pub(crate) fn guard_hard_deletes() -> Option<u64> {
     limit(&GUARD_HARD_DELETES)
+}
+
+/// Length of the guard's window in milliseconds.
+pub(crate) fn guard_window_ms() -> i64 {
+    i64::from(GUARD_WINDOW.get()) * 1000
+}
+
+/// Changed rows per writer and window above which writes are held.
+pub(crate) fn guard_window_rows() -> Option<u64> {
+    limit(&GUARD_WINDOW_ROWS)
 }
 
 /// Bytes above which a segment of `crm.change` is closed.

@@ -6,6 +6,7 @@ use crm_core::model::{Millis, Page, RemoteError};
 use crm_core::ranges::{self, Ranges};
 use crm_io::Command;
 
+use crate::pg::store::config;
 use crate::pg::store::streams::{self, BackfillRow};
 use crate::pg::tx;
 use crate::worker::engine::{Copied, Engine, Job, Step};
@@ -250,7 +251,7 @@ impl Session {
             watch.backfilling = false;
             watch.ranges = None;
             watch.copied = Copied::default();
-            watch.careful |= !error.is_transient();
+            watch.careful |= !config::is_passing(&error);
             watch.backfill_at = now + 5_000;
             tx::in_transaction(|| Ok(streams::backfill_error(mirror, &error.to_string())?))?;
             return Err(error);

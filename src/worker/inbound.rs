@@ -10,6 +10,7 @@ use crm_core::identity;
 use crm_core::model::{Change, Millis, Page, Record};
 use crm_io::{Command, StreamItem};
 
+use crate::pg::store::config;
 use crate::pg::store::ledger;
 use crate::pg::store::rows;
 use crate::pg::store::streams::{self, Advance, Poison};
@@ -83,7 +84,7 @@ pub(crate) fn apply(
     });
     let applied = match whole {
         Ok(applied) => applied,
-        Err(error) if arrivals.is_empty() || error.is_transient() => return Err(error),
+        Err(error) if arrivals.is_empty() || config::is_passing(&error) => return Err(error),
         Err(_) => {
             let applied = bisect(world, &arrivals, now)?;
             tx::in_transaction(|| {
@@ -142,7 +143,7 @@ fn apply_new(world: &World, arrivals: &[Arrival], now: Millis) -> Result<Applied
 fn bisect(world: &World, arrivals: &[Arrival], now: Millis) -> Step<Applied> {
     match tx::in_transaction(|| apply_new(world, arrivals, now)) {
         Ok(applied) => Ok(applied),
-        Err(error) if error.is_transient() => Err(error),
+        Err(error) if config::is_passing(&error) => Err(error),
         Err(error) if arrivals.len() <= 1 => {
             if let Some(arrival) = arrivals.first() {
                 park(world, arrival, &error)?;
@@ -372,7 +373,7 @@ fn bisect_page(
     let whole =
         tx::in_transaction(|| Ok(pages::apply(world, mirror, source, records.to_vec(), now)?));
     match whole {
-        Err(error) if error.is_transient() => Err(error),
+        Err(error) if config::is_passing(&error) => Err(error),
         Err(error) if records.len() <= 1 => {
             for record in records {
                 tx::in_transaction(|| {
@@ -450,7 +451,7 @@ pub(crate) fn page(
         Ok(applied)
     });
     let applied = match whole {
-        Err(error) if !error.is_transient() && !kept.is_empty() => {
+        Err(error) if !config::is_passing(&error) && !kept.is_empty() => {
             let applied = bisect_page(world, m, source, &kept, now)?;
             tx::in_transaction(|| advance(&applied))?;
             applied

@@ -313,6 +313,7 @@ impl<'w> Work<'w> {
             },
             seq: 0,
             mark_is_ours: item.change.mark.contains(&self.mark),
+            ..Observed::default()
         };
         let decisions = case.observe(world, &observed, self.now);
         case.stamp(mirror.side, item.change.occurred_at);

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{Observed, Source};
+use crm_core::guard::Window;
 use crm_core::model::{FieldType, Millis, Value};
 use crm_core::state::Interval;
 
 use crate::pg::capture::decode::OldValue;
+use crate::pg::guc;
 use crate::pg::store::changes::{self, ChangeRow, TxRow};
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::rows::{self, Row};
@@ -31,7 +33,12 @@ pub(crate) struct Drained {
 
 /// Takes up to about `limit` changes and decides them, in one transaction of
 /// the caller.
-pub(crate) fn drain(world: &World, limit: i64, now: Millis) -> Result<Drained> {
+pub(crate) fn drain(
+    world: &World,
+    window: &mut Window,
+    limit: i64,
+    now: Millis,
+) -> Result<Drained> {
     let mut by_mirror: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
     for (mirror, row) in changes::peek(limit)? {
         by_mirror.entry(mirror).or_default().push(row);
@@ -51,7 +58,9 @@ pub(crate) fn drain(world: &World, limit: i64, now: Millis) -> Result<Drained> {
     for (id, rows) in by_mirror {
         let found = found.remove(&id).unwrap_or_default();
         match world.mirrors.get(&id) {
-            Some(mirror) => drain_mirror(world, mirror, rows, found, now, &mut drained)?,
+            Some(mirror) => {
+                drain_mirror(world, window, mirror, rows, found, now, &mut drained)?;
+            }
             // The mirror was dropped: nobody wants its changes any more.
             None => drained.changes += changes::take(id, rows)?.len(),
         }
@@ -80,6 +89,7 @@ pub(crate) fn park_first(world: &World, error: &SqlError) -> Result<()> {
 
 fn drain_mirror(
     world: &World,
+    window: &mut Window,
     mirror: &Mirror,
     row_ids: Vec<i64>,
     found: Vec<Row>,
@@ -117,10 +127,11 @@ fn drain_mirror(
     let taken = changes::take(mirror.id, free)?;
     drained.changes += taken.len();
     let txs: BTreeSet<i64> = taken.iter().map(|c| c.tx).collect();
-    let headers: HashMap<i64, TxRow> = changes::transactions(txs.into_iter().collect())?
+    let mut headers: HashMap<i64, TxRow> = changes::transactions(txs.into_iter().collect())?
         .into_iter()
         .map(|t| (t.tx, t))
         .collect();
+    hold_loops(window, &taken, &mut headers)?;
     let mut of_row: BTreeMap<i64, Vec<ChangeRow>> = BTreeMap::new();
     for change in taken {
         of_row.entry(change.row_id).or_default().push(change);
@@ -146,6 +157,39 @@ fn drain_mirror(
         work.record(row_id, &log);
     }
     work.finish()
+}
+
+/// Holds what a writer changes beyond the guard's limit for a span of time, as
+/// a loop of small transactions does.
+fn hold_loops(
+    window: &mut Window,
+    taken: &[ChangeRow],
+    headers: &mut HashMap<i64, TxRow>,
+) -> Result<()> {
+    let Some(limit) = guc::guard_window_rows() else {
+        return Ok(());
+    };
+    window.set_span(guc::guard_window_ms());
+    let mut rows: BTreeMap<i64, u64> = BTreeMap::new();
+    for change in taken {
+        *rows.entry(change.tx).or_default() += 1;
+    }
+    let mut over = Vec::new();
+    for (tx, rows) in rows {
+        // What is held already does not press on what the writer does next.
+        let Some(header) = headers.get_mut(&tx).filter(|h| !h.held) else {
+            continue;
+        };
+        let writer = format!("{}\n{}", header.user, header.application);
+        if window.count(&writer, header.at, rows) > limit {
+            header.held = true;
+            over.push(tx);
+        }
+    }
+    if over.is_empty() {
+        return Ok(());
+    }
+    changes::hold(over)
 }
 
 /// Whether one of these changes is of this attribute.
@@ -330,6 +374,7 @@ impl Local<'_> {
             at: Interval::instant(at),
             seq: change.flush,
             mark_is_ours: false,
+            ..Observed::default()
         };
         case.caused_by(change.tx, held);
         let decisions = case.observe(world, &observed, self.now);

@@ -243,6 +243,7 @@ fn show(
         at: interval(at),
         seq: 0,
         mark_is_ours: false,
+        ..Observed::default()
     };
     let decisions = case.observe(world, &observed, now);
     case.stamp(mirror.side, at);

@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 
+use crm_core::guard::Window;
 use crm_core::http::Purpose;
 use crm_core::model::{Millis, WriteResult};
 use crm_io::{Command, Event, IoThread, Level, ListenerSettings, Settings};
@@ -134,6 +135,8 @@ pub(super) struct Session {
     listen_again_at: Option<Millis>,
     /// Changes to drain in the next transaction.
     drain_limit: i64,
+    /// What each user changed lately, for the guard.
+    window: Window,
     /// Somebody committed something for us.
     look: bool,
     look_at: Millis,
@@ -222,6 +225,7 @@ impl Session {
             unrecorded: VecDeque::new(),
             listen_again_at,
             drain_limit: DRAIN,
+            window: Window::default(),
             look: true,
             look_at: 0,
         })
@@ -363,9 +367,11 @@ impl Session {
     fn drain(&mut self, now: Millis) -> Step<usize> {
         let world = &self.engine.world;
         let limit = self.drain_limit;
-        let drained = match tx::in_transaction(|| Ok(local::drain(world, limit, now)?)) {
+        let mut window = self.window.clone();
+        let drained = match tx::in_transaction(|| Ok(local::drain(world, &mut window, limit, now)?))
+        {
             Ok(drained) => drained,
-            Err(error) if error.is_transient() => return Err(error),
+            Err(error) if config::is_passing(&error) => return Err(error),
             // A partner's row that refuses the value must not hold up all other
             // changes: fewer at a time, until it stands alone.
             Err(error) => {
@@ -376,6 +382,7 @@ impl Session {
                 return Ok(1);
             }
         };
+        self.window = window;
         self.drain_limit = (limit * 2).min(DRAIN);
         self.engine.may_send = true;
         Ok(drained.changes)

@@ -363,6 +363,7 @@ fn policy(links: &[LinkRow], rows: &[PolicyRow], version: i64) -> Policy {
                 .map(|w| w.trim().to_owned())
                 .filter(|w| !w.is_empty())
                 .collect(),
+            ..Rule::default()
         });
     }
     if links.is_empty() && policy.rules.is_empty() {
@@ -373,7 +374,7 @@ fn policy(links: &[LinkRow], rows: &[PolicyRow], version: i64) -> Policy {
                 id: 0,
                 field: None,
                 strategy: entry.strategy,
-                winner: Vec::new(),
+                ..Rule::default()
             }),
         );
     }

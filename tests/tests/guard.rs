@@ -163,3 +163,38 @@ async fn a_loop_of_single_rows_and_deletes_are_held_by_the_transactions_count() 
     pair.reaches_both(&people[0], "jobtitle", "Back").await;
     pair.agree().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_of_single_rows_is_held_once_it_goes_over_the_window() {
+    let cluster = Options::default().setting("pg_crm_sync.guard_window_rows", "40");
+    let options = PairOptions {
+        cluster,
+        ..PairOptions::default()
+    };
+    let (pair, people) = Pair::linked(20, options).await;
+    pair.agree().await;
+    // One row per transaction, none of them near any limit of its own.
+    let who = &people[0];
+    for i in 0..60 {
+        pair.sql(who, "jobtitle", &format!("Loop {i}")).await;
+    }
+    pair.db
+        .wait_true(
+            "the guard holds the rest of the loop",
+            PATIENCE,
+            "SELECT count(*) > 20 - 5 FROM crm.change_tx WHERE held",
+        )
+        .await;
+    for crm in ["hubspot", "salesforce"] {
+        let title = pair.shows(crm, who, "jobtitle");
+        assert_ne!(title.as_deref(), Some("Loop 59"), "{crm} got what is held");
+    }
+    // Somebody else is not in its way.
+    pair.db.exec("SET application_name = 'portal'").await;
+    pair.sql(&people[1], "jobtitle", "Not a loop").await;
+    pair.reaches_both(&people[1], "jobtitle", "Not a loop")
+        .await;
+    pair.db.exec("SELECT crm.approve(tx) FROM crm.held").await;
+    pair.reaches_both(who, "jobtitle", "Loop 59").await;
+    pair.agree().await;
+}

@@ -33,6 +33,7 @@ pub(crate) fn cluster() -> Options {
         .setting("jit", "off")
         .setting("pg_crm_sync.guard_soft_rows", "0")
         .setting("pg_crm_sync.guard_hard_rows", "0")
+        .setting("pg_crm_sync.guard_window_rows", "0")
 }
 
 /// To find out where time goes: the server log shows the plans of statements that take `ms` or longer, the worker's too.

@@ -104,6 +104,15 @@ pub(crate) fn transactions(txs: Vec<i64>) -> Result<Vec<TxRow>> {
     )
 }
 
+/// Marks transactions as waiting for approval.
+pub(crate) fn hold(txs: Vec<i64>) -> Result<()> {
+    spi::write(
+        "UPDATE crm.change_tx SET held = true WHERE tx = ANY ($1)",
+        &[txs.into()],
+    )?;
+    Ok(())
+}
+
 /// Removes headers whose changes are all taken and that nobody must approve.
 pub(crate) fn forget_transactions() -> Result<usize> {
     let sql = format!(

@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::spi::{self, Result};
+use crate::pg::tx::{self, SqlError};
 
 /// Everything the worker needs to know, read in one statement.
 #[derive(Debug, Deserialize)]
@@ -120,6 +121,13 @@ pub(crate) fn release_shown() -> Result<usize> {
 pub(crate) fn read() -> Result<String> {
     spi::write("DELETE FROM crm.config_change", &[])?;
     Ok(spi::write_text(CONFIG, &[])?.unwrap_or_default())
+}
+
+/// Whether an error may be over at the next try: a lock, a full disk, or a
+/// configuration (a dropped column) that the worker has not read yet.
+pub(crate) fn is_passing(error: &SqlError) -> bool {
+    let unread = || spi::read_text("SELECT 1::text FROM crm.config_change LIMIT 1");
+    error.is_transient() || tx::in_transaction(|| Ok(unread()?.is_some())).unwrap_or(true)
 }
 
 const CONFIG: &str = "

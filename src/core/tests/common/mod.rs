@@ -50,8 +50,10 @@ pub fn policy(strategy: Strategy, winner: &[&str]) -> Policy {
             field: None,
             strategy,
             winner: winner.iter().map(|w| (*w).to_owned()).collect(),
+            ..Rule::default()
         }],
         skew_ms: SKEW,
+        ..Policy::default()
     }
 }
 
@@ -130,6 +132,7 @@ impl World {
             at,
             seq: self.seq,
             mark_is_ours: false,
+            ..Observed::default()
         }
     }
 

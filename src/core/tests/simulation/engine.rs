@@ -153,6 +153,7 @@ impl Engine {
             at,
             seq: self.seq,
             mark_is_ours: false,
+            ..Observed::default()
         }
     }
 

@@ -120,8 +120,10 @@ impl History {
                 field: None,
                 strategy,
                 winner: winner.iter().map(|w| (*w).to_owned()).collect(),
+                ..Rule::default()
             }],
             skew_ms: SKEW,
+            ..Policy::default()
         };
         Self {
             engine: Engine::new(policy, &crms),
