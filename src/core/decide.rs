@@ -6,11 +6,13 @@
 
 use crate::echo::{self, Order};
 use crate::effect;
+use crate::evaluate::{Evaluation, Question};
 use crate::group::{Group, SideField};
 use crate::model::{Millis, Value};
-use crate::policy::{Policy, Rule};
+use crate::policy::{FieldLock, Policy, Rule};
 use crate::state::{Claim, Clock, Entity, FieldState, Interval, Sent, SideState};
 use crate::strategy::{Candidate, Contest, Strategy};
+use crate::timeline;
 use crate::value::same;
 
 /// Where an observation comes from.
@@ -47,6 +49,8 @@ pub struct Observed {
     /// For a page whose records were asked for by id: when. It shows what the CRM
     /// held at that time or later.
     pub asked_at: Option<Millis>,
+    /// What functions of users said, where the event was put to them.
+    pub evaluations: Vec<Evaluation>,
 }
 
 /// The step that decided.
@@ -85,6 +89,15 @@ pub enum Step {
     OneSide,
     /// Two sides changed.
     Conflict,
+    /// Only some origins may write the field.
+    Locked,
+    /// The writer was not sure enough.
+    Score,
+    /// The edit waits until it is known whether it was made before or after a
+    /// write of ours.
+    Waiting,
+    /// An edit was put on top of another.
+    Merge,
     /// A person or a request set the value.
     Resolved,
 }
@@ -104,6 +117,11 @@ pub struct Decision {
     pub winner: String,
     /// The value that stands, in the observed side's type.
     pub value: Value,
+    /// Values that went into the one that stands, with their origins, where it is
+    /// none of them.
+    pub merged: Vec<(String, Value)>,
+    /// What a user's function said.
+    pub evaluation: Option<Evaluation>,
     /// Values that do not stand, with their origins.
     pub losers: Vec<(String, Value)>,
     /// Two sides had changed.
@@ -128,6 +146,9 @@ pub struct Outcome {
     pub reread: Vec<usize>,
     /// Field states to store; `None` removes.
     pub states: Vec<(usize, Option<FieldState>)>,
+    /// Questions to functions of users. Where there are any, nothing of this
+    /// outcome counts: the event is decided again with the answers.
+    pub questions: Vec<Question>,
 }
 
 /// What a step wants done.
@@ -145,6 +166,23 @@ pub(crate) enum Keep {
     Incumbent,
     /// Both stand until a person decides.
     Review(String),
+    /// Another value, made of both, stands.
+    Merged(Value),
+    /// It is not known yet what the edit was made on top of.
+    Wait,
+    /// A user's function is to be asked first.
+    Ask(Box<Question>),
+}
+
+/// What steps tell each other and the effects.
+#[derive(Default)]
+pub(crate) struct Notes<'a> {
+    /// Lock that put the value back.
+    pub(crate) lock: Option<&'a FieldLock>,
+    /// Why the field stops after this decision.
+    pub(crate) freeze: Option<String>,
+    /// What a user's function said.
+    pub(crate) evaluation: Option<Evaluation>,
 }
 
 /// One field of one observation on its way through the steps.
@@ -169,10 +207,31 @@ pub(crate) struct Case<'a> {
     pub(crate) conflict: bool,
     /// What a question would be about; empty for the value held and this one.
     pub(crate) claims: Vec<Claim>,
+    pub(crate) notes: Notes<'a>,
 }
 
-/// Decides an observation of one record.
+/// Decides an observation of one record, and edits that waited for what it tells.
 pub fn decide(
+    group: &Group,
+    policy: &Policy,
+    entity: &Entity,
+    observed: &Observed,
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
+    let outcome = decide_one(group, policy, entity, observed, now, horizon_ms);
+    let fields: Vec<usize> = observed.values.iter().map(|(f, _, _)| *f).collect();
+    let waits = |f: &usize| entity.fields.get(f).is_some_and(FieldState::has_waiting);
+    if !fields.iter().any(waits) || !outcome.questions.is_empty() {
+        return outcome;
+    }
+    let decide = |entity: &Entity, observed: &Observed| {
+        decide_one(group, policy, entity, observed, now, horizon_ms)
+    };
+    crate::replay::waiting(entity, &fields, outcome, &decide)
+}
+
+fn decide_one(
     group: &Group,
     policy: &Policy,
     entity: &Entity,
@@ -217,6 +276,7 @@ pub fn decide(
             rule: policy.rule(&group.fields[*field].name),
             conflict: false,
             claims: Vec::new(),
+            notes: Notes::default(),
         };
         if stored.is_none() && observed.source == Source::Local {
             case.state.sides[observed.side].base = Some(case.held.clone());
@@ -248,6 +308,8 @@ fn settled_and_equal(
         strategy: None,
         winner: observed.origin.clone(),
         value: value.clone(),
+        merged: Vec::new(),
+        evaluation: None,
         losers: Vec::new(),
         conflict: false,
         held: None,
@@ -273,6 +335,11 @@ fn held_before(
 }
 
 fn decide_field(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut Outcome) {
+    if let (true, Some(asked_at)) = (case.merges(), case.observed.asked_at) {
+        let (field_type, skew) = (case.column.field_type, case.policy.tolerance_ms());
+        let (value, at) = (case.value, case.observed.at);
+        timeline::order_by_page(case.here_mut(), value, at, asked_at, field_type, skew);
+    }
     let mut chosen = (Step::Held, Keep::Ignore);
     for (step, apply) in crate::steps::STEPS {
         if let Some(keep) = apply(case) {
@@ -281,11 +348,25 @@ fn decide_field(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut 
         }
     }
     let (step, keep) = chosen;
-    let step = match (step, case.rule.map(|r| r.strategy)) {
-        (Step::Owner, Some(Strategy::FillBlank)) => Step::FillBlank,
-        (step, _) => step,
+    let step = match (step, case.rule.map(|r| r.strategy), &keep) {
+        (_, _, Keep::Ask(question)) => {
+            outcome.questions.push((**question).clone());
+            return;
+        }
+        (Step::Owner, Some(Strategy::FillBlank), _) => Step::FillBlank,
+        (Step::Merge, _, Keep::Nothing) => Step::Known,
+        (Step::Merge, _, Keep::Ignore) => Step::Stale,
+        (Step::Merge, _, Keep::Wait) => Step::Waiting,
+        (Step::Merge, _, Keep::Challenger) => Step::OneSide,
+        (Step::Merge, _, _) => Step::Conflict,
+        (step, _, _) => step,
     };
+    let freeze = case.notes.freeze.take();
+    let freeze = freeze.map(|reason| (reason, effect::incumbent_claim(case)));
     effect::carry_out(case, step, keep, outcome);
+    if let Some((reason, incumbent)) = freeze {
+        effect::freeze(case, incumbent, reason, outcome);
+    }
     effect::store(case, stored, outcome);
 }
 
@@ -308,9 +389,20 @@ impl<'a> Case<'a> {
 
     pub(crate) fn record_seen(&mut self) {
         let (value, clock) = (self.value, self.clock.clone());
-        if self.observed.source != Source::Local {
+        if self.observed.source == Source::Local {
+            return;
+        }
+        if self.merges() {
+            timeline::record(self.here_mut(), value, &clock);
+        } else {
             echo::record_seen(self.here_mut(), value, &clock);
         }
+    }
+
+    /// Whether every edit of the field counts.
+    pub(crate) fn merges(&self) -> bool {
+        self.rule
+            .is_some_and(|r| r.strategy.entry().merge.is_some())
     }
 
     /// Whether the two values were written without knowledge of each other.

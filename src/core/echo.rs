@@ -212,6 +212,7 @@ pub(crate) fn enqueue(side: &mut SideState, value: &Value, clock: &Clock) {
         value: value.clone(),
         sent: Sent::Queued,
         clock: clock.clone(),
+        after: None,
         landed: None,
         confirmed: false,
         normal: None,

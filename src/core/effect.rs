@@ -7,6 +7,7 @@ use crate::mapping::{between, fits};
 use crate::model::Value;
 use crate::policy::Rule;
 use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SideState, settle};
+use crate::timeline;
 use crate::value::same;
 
 static BLANK: Value = None;
@@ -57,16 +58,19 @@ pub(crate) fn alive(entity: &Entity, side: usize) -> bool {
 pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &mut Outcome) {
     let ruled = matches!(
         step,
-        Step::Owner | Step::FillBlank | Step::Conflict | Step::Held
+        Step::Owner | Step::FillBlank | Step::Conflict | Step::Held | Step::Score | Step::Waiting
     );
     let rule = case.rule.filter(|_| ruled);
+    let lock = case.notes.lock.map(|l| l.id);
     let mut decision = Decision {
         field: case.field,
         step,
-        rule: rule.map(|r| r.id),
+        rule: rule.map(|r| r.id).or(lock),
         strategy: rule.map(|r| r.strategy),
         winner: incumbent_origin(case),
         value: case.held.clone(),
+        merged: Vec::new(),
+        evaluation: case.notes.evaluation.take(),
         losers: Vec::new(),
         conflict: case.conflict,
         held: None,
@@ -86,7 +90,21 @@ pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &m
             decision.value = case.value.clone();
             decision.winner.clone_from(&case.observed.origin);
         }
-        Keep::Challenger => accept(case, &mut decision, outcome),
+        Keep::Challenger => {
+            if case.conflict {
+                let loser = (incumbent_origin(case), case.held.clone());
+                decision.losers.push(loser);
+            }
+            accept(case, case.value, &mut decision, outcome);
+        }
+        Keep::Merged(value) => {
+            let held = (incumbent_origin(case), case.held.clone());
+            decision.merged.extend([held, lost]);
+            accept(case, &value, &mut decision, outcome);
+        }
+        Keep::Wait => wait(case, &mut decision, outcome),
+        // Nothing is decided before the answer.
+        Keep::Ask(_) => return,
         Keep::Incumbent => {
             decision.losers.push(lost);
             put_back(case, &mut decision, outcome);
@@ -123,23 +141,47 @@ fn ignore(case: &Case<'_>, step: Step, decision: &mut Decision, outcome: &mut Ou
     }
 }
 
-/// The value that came stands on every side.
-fn accept(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
+/// A value stands on every side.
+fn accept(case: &mut Case<'_>, value: &Value, decision: &mut Decision, outcome: &mut Outcome) {
     let side = case.observed.side;
-    if case.conflict {
-        decision
-            .losers
-            .push((incumbent_origin(case), case.held.clone()));
-    }
     decision.winner.clone_from(&case.observed.origin);
-    decision.value = case.value.clone();
+    decision.value = value.clone();
     case.state.clock = Some(case.clock.clone());
     // SQL's row shows the value already, unless a decision on another mirror of
     // the same transaction came between.
-    row(case, side, case.value, outcome);
-    put(case, side, case.value, decision, outcome);
+    row(case, side, value, outcome);
+    put(case, side, value, decision, outcome);
     for other in (0..case.group.sides.len()).filter(|s| *s != side) {
-        fan_out(case, side, other, case.value, decision, outcome);
+        fan_out(case, side, other, value, decision, outcome);
+    }
+}
+
+/// The edit is kept until it is known what it was made on top of. A write under
+/// way is answered in any case; after it, only a look at the record helps.
+fn wait(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
+    let side = case.observed.side;
+    let (value, clock) = (case.value.clone(), case.clock.clone());
+    timeline::wait(case.here_mut(), &value, &clock);
+    decision.held = Some("waits for what became of our write".to_owned());
+    let answered = echo::last_own(case.here())
+        .is_some_and(|w| matches!(w.sent, Sent::Answered { .. } | Sent::Unknown { .. }));
+    if answered && !outcome.reread.contains(&side) {
+        outcome.reread.push(side);
+    }
+}
+
+/// Stops a field after its last decision until a person has looked.
+pub(crate) fn freeze(case: &mut Case<'_>, incumbent: Claim, reason: String, outcome: &mut Outcome) {
+    let rule = case.rule.map(|r| r.id);
+    let challenger = challenger_claim(case);
+    let hold = case.state.hold.get_or_insert_with(Hold::default);
+    hold.reason.clone_from(&reason);
+    hold.rule = rule;
+    hold.claim(incumbent);
+    hold.claim(challenger);
+    if let Some(decision) = outcome.decisions.last_mut() {
+        decision.step = Step::Flapping;
+        decision.held = Some(reason);
     }
 }
 
@@ -231,10 +273,12 @@ fn put_back(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome)
 /// What this side should hold where an owner decides: the owner's value by the
 /// map, unless what is held stands for the same.
 fn owned_value(case: &Case<'_>) -> Value {
-    let owner = case
-        .rule
-        .filter(|r| r.strategy.entry().every_change)
-        .and_then(|r| r.winner.first())
+    let rule = case.rule.filter(|r| r.strategy.entry().every_change);
+    let names = match (case.notes.lock, rule) {
+        (Some(lock), _) => lock.origins.first(),
+        (None, rule) => rule.and_then(|r| r.winner.first()),
+    };
+    let owner = names
         .and_then(|name| case.group.sides.iter().position(|s| s.origin == *name))
         .filter(|o| *o != case.observed.side && alive(case.entity, *o));
     let Some(owner) = owner else {
@@ -320,7 +364,7 @@ fn images_match(case: &Case<'_>, side: usize, value: &Value) -> (bool, bool) {
 }
 
 /// The value held, as a candidate: where its writer wrote it, if that is a side.
-fn incumbent_claim(case: &Case<'_>) -> Claim {
+pub(crate) fn incumbent_claim(case: &Case<'_>) -> Claim {
     let clock = case.state.clock.clone().unwrap_or_else(|| Clock {
         at: Interval::instant(0),
         seq: 0,

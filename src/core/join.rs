@@ -1,7 +1,7 @@
 //! Decisions without an event: records that become one entity, and answers of
 //! people.
 
-use crate::decide::{Case, Decision, Keep, Observed, Outcome, Source, Step};
+use crate::decide::{Case, Decision, Keep, Notes, Observed, Outcome, Source, Step};
 use crate::effect::{self, alive, mirror_value};
 use crate::group::Group;
 use crate::mapping::between;
@@ -52,8 +52,12 @@ pub fn resolve(
         .cloned()
         .unwrap_or_else(|| effect::fresh_state(group, entity, resolution.field));
     let question = state.hold.take();
+    state.turns = None;
     for side in &mut state.sides {
         side.flap = None;
+        for (value, clock) in std::mem::take(&mut side.waiting) {
+            crate::timeline::record(side, &value, &clock);
+        }
     }
     let Some(mut case) = frame.case(resolution.field, &resolution.value, clock, state) else {
         return outcome;
@@ -320,6 +324,7 @@ impl<'a> Frame<'a> {
             rule: self.policy.rule(&group.name),
             conflict: false,
             claims: Vec::new(),
+            notes: Notes::default(),
         })
     }
 }

@@ -12,6 +12,7 @@ pub mod credential;
 pub mod decide;
 mod echo;
 mod effect;
+pub mod evaluate;
 pub mod group;
 pub mod guard;
 pub mod http;
@@ -20,15 +21,19 @@ pub mod join;
 pub mod limiter;
 pub mod mapping;
 pub mod matching;
+pub mod merge;
 pub mod model;
 pub mod plan;
 pub mod policy;
 pub mod ranges;
+mod replay;
 pub mod retry;
+mod rules;
 pub mod secret;
 pub mod state;
 mod steps;
 pub mod strategy;
+mod timeline;
 pub mod value;
 
 #[cfg(test)]

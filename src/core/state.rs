@@ -13,6 +13,8 @@ use crate::model::{Millis, Value};
 
 /// Most writes remembered per side; older ones make room.
 pub const SENT_MAX: usize = 16;
+/// Most counted edits remembered per side, where every edit counts.
+pub const PAST_MAX: usize = 16;
 
 /// A stamp as precise as its clock: whole seconds, milliseconds, or an instant.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -98,6 +100,10 @@ pub struct SentWrite {
     pub sent: Sent,
     /// Clock of the value that it carries.
     pub clock: Clock,
+    /// Stamp of the newest edit there that we knew of when it was handed over: it
+    /// lands later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub after: Option<Millis>,
     /// When it landed by the CRM's clock, told by its event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landed: Option<Interval>,
@@ -159,6 +165,13 @@ pub struct SideState {
     /// What we wrote there, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sent: Vec<SentWrite>,
+    /// Earlier edits there, where every edit counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub past: Vec<(Value, Interval)>,
+    /// Edits there that wait until it is known whether they came before or after
+    /// a write of ours.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub waiting: Vec<(Value, Clock)>,
     /// Value that keeps coming back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flap: Option<Flap>,
@@ -222,6 +235,19 @@ impl Hold {
     }
 }
 
+/// Writers that take turns in setting a field against each other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Turns {
+    /// Who wrote last.
+    pub last: String,
+    /// Who wrote before.
+    pub before: String,
+    /// How often the writer changed.
+    pub count: u32,
+    /// Since when, in event time.
+    pub since: Millis,
+}
+
 /// A field that is not settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FieldState {
@@ -233,6 +259,16 @@ pub struct FieldState {
     /// Waiting for a person.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
+    /// Writers that take turns.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub turns: Option<Turns>,
+}
+
+impl FieldState {
+    /// Whether edits wait to be counted.
+    pub fn has_waiting(&self) -> bool {
+        self.sides.iter().any(|s| !s.waiting.is_empty())
+    }
 }
 
 /// One record of an entity.
@@ -284,6 +320,7 @@ pub fn claimed(state: &mut FieldState, side: usize, value: &Value, now: Millis) 
     if side.sent.iter().any(under_way) {
         return;
     }
+    let told = side.seen.as_ref().map(|(_, c)| c.at.to);
     let waiting = side
         .sent
         .iter_mut()
@@ -292,7 +329,10 @@ pub fn claimed(state: &mut FieldState, side: usize, value: &Value, now: Millis) 
     if let Some(write) = waiting {
         let first = match write.sent {
             Sent::Unknown { claimed, .. } => claimed,
-            _ => now,
+            _ => {
+                write.after = told;
+                now
+            }
         };
         write.sent = Sent::InFlight { claimed: first };
     }
@@ -379,7 +419,9 @@ pub fn settle(state: &FieldState, now: Millis, horizon_ms: i64) -> bool {
             Sent::Unknown { given_up, .. } => given_up < limit,
             Sent::Failed => true,
         });
-        done && rest && side.seen.as_ref().is_none_or(|(_, c)| quiet(c.at))
+        done && rest
+            && side.waiting.is_empty()
+            && side.seen.as_ref().is_none_or(|(_, c)| quiet(c.at))
     };
     state.hold.is_none()
         && state.clock.as_ref().is_none_or(|c| quiet(c.at))

@@ -4,9 +4,8 @@ use crate::decide::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
 use crate::effect;
 use crate::model::{FieldType, Millis, Value};
-use crate::policy::Rule;
+use crate::rules::{self, conflict, every_change, locked, merging, one_side, score};
 use crate::state::{Flap, Interval, Sent, SentWrite, SideState};
-use crate::strategy::Verdict;
 use crate::value::same;
 
 /// How often a CRM may bring the same value back against our writes.
@@ -19,7 +18,8 @@ const READ_AGE_MS: i64 = 120_000;
 
 pub(crate) type StepFn = fn(&mut Case<'_>) -> Option<Keep>;
 
-/// The steps. `Owner` and `FillBlank` are one function that names itself.
+/// The steps. `Owner` and `FillBlank` are one function; `Merge` stands for what it
+/// came to.
 pub(crate) const STEPS: &[(Step, StepFn)] = &[
     (Step::Tombstone, tombstone),
     (Step::TooLate, too_late),
@@ -34,6 +34,9 @@ pub(crate) const STEPS: &[(Step, StepFn)] = &[
     (Step::OneWay, one_way),
     (Step::Held, on_hold),
     (Step::Flapping, flapping),
+    (Step::Locked, locked),
+    (Step::Score, score),
+    (Step::Merge, merging),
     (Step::Owner, every_change),
     (Step::OneSide, one_side),
     (Step::Conflict, conflict),
@@ -167,7 +170,8 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
 }
 
 fn equal(case: &mut Case<'_>) -> Option<Keep> {
-    if !case.is(&case.held.clone()) {
+    // Two edits that are alike are two, where every edit counts.
+    if case.merges() || !case.is(&case.held.clone()) {
         return None;
     }
     if case.observed.source == Source::Local {
@@ -191,6 +195,7 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
 fn stale(case: &mut Case<'_>) -> Option<Keep> {
     let at = case.observed.at;
     let older = case.observed.source != Source::Local
+        && !case.merges()
         && case
             .here()
             .seen
@@ -213,7 +218,7 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
             let own = echo::last_own(case.here())?;
             own.landed.is_none() && !own.confirmed
         }
-        Sent::Answered { .. } => unclear,
+        Sent::Answered { .. } => unclear && !case.merges(),
         Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,
     };
     if !lost {
@@ -268,6 +273,7 @@ fn without_effect(case: &mut Case<'_>) -> Option<Keep> {
 /// the same value after our write is somebody setting it back.
 fn known(case: &mut Case<'_>) -> Option<Keep> {
     if case.observed.source == Source::Local
+        || case.merges()
         || !echo::known(case.here()).is_some_and(|k| case.is(k))
     {
         return None;
@@ -314,9 +320,14 @@ fn on_hold(case: &mut Case<'_>) -> Option<Keep> {
     Some(Keep::Review(reason))
 }
 
-/// Two automations that set a field against each other never tire.
+/// Writers that set a field against each other never tire. The policy decides
+/// once more; what it says stands until a person has looked.
 fn flapping(case: &mut Case<'_>) -> Option<Keep> {
+    if case.merges() {
+        return None;
+    }
     case.conflict = case.concurrent();
+    case.notes.freeze = rules::take_turns(case, FLAP_WINDOW_MS);
     if case.observed.source == Source::Local {
         return None;
     }
@@ -337,48 +348,16 @@ fn flapping(case: &mut Case<'_>) -> Option<Keep> {
     }
     let count = here.flap.as_ref().map_or(0, |f| f.count);
     case.record_seen();
-    if !returned || count < FLAP_LIMIT {
-        return None;
+    if returned && count >= FLAP_LIMIT {
+        let other = case
+            .state
+            .clock
+            .as_ref()
+            .map_or("another writer", |c| c.origin.as_str());
+        case.notes.freeze = Some(format!(
+            "{} and {other} keep overwriting each other ({count} times)",
+            case.observed.origin
+        ));
     }
-    let other = case
-        .state
-        .clock
-        .as_ref()
-        .map_or("another writer", |c| c.origin.as_str());
-    Some(Keep::Review(format!(
-        "{} and {other} keep overwriting each other ({count} times)",
-        case.observed.origin
-    )))
-}
-
-fn every_change(case: &mut Case<'_>) -> Option<Keep> {
-    let rule = case.rule?;
-    let entry = rule.strategy.entry();
-    let lone = case.group.sides.len() < 2 && rule.winner.is_empty();
-    if !entry.every_change || lone {
-        return None;
-    }
-    Some(keep((entry.apply)(&case.contest(rule)), rule))
-}
-
-fn one_side(case: &mut Case<'_>) -> Option<Keep> {
-    (!case.conflict).then_some(Keep::Challenger)
-}
-
-fn conflict(case: &mut Case<'_>) -> Option<Keep> {
-    Some(match case.rule {
-        None => Keep::Review("no policy row decides this field".to_owned()),
-        Some(rule) => keep((rule.strategy.entry().apply)(&case.contest(rule)), rule),
-    })
-}
-
-fn keep(verdict: Verdict, rule: &Rule) -> Keep {
-    match verdict {
-        Verdict::Challenger => Keep::Challenger,
-        Verdict::Incumbent => Keep::Incumbent,
-        Verdict::Review => Keep::Review(format!(
-            "policy row {} asks for a person's decision",
-            rule.id
-        )),
-    }
+    None
 }

@@ -2,7 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::Value;
+use crate::merge::{self, Merge};
+use crate::model::{FieldType, Value};
 use crate::policy::Rule;
 use crate::state::Clock;
 
@@ -21,6 +22,14 @@ pub enum Strategy {
     LastWriteWins,
     /// The origin named first wins.
     Priority,
+    /// Text: the tails that both sides added follow each other.
+    Append,
+    /// Numbers: the differences of both sides are added up.
+    Delta,
+    /// Choices: what either side picked, without what it unpicked.
+    Union,
+    /// A user's SQL function decides.
+    Function,
     /// A person decides.
     #[default]
     Review,
@@ -76,46 +85,73 @@ pub struct StrategyEntry {
     pub every_change: bool,
     /// `winner` must name somebody.
     pub needs_winner: bool,
-    /// The decision.
+    /// Types of fields that it can decide; empty is all.
+    pub field_types: &'static [FieldType],
+    /// The decision between two values.
     pub apply: fn(&Contest<'_>) -> Verdict,
+    /// How it keeps both edits, where it does: then every edit counts.
+    pub merge: Option<Merge>,
+    /// A user's function is asked.
+    pub evaluates: bool,
 }
 
-static STRATEGIES: [StrategyEntry; 5] = [
+impl StrategyEntry {
+    /// A strategy for conflicts of any type that names no winner and asks.
+    const fn new(strategy: Strategy, name: &'static str) -> Self {
+        Self {
+            strategy,
+            name,
+            every_change: false,
+            needs_winner: false,
+            field_types: &[],
+            apply: |_| Verdict::Review,
+            merge: None,
+            evaluates: false,
+        }
+    }
+}
+
+static STRATEGIES: [StrategyEntry; 9] = [
     StrategyEntry {
-        strategy: Strategy::Owner,
-        name: "owner",
         every_change: true,
         needs_winner: true,
         apply: owner,
+        ..StrategyEntry::new(Strategy::Owner, "owner")
     },
     StrategyEntry {
-        strategy: Strategy::FillBlank,
-        name: "fill_blank",
         every_change: true,
-        needs_winner: false,
         apply: fill_blank,
+        ..StrategyEntry::new(Strategy::FillBlank, "fill_blank")
     },
     StrategyEntry {
-        strategy: Strategy::LastWriteWins,
-        name: "last_write_wins",
-        every_change: false,
-        needs_winner: false,
         apply: last_write_wins,
+        ..StrategyEntry::new(Strategy::LastWriteWins, "last_write_wins")
     },
     StrategyEntry {
-        strategy: Strategy::Priority,
-        name: "priority",
-        every_change: false,
         needs_winner: true,
         apply: priority,
+        ..StrategyEntry::new(Strategy::Priority, "priority")
     },
     StrategyEntry {
-        strategy: Strategy::Review,
-        name: "review",
-        every_change: false,
-        needs_winner: false,
-        apply: |_| Verdict::Review,
+        field_types: &[FieldType::Text],
+        merge: Some(merge::append),
+        ..StrategyEntry::new(Strategy::Append, "append")
     },
+    StrategyEntry {
+        field_types: &[FieldType::Number],
+        merge: Some(merge::delta),
+        ..StrategyEntry::new(Strategy::Delta, "delta")
+    },
+    StrategyEntry {
+        field_types: &[FieldType::MultiChoice],
+        merge: Some(merge::union),
+        ..StrategyEntry::new(Strategy::Union, "union")
+    },
+    StrategyEntry {
+        evaluates: true,
+        ..StrategyEntry::new(Strategy::Function, "function")
+    },
+    StrategyEntry::new(Strategy::Review, "review"),
 ];
 
 /// The table of strategies.

@@ -272,5 +272,6 @@ fn names(decision: &Decision, value: &Value) -> bool {
         decision.step,
         Step::Echo | Step::NormalForm | Step::Equal | Step::Known | Step::NotLanded
     ) || decision.value == *value
+        || decision.merged.iter().any(|(_, v)| v == value)
         || decision.losers.iter().any(|(_, v)| v == value)
 }

@@ -407,7 +407,7 @@ impl History {
         match rule.strategy {
             Strategy::Owner => self.owner_kept()?,
             Strategy::LastWriteWins => self.last_won()?,
-            Strategy::FillBlank | Strategy::Priority | Strategy::Review => {}
+            _ => {}
         }
         let later = self.now + HORIZON + 100_000;
         match self.engine.entity.fields.get(&0) {

@@ -1,0 +1,203 @@
+//! The last steps of a decision: who may write, and what the policy row says.
+
+use crate::decide::{Case, Keep, Source};
+use crate::evaluate::Question;
+use crate::policy::Rule;
+use crate::state::Turns;
+use crate::strategy::Verdict;
+use crate::timeline::{self, Place};
+use crate::value::{canonical, same};
+
+/// How often the writers of a field may take turns.
+pub(crate) const TURNS_LIMIT: u32 = 20;
+
+/// A field that only some may write: what others write is put back.
+pub(crate) fn locked(case: &mut Case<'_>) -> Option<Keep> {
+    let lock = case.policy.lock(&case.group.fields[case.field].name)?;
+    if lock.origins.contains(&case.observed.origin) {
+        return None;
+    }
+    case.record_seen();
+    case.notes.lock = Some(lock);
+    Some(Keep::Incumbent)
+}
+
+/// What SQL writes must say how sure it is, and be sure enough.
+pub(crate) fn score(case: &mut Case<'_>) -> Option<Keep> {
+    let least = case.rule?.min_score?;
+    let local = case.observed.source == Source::Local;
+    let enough = case.observed.score.is_some_and(|s| s >= least);
+    (local && !enough).then_some(Keep::Incumbent)
+}
+
+/// Strategies under which both edits stand: each is counted against what its
+/// writer saw, once.
+pub(crate) fn merging(case: &mut Case<'_>) -> Option<Keep> {
+    let merge = case.rule?.strategy.entry().merge?;
+    let field_type = case.column.field_type;
+    let saw = if case.observed.source == Source::Local {
+        // Too long to be kept: what was added cannot be told.
+        match case.old {
+            Some(old) => old.clone(),
+            None if case.is(&case.held.clone()) => return Some(Keep::Nothing),
+            None => {
+                return Some(Keep::Review(
+                    "what the field held before is unknown".to_owned(),
+                ));
+            }
+        }
+    } else {
+        match edit_seen(case) {
+            Ok(saw) => saw,
+            Err(keep) => return Some(keep),
+        }
+    };
+    case.conflict = !same(field_type, &saw, &case.held);
+    if !case.conflict {
+        return Some(Keep::Challenger);
+    }
+    if case.is(&saw) {
+        return Some(Keep::Nothing);
+    }
+    let merged = merge(&saw, case.value, &case.held);
+    let fits = |value| match crate::mapping::fits(case.column, &value) {
+        Ok(()) => Ok(value),
+        Err(reason) => Err(reason.to_string()),
+    };
+    Some(match merged.and_then(fits) {
+        Ok(value) => Keep::Merged(value),
+        Err(reason) => Keep::Review(format!("both edits cannot be kept: {reason}")),
+    })
+}
+
+/// The value that the writer of an edit at the CRM saw.
+fn edit_seen(case: &mut Case<'_>) -> Result<crate::model::Value, Keep> {
+    let (value, clock, at) = (case.value.clone(), case.clock.clone(), case.observed.at);
+    let field_type = case.column.field_type;
+    let skew = case.policy.tolerance_ms();
+    let asked_at = case.observed.asked_at;
+    let here = case.here_mut();
+    match timeline::place(here, &value, at, field_type, skew) {
+        Place::Known => Err(Keep::Nothing),
+        Place::Superseded => {
+            timeline::record(here, &value, &clock);
+            Err(Keep::Ignore)
+        }
+        Place::After(saw) => {
+            timeline::record(here, &value, &clock);
+            Ok(saw)
+        }
+        Place::Unclear if asked_at.is_some() => {
+            timeline::record(here, &value, &clock);
+            Err(Keep::Review(
+                "whether this edit was made before or after our write cannot be told".to_owned(),
+            ))
+        }
+        Place::Unclear => Err(Keep::Wait),
+        Place::Unknown => {
+            timeline::record(here, &value, &clock);
+            Err(Keep::Review(
+                "what this edit was made on top of is not known".to_owned(),
+            ))
+        }
+    }
+}
+
+/// Two writers that set a field against each other, whatever the values.
+pub(crate) fn take_turns(case: &mut Case<'_>, window_ms: i64) -> Option<String> {
+    let (writer, at) = (&case.observed.origin, case.observed.at.to);
+    let first = || Turns {
+        last: writer.clone(),
+        before: String::new(),
+        count: 0,
+        since: at,
+    };
+    let turns = case.state.turns.get_or_insert_with(first);
+    if at.saturating_sub(turns.since) > window_ms {
+        *turns = first();
+    }
+    if turns.last == *writer {
+        return None;
+    }
+    turns.before = std::mem::replace(&mut turns.last, writer.clone());
+    turns.count += 1;
+    (turns.count >= TURNS_LIMIT).then(|| {
+        format!(
+            "{} and {} keep overwriting each other ({} times)",
+            turns.last, turns.before, turns.count
+        )
+    })
+}
+
+/// Strategies that decide every change.
+pub(crate) fn every_change(case: &mut Case<'_>) -> Option<Keep> {
+    let rule = case.rule?;
+    let entry = rule.strategy.entry();
+    let lone = case.group.sides.len() < 2 && rule.winner.is_empty();
+    if !entry.every_change || lone {
+        return None;
+    }
+    Some(keep((entry.apply)(&case.contest(rule)), rule))
+}
+
+/// No conflict: the change applies.
+pub(crate) fn one_side(case: &mut Case<'_>) -> Option<Keep> {
+    (!case.conflict).then_some(Keep::Challenger)
+}
+
+/// Two sides changed: the strategy decides.
+pub(crate) fn conflict(case: &mut Case<'_>) -> Option<Keep> {
+    Some(match case.rule {
+        None => Keep::Review("no policy row decides this field".to_owned()),
+        Some(rule) if rule.strategy.entry().evaluates => evaluated(case, rule),
+        Some(rule) => keep((rule.strategy.entry().apply)(&case.contest(rule)), rule),
+    })
+}
+
+fn keep(verdict: Verdict, rule: &Rule) -> Keep {
+    match verdict {
+        Verdict::Challenger => Keep::Challenger,
+        Verdict::Incumbent => Keep::Incumbent,
+        Verdict::Review => Keep::Review(format!(
+            "policy row {} asks for a person's decision",
+            rule.id
+        )),
+    }
+}
+
+/// What the user's function said, or the question to it.
+fn evaluated(case: &mut Case<'_>, rule: &Rule) -> Keep {
+    let clock = case.state.clock.as_ref();
+    let question = Question {
+        rule: rule.id,
+        function: rule.function.clone().unwrap_or_default(),
+        field: case.group.fields[case.field].name.clone(),
+        side: case.observed.side,
+        held: case.held.clone(),
+        held_origin: clock.map_or_else(String::new, |c| c.origin.clone()),
+        held_at: clock.map(|c| c.at),
+        came: case.value.clone(),
+        came_origin: case.observed.origin.clone(),
+        came_at: case.observed.at,
+        base: case.here().base.clone(),
+    };
+    let said = case.observed.evaluations.iter();
+    let Some(said) = said.clone().find(|e| e.question == question) else {
+        return Keep::Ask(Box::new(question));
+    };
+    case.notes.evaluation = Some(said.clone());
+    let field_type = case.column.field_type;
+    let answer = said.answer.clone().and_then(|v| match v {
+        Some(text) => canonical(field_type, &text).map_err(|e| e.to_string()),
+        None => Ok(None),
+    });
+    match answer {
+        Err(error) => Keep::Review(format!("function {}: {error}", question.function)),
+        Ok(value) if case.is(&value) => Keep::Challenger,
+        Ok(value) if same(field_type, &value, &case.held) => Keep::Incumbent,
+        Ok(value) => match crate::mapping::fits(case.column, &value) {
+            Ok(()) => Keep::Merged(value),
+            Err(e) => Keep::Review(format!("function {}: {e}", question.function)),
+        },
+    }
+}

@@ -1,0 +1,230 @@
+//! What one CRM held when, as far as it was told: the base, the edits of its
+//! users, our own writes. An edit is counted against what stood there before
+//! it, and once, whatever number of times and in whatever order it is told.
+
+use crate::model::{FieldType, Millis, Value};
+use crate::state::{Clock, Interval, PAST_MAX, SENT_MAX, Sent, SentWrite, SideState};
+use crate::value::same;
+
+/// Where an edit lies in the history of its side.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// Counted already.
+    Known,
+    /// A later edit of the same side was made on top of it and counts for both.
+    Superseded,
+    /// It was made on top of this value.
+    After(Value),
+    /// Whether a write of ours came before or after it is not known.
+    Unclear,
+    /// It is older than what is remembered, or the sides never agreed.
+    Unknown,
+}
+
+/// Whether a write of ours took effect.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Sure,
+    Maybe,
+    Never,
+}
+
+fn fate(write: &SentWrite) -> Fate {
+    match write.sent {
+        Sent::Queued | Sent::Failed => Fate::Never,
+        Sent::Answered { .. } => Fate::Sure,
+        _ if write.landed.is_some() || write.confirmed => Fate::Sure,
+        Sent::InFlight { .. } | Sent::Unknown { .. } => Fate::Maybe,
+    }
+}
+
+/// When, by the CRM's clock, a write may have taken effect: not before the edits
+/// that we had been told of when it left.
+fn window(write: &SentWrite, skew_ms: i64) -> Option<Interval> {
+    let window = write.window(skew_ms)?;
+    let told = write.after.filter(|_| write.landed.is_none());
+    Some(match told {
+        Some(after) if after >= window.from => Interval {
+            from: after.saturating_add(1),
+            to: window.to.max(after.saturating_add(1)),
+        },
+        _ => window,
+    })
+}
+
+/// Edits that were counted, with their times.
+fn edits(side: &SideState) -> impl Iterator<Item = (&Value, Interval)> {
+    let seen = side.seen.as_ref().map(|(v, c)| (v, c.at));
+    side.past.iter().map(|(v, at)| (v, *at)).chain(seen)
+}
+
+/// The place of an edit.
+pub(crate) fn place(
+    side: &SideState,
+    value: &Value,
+    at: Interval,
+    field_type: FieldType,
+    skew_ms: i64,
+) -> Place {
+    let told = |(v, t): (&Value, Interval)| t.overlaps(at) && same(field_type, v, value);
+    if edits(side).any(told) {
+        return Place::Known;
+    }
+    let previous = edits(side)
+        .filter(|(_, t)| !at.before(*t))
+        .max_by_key(|(_, t)| (t.to, t.from));
+    let next = edits(side)
+        .filter(|(_, t)| at.before(*t))
+        .min_by_key(|(_, t)| (t.from, t.to));
+    let forgotten = side.past.len() >= PAST_MAX || side.sent.len() >= SENT_MAX;
+    if forgotten && previous.is_none() && next.is_some() {
+        return Place::Unknown;
+    }
+    if let Some((_, next)) = next
+        && let Some(place) = overtaken(side, at, next, skew_ms)
+    {
+        return place;
+    }
+    before(side, previous, at, field_type, skew_ms)
+}
+
+/// An edit that was followed by another counts only if a write of ours came
+/// between and covered it.
+fn overtaken(side: &SideState, at: Interval, next: Interval, skew_ms: i64) -> Option<Place> {
+    let mut unclear = false;
+    for write in &side.sent {
+        let Some(window) = window(write, skew_ms) else {
+            continue;
+        };
+        if window.before(at) || next.before(window) {
+            continue;
+        }
+        let sure = fate(write) == Fate::Sure;
+        if sure && at.before(window) && window.before(next) {
+            return None;
+        }
+        unclear = true;
+    }
+    Some(if unclear {
+        Place::Unclear
+    } else {
+        Place::Superseded
+    })
+}
+
+/// The value on top of which an edit was made.
+fn before(
+    side: &SideState,
+    previous: Option<(&Value, Interval)>,
+    at: Interval,
+    field_type: FieldType,
+    skew_ms: i64,
+) -> Place {
+    let mut possible: Vec<&Value> = Vec::new();
+    let mut ours = false;
+    for write in side.sent.iter().rev() {
+        let Some(window) = window(write, skew_ms) else {
+            continue;
+        };
+        let older = previous.is_some_and(|(_, t)| window.before(t));
+        if at.before(window) || older {
+            continue;
+        }
+        let after_previous = previous.is_none_or(|(_, t)| t.before(window));
+        possible.push(write.result());
+        if fate(write) == Fate::Sure && window.before(at) && after_previous {
+            ours = true;
+            break;
+        }
+    }
+    if !ours {
+        match previous.map(|(v, _)| v).or(side.base.as_ref()) {
+            Some(value) => possible.push(value),
+            None => return Place::Unknown,
+        }
+    }
+    let Some((first, rest)) = possible.split_first() else {
+        return Place::Unknown;
+    };
+    if rest.iter().all(|v| same(field_type, first, v)) {
+        Place::After((*first).clone())
+    } else {
+        Place::Unclear
+    }
+}
+
+/// Notes an edit as counted.
+pub(crate) fn record(side: &mut SideState, value: &Value, clock: &Clock) {
+    let older = side
+        .seen
+        .as_ref()
+        .is_some_and(|(_, seen)| clock.at.before(seen.at));
+    let edit = if older {
+        Some((value.clone(), clock.at))
+    } else {
+        let shown = side.seen.replace((value.clone(), clock.clone()));
+        shown.map(|(v, c)| (v, c.at))
+    };
+    side.past.extend(edit);
+    side.past.sort_by_key(|(_, at)| (at.to, at.from));
+    let surplus = side.past.len().saturating_sub(PAST_MAX);
+    side.past.drain(..surplus);
+}
+
+/// An edit whose place is unclear waits.
+pub(crate) fn wait(side: &mut SideState, value: &Value, clock: &Clock) {
+    let same = |(v, c): &(Value, Clock)| v == value && c.at.overlaps(clock.at);
+    if !side.waiting.iter().any(same) {
+        side.waiting.push((value.clone(), clock.clone()));
+        side.waiting.sort_by_key(|(_, c)| (c.at.from, c.at.to));
+    }
+}
+
+/// A record that was asked for after our newest write was answered shows what
+/// came last: our write, or the edit.
+pub(crate) fn order_by_page(
+    side: &mut SideState,
+    shown: &Value,
+    at: Interval,
+    asked_at: Millis,
+    field_type: FieldType,
+    skew_ms: i64,
+) {
+    let waiting: Vec<(Value, Interval)> = side
+        .waiting
+        .iter()
+        .map(|(v, c)| (v.clone(), c.at))
+        .collect();
+    let Some(write) = crate::echo::last_own_mut(side).filter(|w| w.landed.is_none()) else {
+        return;
+    };
+    let (Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. }) = write.sent
+    else {
+        return;
+    };
+    let Some(window) = window(write, skew_ms).filter(|_| asked_at > end) else {
+        return;
+    };
+    if same(field_type, write.result(), shown) {
+        let after = waiting.iter().map(|(_, t)| t.to.saturating_add(1)).max();
+        if let Some(from) = after {
+            let from = from.max(window.from);
+            write.landed = Some(Interval {
+                from,
+                to: window.to.max(from),
+            });
+        }
+    } else if matches!(write.sent, Sent::Answered { .. }) {
+        let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
+        let edit = match edit {
+            Some((_, t)) => t.from,
+            None if waiting.is_empty() => at.from,
+            None => return,
+        };
+        let to = edit.saturating_sub(1).min(window.to);
+        write.landed = Some(Interval {
+            from: window.from.min(to),
+            to,
+        });
+    }
+}
