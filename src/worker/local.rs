@@ -1,6 +1,6 @@
 //! What users changed with SQL: from the capture log to decisions and writes.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crm_core::decide::{Observed, Source};
 use crm_core::guard::Window;
@@ -126,12 +126,7 @@ fn drain_mirror(
         .collect();
     let taken = changes::take(mirror.id, free)?;
     drained.changes += taken.len();
-    let txs: BTreeSet<i64> = taken.iter().map(|c| c.tx).collect();
-    let mut headers: HashMap<i64, TxRow> = changes::transactions(txs.into_iter().collect())?
-        .into_iter()
-        .map(|t| (t.tx, t))
-        .collect();
-    hold_loops(window, &taken, &mut headers)?;
+    let headers = headers(window, &taken)?;
     let mut of_row: BTreeMap<i64, Vec<ChangeRow>> = BTreeMap::new();
     for change in taken {
         of_row.entry(change.row_id).or_default().push(change);
@@ -159,21 +154,21 @@ fn drain_mirror(
     work.finish()
 }
 
-/// Holds what a writer changes beyond the guard's limit for a span of time, as
-/// a loop of small transactions does.
-fn hold_loops(
-    window: &mut Window,
-    taken: &[ChangeRow],
-    headers: &mut HashMap<i64, TxRow>,
-) -> Result<()> {
-    let Some(limit) = guc::guard_window_rows() else {
-        return Ok(());
-    };
-    window.set_span(guc::guard_window_ms());
+/// The transactions of these changes. What a writer changes beyond the guard's
+/// limit for a span of time, as a loop of small transactions does, is held.
+fn headers(window: &mut Window, taken: &[ChangeRow]) -> Result<HashMap<i64, TxRow>> {
     let mut rows: BTreeMap<i64, u64> = BTreeMap::new();
     for change in taken {
         *rows.entry(change.tx).or_default() += 1;
     }
+    let mut headers: HashMap<i64, TxRow> = changes::transactions(rows.keys().copied().collect())?
+        .into_iter()
+        .map(|t| (t.tx, t))
+        .collect();
+    let Some(limit) = guc::guard_window_rows() else {
+        return Ok(headers);
+    };
+    window.set_span(guc::guard_window_ms());
     let mut over = Vec::new();
     for (tx, rows) in rows {
         // What is held already does not press on what the writer does next.
@@ -186,10 +181,10 @@ fn hold_loops(
             over.push(tx);
         }
     }
-    if over.is_empty() {
-        return Ok(());
+    if !over.is_empty() {
+        changes::hold(over)?;
     }
-    changes::hold(over)
+    Ok(headers)
 }
 
 /// Whether one of these changes is of this attribute.
