@@ -175,13 +175,14 @@ COMMENT ON TABLE crm.conflict_policy IS 'Who wins: one row per link and field (l
 CREATE SEQUENCE crm.entity_seq;
 COMMENT ON SEQUENCE crm.entity_seq IS 'Ids of real-world things that records on several sides describe.';
 
+-- Kept for every linked record, so it is as narrow as can be: the record's id
+-- stands in the mirror.
 CREATE TABLE crm.xref (
-    mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
     row_id      bigint NOT NULL,
     entity      bigint NOT NULL,
-    record_id   text,
-    merged_into text,
     linked_at   timestamptz NOT NULL DEFAULT now(),
+    mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    merged_into text,
     PRIMARY KEY (mirror, row_id)
 );
 CREATE INDEX xref_entity ON crm.xref (entity);
@@ -199,27 +200,55 @@ COMMENT ON TABLE crm.field_state IS 'Only for fields that are not settled: per s
 CREATE SEQUENCE crm.event_seq;
 COMMENT ON SEQUENCE crm.event_seq IS 'The engine sequence: assigned by the one session worker of the database, so it is the order of decisions.';
 
+-- Columns of fixed length first: one line of the ledger costs 24 bytes less so.
 CREATE TABLE crm.event (
     seq            bigint NOT NULL,
-    mirror         integer NOT NULL,
     row_id         bigint,
-    record_id      text,
     entity         bigint,
+    tx             bigint,
+    occurred_at    timestamptz NOT NULL,
+    received_at    timestamptz NOT NULL,
+    mirror         integer,
+    stream         integer,
+    policy_version integer,
+    identity       uuid,
     kind           text NOT NULL,
     origin         text NOT NULL,
     source         text NOT NULL,
-    occurred_at    timestamptz NOT NULL,
-    received_at    timestamptz NOT NULL,
+    record_id      text,
     actor          text,
+    application    text,
+    reason         text,
     fields         text[],
     old_values     text[],
     new_values     text[],
+    unknown        text[],
     decision       jsonb,
-    policy_version bigint
+    carried        jsonb
 ) PARTITION BY RANGE (seq);
 COMMENT ON TABLE crm.event IS 'The ledger: every observed change with its decision, append-only, in the order of decisions. Partitions are made and dropped by the worker.';
-COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, sql, or result (the CRM''s answer to a write of ours).';
-COMMENT ON COLUMN crm.event.decision IS 'Per field: step, rule, strategy, winner, value and the values that lost; null when the value simply applied.';
+COMMENT ON COLUMN crm.event.seq IS 'The engine sequence: the order in which changes were decided. It has gaps.';
+COMMENT ON COLUMN crm.event.row_id IS '_id of the row in the mirror.';
+COMMENT ON COLUMN crm.event.entity IS 'The real-world thing, where the record is linked: see crm.xref.';
+COMMENT ON COLUMN crm.event.tx IS 'For SQL: the transaction that made the change, see crm.change_tx.';
+COMMENT ON COLUMN crm.event.occurred_at IS 'When it happened, by the clock of the source: the CRM''s, or for SQL the start of the statement.';
+COMMENT ON COLUMN crm.event.received_at IS 'When it was decided and applied.';
+COMMENT ON COLUMN crm.event.mirror IS 'The mirror whose record changed; null for what concerns no record.';
+COMMENT ON COLUMN crm.event.stream IS 'The row of crm.stream that brought it; null for SQL, reads and results.';
+COMMENT ON COLUMN crm.event.policy_version IS 'Version of the policy that decided, see crm.policy_history.';
+COMMENT ON COLUMN crm.event.identity IS 'Stands for the source''s own event: equal for two deliveries of one change, see crm.event_seen; null where the source names none.';
+COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association.';
+COMMENT ON COLUMN crm.event.origin IS 'Who wrote the value: a server''s name, local for SQL, or a named application.';
+COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, replay, sql, or result (the CRM''s answer to a write of ours).';
+COMMENT ON COLUMN crm.event.actor IS 'The CRM''s user, or session_user of the SQL session; null if unknown.';
+COMMENT ON COLUMN crm.event.application IS 'What the CRM tells of the program that wrote, or application_name of the SQL session.';
+COMMENT ON COLUMN crm.event.reason IS 'pg_crm_sync.reason of the SQL session.';
+COMMENT ON COLUMN crm.event.fields IS 'Changed fields, by the names of the mirror''s CRM.';
+COMMENT ON COLUMN crm.event.old_values IS 'Values of the mirror''s row before, one per field, in canonical text. A null in it is a null that was there, unless unknown names the field; no array at all means that nothing is known (create, result, erased).';
+COMMENT ON COLUMN crm.event.new_values IS 'Values that came, one per field, whether or not they stand now. A null in it is an explicit null; no array at all means that none came (delete, erased).';
+COMMENT ON COLUMN crm.event.unknown IS 'Fields whose value before nobody knows: too long to be kept in the change log.';
+COMMENT ON COLUMN crm.event.decision IS 'What was decided other than "only this side changed, the value applies" (one_side): a list of field (the policy''s name for it; "as" is the name in fields if that differs), step, and where they say something rule (crm.conflict_policy.id), strategy, winner, value, losers [{origin, value}], conflict, held. Null when every value simply applied.';
+COMMENT ON COLUMN crm.event.carried IS 'What the event changed on the rows of other mirrors in the same transaction: their values before, as {"mirror": {"field": old}}.';
 
 CREATE TABLE crm.event_seen (
     identity uuid PRIMARY KEY,

@@ -81,9 +81,9 @@ BEGIN
         ), thing AS MATERIALIZED (
             SELECT p.*, coalesce(p.le, p.re, nextval('crm.entity_seq')) AS entity FROM pair p WHERE p.clear
         ), linked AS (
-            INSERT INTO crm.xref (mirror, row_id, entity, record_id)
-            SELECT $2, left_ids[1], entity, left_record FROM thing WHERE le IS NULL
-            UNION ALL SELECT $3, right_ids[1], entity, right_record FROM thing WHERE re IS NULL
+            INSERT INTO crm.xref (mirror, row_id, entity)
+            SELECT $2, left_ids[1], entity FROM thing WHERE le IS NULL
+            UNION ALL SELECT $3, right_ids[1], entity FROM thing WHERE re IS NULL
         ), asked AS (
             INSERT INTO crm.review_item AS i (link, mirror, row_id, reason, candidates)
             SELECT $4, $2, p.left_ids[1], 'ambiguous match',
@@ -130,8 +130,6 @@ BEGIN
     WHERE (x.mirror, x.row_id) IN ((k.left_mirror, "left"), (k.right_mirror, "right"));
     INSERT INTO crm.xref (mirror, row_id, entity) VALUES (k.left_mirror, "left", made), (k.right_mirror, "right", made)
     ON CONFLICT (mirror, row_id) DO UPDATE SET entity = excluded.entity;
-    EXECUTE format('UPDATE crm.xref x SET record_id = t.id FROM %s t WHERE x.mirror = $1 AND x.row_id = t._id AND t._id = $2', crm._table_of(k.left_mirror)) USING k.left_mirror, "left";
-    EXECUTE format('UPDATE crm.xref x SET record_id = t.id FROM %s t WHERE x.mirror = $1 AND x.row_id = t._id AND t._id = $2', crm._table_of(k.right_mirror)) USING k.right_mirror, "right";
     DELETE FROM crm.review_item r WHERE r.id = review;
     PERFORM crm._wake();
     RETURN format('%s row %s and %s row %s are one from now on; what differs stays until one side changes', crm._table_of(k.left_mirror), "left", crm._table_of(k.right_mirror), "right");

@@ -50,7 +50,7 @@ COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds,
 CREATE VIEW crm.conflict AS
 SELECT e.seq, e.received_at AS decided_at, format('%I.%I', m.schema_name, m.table_name) AS mirror, e.row_id, e.record_id, e.entity,
        d ->> 'field' AS field, d ->> 'strategy' AS strategy, d ->> 'rule' AS rule, d ->> 'winner' AS winner,
-       d -> 'value' AS value, d -> 'losers' AS lost, (d ->> 'conflict')::boolean AS both_changed, d ->> 'held' AS held, e.origin, e.policy_version
+       d -> 'value' AS value, d -> 'losers' AS lost, coalesce((d ->> 'conflict')::boolean, false) AS both_changed, d ->> 'held' AS held, e.origin, e.policy_version
 FROM crm.event e JOIN crm.mirror m ON m.id = e.mirror,
      LATERAL jsonb_array_elements(CASE WHEN jsonb_typeof(e.decision) = 'array' THEN e.decision ELSE '[]' END) AS d
 WHERE e.decision IS NOT NULL AND (coalesce(d -> 'losers', 'null') NOT IN ('null', '[]') OR d ->> 'held' IS NOT NULL);

@@ -9,7 +9,8 @@ use crate::pg::tx;
 use crate::worker::deliver;
 use crate::worker::doubt;
 use crate::worker::engine::{Job, Step};
-use crate::worker::inbound;
+use crate::worker::pages::Via;
+use crate::worker::reading;
 use crate::worker::session::Session;
 
 impl Session {
@@ -81,7 +82,7 @@ impl Session {
                 self.backfilled(mirror, (range, run), page, now)
             }
             Job::Poll { mirror, since } => self.polled(mirror, &since, page, now),
-            Job::Removed { mirror } => self.removed(mirror, page),
+            Job::Removed { mirror } => self.removed(mirror, page, now),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
             Job::Settle { mirror, writes } => {
                 let Some(m) = self.engine.world.mirrors.get(&mirror) else {
@@ -205,6 +206,10 @@ impl Session {
             .engine
             .server(&server)
             .and_then(|s| s.connector.next_keyset(since, &page));
+        let via = Via {
+            source: "poll",
+            stream: self.engine.watch(mirror).poll_row,
+        };
         let events = i64::try_from(page.records.len()).unwrap_or_default();
         let to = last.map(|(at, id)| Advance {
             modified_at: Some(at),
@@ -212,7 +217,7 @@ impl Session {
             events,
             ..Advance::default()
         });
-        inbound::page(&mut self.engine, mirror, "poll", page, now, |_| {
+        reading::page(&mut self.engine, mirror, via, page, now, |_| {
             if let (Some(row), Some(to)) = (streams::stream(&server, "poll", &object)?, &to) {
                 streams::advance(row.id, to.clone())?;
             }
@@ -225,12 +230,12 @@ impl Session {
         Ok(())
     }
 
-    fn removed(&mut self, mirror: i32, page: Page) -> Step<()> {
+    fn removed(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {
         self.engine.watch(mirror).polling = false;
         let ids: Vec<String> = page.records.into_iter().map(|r| r.id).collect();
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
-            tx::in_transaction(|| inbound::gone(world, m, ids, Vec::new()))?;
+            tx::in_transaction(|| reading::gone(world, m, ids, Vec::new(), now))?;
         }
         if let Some(next) = page.next {
             self.engine.removed_from(mirror, Some(&next));
@@ -251,7 +256,8 @@ impl Session {
         let merged = page.merged.clone();
         self.engine.watch(mirror).reading = false;
         let asked = ids.clone();
-        let applied = inbound::page(&mut self.engine, mirror, "read", page, now, |applied| {
+        let via = Via::asked("read");
+        let applied = reading::page(&mut self.engine, mirror, via, page, now, |applied| {
             let done: Vec<String> = ids
                 .iter()
                 .filter(|i| !applied.locked.contains(i))
@@ -266,7 +272,7 @@ impl Session {
         }
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
-            tx::in_transaction(|| inbound::gone(world, m, missing, merged))?;
+            tx::in_transaction(|| reading::gone(world, m, missing, merged, now))?;
         }
         self.engine.may_undefer = true;
         self.engine.read(mirror);

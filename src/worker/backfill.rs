@@ -10,7 +10,8 @@ use crate::pg::store::config;
 use crate::pg::store::streams::{self, BackfillRow};
 use crate::pg::tx;
 use crate::worker::engine::{Copied, Engine, Job, Step};
-use crate::worker::inbound;
+use crate::worker::pages::Via;
+use crate::worker::reading;
 use crate::worker::session::Session;
 
 /// Rows that are applied together.
@@ -235,10 +236,10 @@ impl Session {
         };
         let cursor = ranges.encode();
         let rows = i64::try_from(copied.page.records.len()).unwrap_or_default();
-        let applied = inbound::page(
+        let applied = reading::page(
             &mut self.engine,
             mirror,
-            "backfill",
+            Via::asked("backfill"),
             copied.page,
             now,
             |_| {

@@ -41,6 +41,8 @@ pub(crate) struct Case {
     pub(super) writers: Vec<String>,
     pub(super) txs: Vec<i64>,
     pub(super) held: bool,
+    /// What observations replaced on other sides since last taken: side, field, old value.
+    pub(crate) carried: Vec<(usize, usize, Value)>,
 }
 
 impl Case {
@@ -101,6 +103,9 @@ impl Case {
                 .get_mut(side)
                 .and_then(|r| r.values.get_mut(field))
             {
+                if side != observed.side {
+                    self.carried.push((side, field, cell.clone()));
+                }
                 cell.clone_from(&value);
             }
             self.cells.insert((side, field), value);
@@ -286,6 +291,7 @@ fn new_case(
         writers,
         txs: Vec::new(),
         held: false,
+        carried: Vec::new(),
     }
 }
 

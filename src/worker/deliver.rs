@@ -294,7 +294,7 @@ pub(super) fn result_event(mirror: &Mirror, row: &WriteRow, id: String, now: Mil
             WriteKind::Update => "update",
             WriteKind::Delete => "delete",
         },
-        origin: mirror.server.clone(),
+        origin: row.origin.clone(),
         source: "result".to_owned(),
         occurred_at: now,
         fields,

@@ -90,6 +90,8 @@ pub(crate) struct Stream {
 pub(crate) struct Watch {
     pub(crate) poll_at: Millis,
     pub(crate) polling: bool,
+    /// Row of `crm.stream` of its polls, once one was due.
+    pub(crate) poll_row: Option<i32>,
     /// Polls since removed records were last asked for.
     pub(crate) polls: u32,
     pub(crate) backfilling: bool,

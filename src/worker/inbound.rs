@@ -4,28 +4,27 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crm_core::connectors::{self, SignatureError};
+use crm_core::connectors::SignatureError;
 use crm_core::http::Delivery;
 use crm_core::identity;
-use crm_core::model::{Change, Millis, Page, Record};
+use crm_core::model::{Change, Millis};
 use crm_io::{Command, StreamItem};
 
 use crate::pg::store::config;
 use crate::pg::store::ledger;
-use crate::pg::store::rows;
 use crate::pg::store::streams::{self, Advance, Poison};
 use crate::pg::tx::{self, SqlError};
-use crate::worker::creates;
 use crate::worker::engine::{Copied, Engine, Server, Step};
 use crate::worker::ingest::{self, Applied, Inbound};
-use crate::worker::pages;
-use crate::worker::world::{Mirror, World};
+use crate::worker::world::World;
 
 /// A change with its identity and the server it came from.
 #[derive(Clone, Debug)]
 pub(crate) struct Arrival {
     pub(crate) server: String,
     pub(crate) source: &'static str,
+    /// Row of `crm.stream`, where known.
+    pub(crate) stream: Option<i32>,
     pub(crate) change: Change,
 }
 
@@ -132,6 +131,7 @@ fn apply_new(world: &World, arrivals: &[Arrival], now: Millis) -> Result<Applied
             Some(Inbound {
                 mirror: mirror.id,
                 source: a.source,
+                stream: a.stream,
                 change: a.change.clone(),
             })
         })
@@ -239,6 +239,7 @@ impl Turn {
                     .extend(changes.into_iter().map(|change| Arrival {
                         server: name.to_owned(),
                         source: "webhook",
+                        stream: None,
                         change,
                     }));
                 (200, "ok")
@@ -269,6 +270,7 @@ impl Turn {
         self.arrivals.extend(batch.into_iter().map(|item| Arrival {
             server: stream.server.clone(),
             source: "pubsub",
+            stream: Some(stream.row),
             change: item.change,
         }));
     }
@@ -315,7 +317,7 @@ impl Turn {
 
     /// Applies everything and asks the streams for more. The answers to the
     /// webhooks are for the caller to give, when the events are on disk.
-    pub(crate) fn finish(self, engine: &mut Engine, now: Millis) -> Step<Vec<Command>> {
+    pub(crate) fn finish(mut self, engine: &mut Engine, now: Millis) -> Step<Vec<Command>> {
         if self.arrivals.is_empty()
             && self.waiting.is_empty()
             && self.queued.is_empty()
@@ -325,6 +327,9 @@ impl Turn {
             return Ok(Vec::new());
         }
         let advances = self.advances(engine)?;
+        for arrival in self.arrivals.iter_mut().filter(|a| a.stream.is_none()) {
+            arrival.stream = engine.webhook_rows.get(&arrival.server).copied();
+        }
         let result = apply(engine, self.arrivals, advances, self.queued, now);
         let failed = result.is_err();
         let replies: Vec<Command> = self
@@ -360,137 +365,4 @@ impl Turn {
         }
         Ok(replies)
     }
-}
-
-/// Halves a failing page until the record that cannot be stored stands alone.
-fn bisect_page(
-    world: &World,
-    mirror: &Mirror,
-    source: &'static str,
-    records: &[Record],
-    now: Millis,
-) -> Step<pages::PageApplied> {
-    let whole =
-        tx::in_transaction(|| Ok(pages::apply(world, mirror, source, records.to_vec(), now)?));
-    match whole {
-        Err(error) if config::is_passing(&error) => Err(error),
-        Err(error) if records.len() <= 1 => {
-            for record in records {
-                tx::in_transaction(|| {
-                    streams::park(&Poison {
-                        mirror: Some(mirror.id),
-                        server: &mirror.server,
-                        source,
-                        record_id: &record.id,
-                        change: None,
-                        sqlstate: &error.sqlstate,
-                        error: &error.message,
-                        advice: "Mend what the error names (a CHECK, a trigger, a column type), then call crm.dead_letter_retry.",
-                    })?;
-                    Ok(())
-                })?;
-            }
-            Ok(pages::PageApplied::default())
-        }
-        Err(_) => {
-            let (a, b) = records.split_at(records.len() / 2);
-            let mut applied = bisect_page(world, mirror, source, a, now)?;
-            let second = bisect_page(world, mirror, source, b, now)?;
-            applied.inserted += second.inserted;
-            applied.examined += second.examined;
-            applied.locked.extend(second.locked);
-            Ok(applied)
-        }
-        Ok(applied) => Ok(applied),
-    }
-}
-
-/// Applies a page of a mirror; `advance` moves its offset in the same transaction.
-pub(crate) fn page(
-    engine: &mut Engine,
-    mirror: i32,
-    source: &'static str,
-    page: Page,
-    now: Millis,
-    advance: impl Fn(&pages::PageApplied) -> Result<(), SqlError>,
-) -> Step<pages::PageApplied> {
-    let world = &engine.world;
-    let Some(m) = world.mirrors.get(&mirror) else {
-        return Ok(pages::PageApplied::default());
-    };
-    if page.ids_only {
-        let object = m.object.clone();
-        let arrivals = connectors::rereads(&object, &page)
-            .into_iter()
-            .map(|change| Arrival {
-                server: m.server.clone(),
-                source,
-                change,
-            })
-            .collect();
-        // What is to be read is stored before the offset passes it.
-        apply(engine, arrivals, Vec::new(), Vec::new(), now)?;
-        let applied = pages::PageApplied {
-            examined: page.records.len(),
-            ..pages::PageApplied::default()
-        };
-        tx::in_transaction(|| advance(&applied))?;
-        return Ok(applied);
-    }
-    // A first copy is read again with care when a page of it fails; only then
-    // is it worth keeping a second copy of the page.
-    let careful = source != "backfill" || engine.watches.get(&mirror).is_some_and(|w| w.careful);
-    let kept = if careful {
-        page.records.clone()
-    } else {
-        Vec::new()
-    };
-    let whole = tx::in_transaction(|| {
-        let applied = pages::apply(world, m, source, page.records, now)?;
-        advance(&applied)?;
-        Ok(applied)
-    });
-    let applied = match whole {
-        Err(error) if !config::is_passing(&error) && !kept.is_empty() => {
-            let applied = bisect_page(world, m, source, &kept, now)?;
-            tx::in_transaction(|| advance(&applied))?;
-            applied
-        }
-        whole => whole?,
-    };
-    // A first copy causes no writes.
-    engine.may_send |= source != "backfill";
-    if !applied.locked.is_empty() {
-        engine
-            .watch(mirror)
-            .reads
-            .extend(applied.locked.iter().cloned());
-    }
-    Ok(applied)
-}
-
-/// Records that turned out not to exist, or to live on under another id.
-pub(crate) fn gone(
-    world: &World,
-    mirror: &Mirror,
-    missing: Vec<String>,
-    merged: Vec<(String, String)>,
-) -> Result<(), SqlError> {
-    let lost: Vec<String> = missing
-        .into_iter()
-        .chain(merged.iter().map(|(old, _)| old.clone()))
-        .collect();
-    if lost.is_empty() {
-        return Ok(());
-    }
-    let rows = rows::lock_by_record(&mirror.table, &[], lost)?;
-    let row_ids: Vec<i64> = rows
-        .iter()
-        .filter(|r| !r.deleted)
-        .map(|r| r.row_id)
-        .collect();
-    creates::after_remote_delete(world, mirror, &row_ids)?;
-    rows::mark_deleted(&mirror.table, row_ids, true, &mirror.server)?;
-    ledger::note_merges(mirror.id, merged)?;
-    Ok(())
 }

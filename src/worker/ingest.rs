@@ -15,6 +15,7 @@ use crate::pg::store::streams;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
+use crate::worker::record;
 use crate::worker::world::{Mirror, World};
 
 /// A change that was taken (not a duplicate) for a mirror.
@@ -23,6 +24,8 @@ pub(crate) struct Inbound {
     pub(crate) mirror: i32,
     /// `webhook`, `pubsub`, ...
     pub(crate) source: &'static str,
+    /// Row of `crm.stream` that brought it.
+    pub(crate) stream: Option<i32>,
     pub(crate) change: Change,
 }
 
@@ -258,6 +261,7 @@ impl<'w> Work<'w> {
             ChangeKind::Reread | ChangeKind::Merge { .. } => return Some("read"),
             ChangeKind::Restore => {
                 self.restored.push(row_id);
+                self.note(index, item, "restore", Vec::new());
                 return Some("read");
             }
             ChangeKind::PrivacyDelete => {
@@ -328,7 +332,8 @@ impl<'w> Work<'w> {
         decisions: &[Decision],
     ) {
         let mut event = self.event(index, item, "update");
-        event.decision = decision_json(self.world, self.mirror.group, decisions);
+        event.decision = record::decision_json(self.world, self.mirror, decisions);
+        event.carried = record::take_carried(self.world, &mut self.cases[index]);
         for (name, old, new) in listed {
             event.fields.push(name);
             event.old_values.push(old);
@@ -345,17 +350,10 @@ impl<'w> Work<'w> {
 
     fn event(&self, index: usize, item: &Inbound, kind: &'static str) -> EventRow {
         EventRow {
-            mirror: self.mirror.id,
             row_id: self.cases[index].rows[self.mirror.side]
                 .as_ref()
                 .map(|r| r.row_id),
-            record_id: Some(item.change.record_id.clone()),
-            kind,
-            origin: self.mirror.server.clone(),
-            source: item.source.to_owned(),
-            occurred_at: item.change.occurred_at,
-            actor: Some(item.change.actor.clone()),
-            ..EventRow::default()
+            ..record::told(self.mirror, item.source, item.stream, &item.change, kind)
         }
     }
 
@@ -376,28 +374,6 @@ impl<'w> Work<'w> {
         }
         Ok(())
     }
-}
-
-/// Decisions worth keeping as JSON: all but "one side changed, so it applies".
-pub(crate) fn decision_json(world: &World, group: usize, decisions: &[Decision]) -> Option<String> {
-    let fields = &world.groups[group].group.fields;
-    let kept: Vec<serde_json::Value> = decisions
-        .iter()
-        .filter(|d| d.conflict || d.held.is_some() || !d.losers.is_empty() || d.rule.is_some())
-        .map(|d| {
-            let losers: Vec<_> = d
-                .losers
-                .iter()
-                .map(|(origin, value)| serde_json::json!({"origin": origin, "value": value}))
-                .collect();
-            serde_json::json!({
-                "field": fields[d.field].name, "step": d.step, "rule": d.rule,
-                "strategy": d.strategy.map(|s| s.entry().name), "winner": d.winner,
-                "value": d.value, "losers": losers, "conflict": d.conflict, "held": d.held,
-            })
-        })
-        .collect();
-    (!kept.is_empty()).then(|| serde_json::Value::Array(kept).to_string())
 }
 
 /// Events of records that have no row: made here if the event carries the
@@ -422,6 +398,12 @@ fn apply_absent(
             ChangeKind::Association { .. } | ChangeKind::Overflow => {}
             ChangeKind::Delete | ChangeKind::PrivacyDelete => {
                 inserts.push(tombstone(mirror, &item.change));
+                let kind = match item.change.kind {
+                    ChangeKind::Delete => "delete",
+                    _ => "privacy_delete",
+                };
+                let line = record::told(mirror, item.source, item.stream, &item.change, kind);
+                events.insert(item.change.record_id.clone(), line);
             }
             _ if whole && !events.contains_key(&item.change.record_id) => {
                 let (row, event) = row_of(world, mirror, &item);
@@ -438,8 +420,10 @@ fn apply_absent(
     for (row_id, record) in made {
         if let Some(mut event) = record.and_then(|r| events.remove(&r)) {
             event.row_id = Some(row_id);
+            if event.kind == "create" {
+                fresh.push(row_id);
+            }
             lines.push(event);
-            fresh.push(row_id);
         }
     }
     flush::append(world, lines)?;
@@ -459,16 +443,7 @@ fn tombstone(mirror: &Mirror, change: &Change) -> RowInsert {
 
 fn row_of(world: &World, mirror: &Mirror, item: &Inbound) -> (RowInsert, EventRow) {
     let mut values = vec![None; mirror.columns.len()];
-    let mut event = EventRow {
-        mirror: mirror.id,
-        record_id: Some(item.change.record_id.clone()),
-        kind: "create",
-        origin: mirror.server.clone(),
-        source: item.source.to_owned(),
-        occurred_at: item.change.occurred_at,
-        actor: Some(item.change.actor.clone()),
-        ..EventRow::default()
-    };
+    let mut event = record::told(mirror, item.source, item.stream, &item.change, "create");
     for (name, raw) in &item.change.fields {
         if let Some(column) = mirror.by_field.get(name).copied() {
             let value = world.canonical(mirror, column, raw).flatten();

@@ -19,7 +19,7 @@ use crate::pg::tx::SqlError;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
-use crate::worker::ingest::decision_json;
+use crate::worker::record::{self, Cause};
 use crate::worker::world::{Mirror, World};
 
 /// What a drain did.
@@ -216,28 +216,8 @@ fn canonical_old(field_type: FieldType, old: &OldValue) -> Option<Value> {
 }
 
 impl Local<'_> {
-    fn origin_of(&self, tx: i64) -> (String, Millis, bool, Option<String>) {
-        match self.headers.get(&tx) {
-            Some(t) => {
-                let actor = [
-                    Some(t.user.as_str()),
-                    Some(t.application.as_str()),
-                    t.reason.as_deref(),
-                ]
-                .into_iter()
-                .flatten()
-                .filter(|s| !s.is_empty())
-                .collect::<Vec<_>>()
-                .join(" / ");
-                (
-                    t.origin.clone().unwrap_or_else(|| "local".to_owned()),
-                    t.at,
-                    t.held,
-                    Some(actor),
-                )
-            }
-            None => ("local".to_owned(), self.now, false, None),
-        }
+    fn cause(&self, tx: i64) -> Cause {
+        Cause::of(tx, self.headers.get(&tx), self.now)
     }
 
     /// One row's changes, oldest first.
@@ -249,9 +229,10 @@ impl Local<'_> {
         };
         let Some(last) = log.last() else { return };
         if born && row.record_id.is_none() {
-            let (origin, at, held, actor) = self.origin_of(last.tx);
-            self.inserted(row_id, &row, (origin.clone(), at, actor), held, last.tx);
-            self.created.push((row_id, origin, last.tx, held));
+            let cause = self.cause(last.tx);
+            self.inserted(row_id, &row, &cause);
+            self.created
+                .push((row_id, cause.origin, last.tx, cause.held));
             return;
         }
         for (i, change) in log.iter().enumerate().filter(|(_, c)| c.op == 'U') {
@@ -259,37 +240,9 @@ impl Local<'_> {
         }
     }
 
-    fn event(
-        &self,
-        row_id: i64,
-        record_id: Option<String>,
-        kind: &'static str,
-        from: (String, Millis, Option<String>),
-    ) -> EventRow {
-        EventRow {
-            mirror: self.mirror.id,
-            row_id: Some(row_id),
-            record_id,
-            kind,
-            origin: from.0,
-            source: "sql".to_owned(),
-            occurred_at: from.1,
-            actor: from.2,
-            ..EventRow::default()
-        }
-    }
-
-    fn inserted(
-        &mut self,
-        row_id: i64,
-        row: &Row,
-        from: (String, Millis, Option<String>),
-        held: bool,
-        tx: i64,
-    ) {
+    fn inserted(&mut self, row_id: i64, row: &Row, cause: &Cause) {
         let mut vals = serde_json::Map::new();
-        let origin = from.0.clone();
-        let mut event = self.event(row_id, None, "create", from);
+        let mut event = record::by_sql(self.mirror, row_id, None, "create", cause);
         for (column, value) in self.mirror.columns.iter().zip(&row.values) {
             if value.is_some() && !column.read_only {
                 vals.insert(column.field.clone(), serde_json::json!(value));
@@ -307,9 +260,9 @@ impl Local<'_> {
             record_id: None,
             vals: serde_json::Value::Object(vals).to_string(),
             old_vals: "{}".to_owned(),
-            origin,
-            state: flush::state_of(self.world, self.mirror.id, shadow, held),
-            txs: vec![tx],
+            origin: cause.origin.clone(),
+            state: flush::state_of(self.world, self.mirror.id, shadow, cause.held),
+            txs: vec![cause.tx],
         });
     }
 
@@ -323,13 +276,9 @@ impl Local<'_> {
     ) {
         let (world, mirror) = (self.world, self.mirror);
         let info = &world.groups[mirror.group];
-        let (origin, at, held, actor) = self.origin_of(change.tx);
-        let mut event = self.event(
-            row.row_id,
-            row.record_id.clone(),
-            "update",
-            (origin.clone(), at, actor),
-        );
+        let cause = self.cause(change.tx);
+        let record_id = row.record_id.clone();
+        let mut event = record::by_sql(mirror, row.row_id, record_id, "update", &cause);
         let mut values = Vec::new();
         for (attnum, old) in &change.old {
             let Some(column) = mirror.by_attnum.get(attnum).copied() else {
@@ -343,7 +292,11 @@ impl Local<'_> {
                 .and_then(|(_, v)| canonical_old(field_type, v));
             let new = next.unwrap_or_else(|| row.values[column].clone());
             let old = canonical_old(field_type, old);
-            event.fields.push(mirror.columns[column].field.clone());
+            let name = &mirror.columns[column].field;
+            if old.is_none() {
+                event.unknown.push(name.clone());
+            }
+            event.fields.push(name.clone());
             event.old_values.push(old.clone().flatten());
             event.new_values.push(new.clone());
             if let Some(field) = info.field_of[mirror.side].get(&column) {
@@ -364,16 +317,17 @@ impl Local<'_> {
         let observed = Observed {
             side: mirror.side,
             source: Source::Local,
-            origin,
+            origin: cause.origin,
             values: values.into_iter().map(|(f, n, o, _)| (f, n, o)).collect(),
-            at: Interval::instant(at),
+            at: Interval::instant(cause.at),
             seq: change.flush,
             mark_is_ours: false,
             ..Observed::default()
         };
-        case.caused_by(change.tx, held);
+        case.caused_by(change.tx, cause.held);
         let decisions = case.observe(world, &observed, self.now);
-        event.decision = decision_json(world, mirror.group, &decisions);
+        event.decision = record::decision_json(world, mirror, &decisions);
+        event.carried = record::take_carried(world, case);
         self.events.push(event);
     }
 
@@ -381,7 +335,7 @@ impl Local<'_> {
         let Some(last) = log.iter().rev().find(|c| c.op == 'D') else {
             return;
         };
-        let (origin, at, held, actor) = self.origin_of(last.tx);
+        let cause = self.cause(last.tx);
         let record_id = last
             .old
             .iter()
@@ -390,19 +344,16 @@ impl Local<'_> {
                 OldValue::Text(text) => Some(text.clone()),
                 OldValue::Null | OldValue::TooLong(_) => None,
             });
-        let mut event = self.event(
-            row_id,
-            record_id.clone(),
-            "delete",
-            (origin.clone(), at, actor),
-        );
+        let mut event = record::by_sql(self.mirror, row_id, record_id.clone(), "delete", &cause);
         for (attnum, old) in &last.old {
             if let Some(column) = self.mirror.by_attnum.get(attnum).copied() {
-                event.fields.push(self.mirror.columns[column].field.clone());
-                event
-                    .old_values
-                    .push(canonical_old(self.mirror.types[column], old).flatten());
-                event.new_values.push(None);
+                let name = &self.mirror.columns[column].field;
+                let old = canonical_old(self.mirror.types[column], old);
+                if old.is_none() {
+                    event.unknown.push(name.clone());
+                }
+                event.fields.push(name.clone());
+                event.old_values.push(old.flatten());
             }
         }
         self.events.push(event);
@@ -417,11 +368,12 @@ impl Local<'_> {
             record_id,
             vals: "{}".to_owned(),
             old_vals: "{}".to_owned(),
-            origin: origin.clone(),
-            state: flush::state_of(self.world, self.mirror.id, false, held),
+            origin: cause.origin.clone(),
+            state: flush::state_of(self.world, self.mirror.id, false, cause.held),
             txs: vec![last.tx],
         });
-        self.deleted.push((row_id, origin, last.tx, held));
+        self.deleted
+            .push((row_id, cause.origin, last.tx, cause.held));
     }
 
     fn finish(self) -> Result<()> {

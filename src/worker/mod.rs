@@ -18,6 +18,8 @@ mod ingest;
 pub(crate) mod launcher;
 mod local;
 mod pages;
+mod reading;
+mod record;
 mod schedule;
 mod servers;
 pub(crate) mod session;

@@ -13,8 +13,26 @@ use crate::pg::store::spi::Result;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
-use crate::worker::ingest::decision_json;
+use crate::worker::record;
 use crate::worker::world::{Mirror, World};
+
+/// How records came: as named in `crm.event.source`, and the row of
+/// `crm.stream` if one brought them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Via {
+    pub(crate) source: &'static str,
+    pub(crate) stream: Option<i32>,
+}
+
+impl Via {
+    /// Not by a stream.
+    pub(crate) fn asked(source: &'static str) -> Self {
+        Self {
+            source,
+            stream: None,
+        }
+    }
+}
 
 /// What a page did.
 #[derive(Debug, Default)]
@@ -31,7 +49,7 @@ pub(crate) struct PageApplied {
 pub(crate) fn apply(
     world: &World,
     mirror: &Mirror,
-    source: &'static str,
+    via: Via,
     records: Vec<Record>,
     now: Millis,
 ) -> Result<PageApplied> {
@@ -48,9 +66,9 @@ pub(crate) fn apply(
     fresh.reverse();
     fresh.retain(|r| met.insert(r.id.clone()));
     fresh.reverse();
-    insert_fresh(world, mirror, source, fresh, &mut applied, now)?;
+    insert_fresh(world, mirror, via, fresh, &mut applied, now)?;
     if !known.is_empty() {
-        compare_known(world, mirror, source, known, &mut applied, now)?;
+        compare_known(world, mirror, via, known, &mut applied, now)?;
     }
     Ok(applied)
 }
@@ -58,13 +76,13 @@ pub(crate) fn apply(
 fn insert_fresh(
     world: &World,
     mirror: &Mirror,
-    source: &'static str,
+    via: Via,
     fresh: Vec<Record>,
     applied: &mut PageApplied,
     now: Millis,
 ) -> Result<()> {
     let fresh = creates::adopt_ours(world, mirror, fresh)?;
-    let keep_deleted = source != "backfill";
+    let keep_deleted = via.source != "backfill";
     let mut stamps: HashMap<String, Millis> = HashMap::new();
     let inserts: Vec<RowInsert> = fresh
         .into_iter()
@@ -82,13 +100,13 @@ fn insert_fresh(
         })
         .collect();
     let columns: Vec<_> = mirror.columns.iter().collect();
-    if source == "backfill" && mirror.table.filter.is_none() {
+    if via.source == "backfill" && mirror.table.filter.is_none() {
         applied.inserted = rows::load(&mirror.table, &columns, &inserts)?;
         return Ok(());
     }
     let made = rows::insert(&mirror.table, &columns, inserts)?;
     applied.inserted = made.len();
-    if source == "backfill" {
+    if via.source == "backfill" {
         return Ok(());
     }
     let mut events = Vec::with_capacity(made.len());
@@ -105,12 +123,34 @@ fn insert_fresh(
             record_id: record,
             kind: "create",
             origin: mirror.server.clone(),
-            source: source.to_owned(),
+            source: via.source.to_owned(),
+            stream: via.stream,
             ..EventRow::default()
         });
     }
     flush::append(world, events)?;
     creates::after_remote_create(world, mirror, row_ids, now)
+}
+
+/// A line that says that a record is gone, or back.
+pub(crate) fn existence(
+    mirror: &Mirror,
+    via: Via,
+    row: &Row,
+    kind: &'static str,
+    at: Millis,
+) -> EventRow {
+    EventRow {
+        mirror: mirror.id,
+        row_id: Some(row.row_id),
+        record_id: row.record_id.clone(),
+        kind,
+        origin: mirror.server.clone(),
+        source: via.source.to_owned(),
+        stream: via.stream,
+        occurred_at: at,
+        ..EventRow::default()
+    }
 }
 
 /// The instant a record's stamp stands for: whole seconds are a second wide.
@@ -175,7 +215,7 @@ fn changed(mirror: &Mirror, row: &Row, record: &Record) -> Vec<usize> {
 fn compare_known(
     world: &World,
     mirror: &Mirror,
-    source: &'static str,
+    via: Via,
     known: Vec<Record>,
     applied: &mut PageApplied,
     now: Millis,
@@ -200,9 +240,12 @@ fn compare_known(
             continue;
         };
         if row.deleted != record.deleted {
+            let kind = if record.deleted { "delete" } else { "restore" };
+            let at = record.modified_at.unwrap_or(now);
+            events.push(existence(mirror, via, &row, kind, at));
             if record.deleted { &mut gone } else { &mut back }.push(row.row_id);
         }
-        events.extend(show(world, mirror, source, case, &row, record, now));
+        events.extend(show(world, mirror, via, case, &row, record, now));
     }
     flush::flush(world, batch, events)?;
     if !gone.is_empty() {
@@ -219,7 +262,7 @@ fn compare_known(
 fn show(
     world: &World,
     mirror: &Mirror,
-    source: &'static str,
+    via: Via,
     case: &mut Case,
     row: &Row,
     record: &Record,
@@ -257,7 +300,8 @@ fn show(
         record_id: row.record_id.clone(),
         kind: "update",
         origin: mirror.server.clone(),
-        source: source.to_owned(),
+        source: via.source.to_owned(),
+        stream: via.stream,
         occurred_at: at,
         fields: changed
             .iter()
@@ -265,7 +309,8 @@ fn show(
             .collect(),
         old_values: pick(&row.values),
         new_values: pick(&record.values),
-        decision: decision_json(world, mirror.group, &decisions),
+        decision: record::decision_json(world, mirror, &decisions),
+        carried: record::take_carried(world, case),
         ..EventRow::default()
     })
 }

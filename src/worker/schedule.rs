@@ -131,6 +131,7 @@ impl Engine {
         let Some(row) = tx::in_transaction(|| Ok(streams::stream(&name, "poll", &object)?))? else {
             return Ok(Millis::MAX);
         };
+        self.watch(id).poll_row = Some(row.id);
         let since = Keyset {
             modified_at: row.modified_at.unwrap_or(created) - LOOK_BACK_MS,
             ..Keyset::default()
@@ -229,6 +230,7 @@ impl Engine {
                     Some(Inbound {
                         mirror: d.mirror,
                         source: source_name(&d.source),
+                        stream: d.stream,
                         change,
                     })
                 })

@@ -16,12 +16,26 @@ pub(crate) struct EventRow {
     pub(crate) source: String,
     /// Milliseconds since 1970.
     pub(crate) occurred_at: i64,
+    /// Row of `crm.stream` that brought it.
+    pub(crate) stream: Option<i32>,
+    /// Of the source's event: 32 hex digits, see [`crm_core::identity`].
+    pub(crate) identity: Option<String>,
+    /// The SQL transaction that made the change.
+    pub(crate) tx: Option<i64>,
     pub(crate) actor: Option<String>,
+    pub(crate) application: Option<String>,
+    pub(crate) reason: Option<String>,
     pub(crate) fields: Vec<String>,
+    /// Empty if no value before is known.
     pub(crate) old_values: Vec<Option<String>>,
+    /// Empty if none came.
     pub(crate) new_values: Vec<Option<String>>,
+    /// Fields whose entry in `old_values` says nothing.
+    pub(crate) unknown: Vec<String>,
     /// JSON text.
     pub(crate) decision: Option<String>,
+    /// JSON text: values that the event replaced on other mirrors.
+    pub(crate) carried: Option<String>,
 }
 
 /// A PostgreSQL array literal; arrays of arrays have no SPI argument type.
@@ -62,6 +76,18 @@ pub(crate) fn reserve_sequence(count: usize) -> Result<i64> {
     Ok(text.and_then(|t| t.parse().ok()).unwrap_or_default())
 }
 
+const APPEND: &str = "INSERT INTO crm.event (seq, mirror, row_id, record_id, entity, kind, origin, source, occurred_at, \
+     received_at, policy_version, stream, identity, tx, actor, application, reason, fields, old_values, \
+     new_values, unknown, decision, carried) \
+     SELECT $1 + v.ord - 1, v.mirror, v.row_id, v.record_id, v.entity, v.kind, v.origin, v.source, \
+     to_timestamp(v.at / 1000.0), now(), $2, v.stream, v.identity, v.tx, v.actor, v.application, v.reason, \
+     v.fields::text[], v.olds::text[], v.news::text[], v.unknown::text[], v.decision::jsonb, v.carried::jsonb \
+     FROM unnest($3::int[], $4::bigint[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[], \
+     $10::bigint[], $11::int[], $12::uuid[], $13::bigint[], $14::text[], $15::text[], $16::text[], $17::text[], \
+     $18::text[], $19::text[], $20::text[], $21::text[], $22::text[]) WITH ORDINALITY \
+     AS v(mirror, row_id, record_id, entity, kind, origin, source, at, stream, identity, tx, actor, application, \
+     reason, fields, olds, news, unknown, decision, carried, ord)";
+
 /// Appends events with consecutive numbers from `first`.
 pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> Result<usize> {
     if events.is_empty() {
@@ -76,11 +102,8 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
     let mut origin = Vec::with_capacity(n);
     let mut source = Vec::with_capacity(n);
     let mut occurred = Vec::with_capacity(n);
-    let mut actor = Vec::with_capacity(n);
-    let mut fields = Vec::with_capacity(n);
-    let mut old_values = Vec::with_capacity(n);
-    let mut new_values = Vec::with_capacity(n);
-    let mut decision = Vec::with_capacity(n);
+    let mut facts = Facts::with_capacity(n);
+    let mut values = Values::with_capacity(n);
     for e in events {
         mirror.push(e.mirror);
         row_id.push(e.row_id);
@@ -90,22 +113,18 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
         origin.push(e.origin);
         source.push(e.source);
         occurred.push(e.occurred_at);
-        actor.push(e.actor.filter(|a| !a.is_empty()));
-        let names: Vec<Option<String>> = e.fields.into_iter().map(Some).collect();
-        fields.push(array_literal(&names));
-        old_values.push(array_literal(&e.old_values));
-        new_values.push(array_literal(&e.new_values));
-        decision.push(e.decision);
+        facts.push(
+            (e.stream, e.identity, e.tx),
+            (e.actor, e.application, e.reason),
+        );
+        values.push(
+            (e.fields, e.unknown),
+            (&e.old_values, &e.new_values),
+            (e.decision, e.carried),
+        );
     }
     spi::write(
-        "INSERT INTO crm.event (seq, mirror, row_id, record_id, entity, kind, origin, source, occurred_at, \
-         received_at, actor, fields, old_values, new_values, decision, policy_version) \
-         SELECT $1 + v.ord - 1, v.mirror, v.row_id, v.record_id, v.entity, v.kind, v.origin, v.source, \
-         to_timestamp(v.at / 1000.0), now(), v.actor, v.fields::text[], v.olds::text[], v.news::text[], \
-         v.decision::jsonb, $2 \
-         FROM unnest($3::int[], $4::bigint[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[], \
-         $10::bigint[], $11::text[], $12::text[], $13::text[], $14::text[], $15::text[]) WITH ORDINALITY \
-         AS v(mirror, row_id, record_id, entity, kind, origin, source, at, actor, fields, olds, news, decision, ord)",
+        APPEND,
         &[
             first.into(),
             policy_version.into(),
@@ -117,13 +136,100 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
             origin.into(),
             source.into(),
             occurred.into(),
-            actor.into(),
-            fields.into(),
-            old_values.into(),
-            new_values.into(),
-            decision.into(),
+            facts.stream.into(),
+            facts.identity.into(),
+            facts.tx.into(),
+            facts.actor.into(),
+            facts.application.into(),
+            facts.reason.into(),
+            values.fields.into(),
+            values.olds.into(),
+            values.news.into(),
+            values.unknown.into(),
+            values.decision.into(),
+            values.carried.into(),
         ],
     )
+}
+
+/// Columns that say where events come from and who made them.
+#[derive(Default)]
+struct Facts {
+    stream: Vec<Option<i32>>,
+    identity: Vec<Option<pgrx::Uuid>>,
+    tx: Vec<Option<i64>>,
+    actor: Vec<Option<String>>,
+    application: Vec<Option<String>>,
+    reason: Vec<Option<String>>,
+}
+
+impl Facts {
+    fn with_capacity(n: usize) -> Self {
+        Self {
+            stream: Vec::with_capacity(n),
+            identity: Vec::with_capacity(n),
+            tx: Vec::with_capacity(n),
+            actor: Vec::with_capacity(n),
+            application: Vec::with_capacity(n),
+            reason: Vec::with_capacity(n),
+        }
+    }
+
+    fn push(
+        &mut self,
+        (stream, identity, tx): (Option<i32>, Option<String>, Option<i64>),
+        (actor, application, reason): (Option<String>, Option<String>, Option<String>),
+    ) {
+        let told = |text: Option<String>| text.filter(|t| !t.is_empty());
+        self.stream.push(stream);
+        self.identity.push(identity.as_deref().map(uuid));
+        self.tx.push(tx);
+        self.actor.push(told(actor));
+        self.application.push(told(application));
+        self.reason.push(told(reason));
+    }
+}
+
+/// Columns that say what changed; arrays as literals, JSON as text.
+#[derive(Default)]
+struct Values {
+    fields: Vec<Option<String>>,
+    olds: Vec<Option<String>>,
+    news: Vec<Option<String>>,
+    unknown: Vec<Option<String>>,
+    decision: Vec<Option<String>>,
+    carried: Vec<Option<String>>,
+}
+
+impl Values {
+    fn with_capacity(n: usize) -> Self {
+        Self {
+            fields: Vec::with_capacity(n),
+            olds: Vec::with_capacity(n),
+            news: Vec::with_capacity(n),
+            unknown: Vec::with_capacity(n),
+            decision: Vec::with_capacity(n),
+            carried: Vec::with_capacity(n),
+        }
+    }
+
+    fn push(
+        &mut self,
+        (fields, unknown): (Vec<String>, Vec<String>),
+        (olds, news): (&[Option<String>], &[Option<String>]),
+        (decision, carried): (Option<String>, Option<String>),
+    ) {
+        let names = |names: Vec<String>| {
+            let names: Vec<Option<String>> = names.into_iter().map(Some).collect();
+            array_literal(&names)
+        };
+        self.fields.push(names(fields));
+        self.unknown.push(names(unknown));
+        self.olds.push(array_literal(olds));
+        self.news.push(array_literal(news));
+        self.decision.push(decision);
+        self.carried.push(carried);
+    }
 }
 
 /// Takes these identities (as UUID text); the ones that were not known, by position.
@@ -133,7 +239,11 @@ pub(crate) fn take_identities(identities: Vec<String>) -> Result<Vec<usize>> {
          firsts AS (SELECT i, min(ord) AS ord FROM given GROUP BY i), \
          taken AS (INSERT INTO crm.event_seen (identity) SELECT i FROM firsts ON CONFLICT DO NOTHING RETURNING identity) \
          SELECT ord FROM firsts JOIN taken ON taken.identity = firsts.i",
-        &[uuids(identities)?.into()],
+        &[identities
+            .iter()
+            .map(|i| uuid(i))
+            .collect::<Vec<_>>()
+            .into()],
         |row| {
             let ord = row.get::<i64>(1)?.unwrap_or(1);
             Ok(usize::try_from(ord - 1).unwrap_or_default())
@@ -141,17 +251,14 @@ pub(crate) fn take_identities(identities: Vec<String>) -> Result<Vec<usize>> {
     )
 }
 
-fn uuids(identities: Vec<String>) -> Result<Vec<pgrx::Uuid>> {
-    let mut out = Vec::with_capacity(identities.len());
-    for identity in identities {
-        let mut bytes = [0_u8; 16];
-        for (i, byte) in bytes.iter_mut().enumerate() {
-            *byte = u8::from_str_radix(identity.get(2 * i..2 * i + 2).unwrap_or("00"), 16)
-                .unwrap_or_default();
-        }
-        out.push(pgrx::Uuid::from_bytes(bytes));
+/// 32 hex digits as a UUID.
+fn uuid(identity: &str) -> pgrx::Uuid {
+    let mut bytes = [0_u8; 16];
+    for (i, byte) in bytes.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(identity.get(2 * i..2 * i + 2).unwrap_or("00"), 16)
+            .unwrap_or_default();
     }
-    Ok(out)
+    pgrx::Uuid::from_bytes(bytes)
 }
 
 /// Which entity a row belongs to, and the other rows of it.
@@ -284,16 +391,16 @@ pub(crate) fn last_shown(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
     )
 }
 
-/// Remembers under which id merged records live on: `(old id, new id)`.
-pub(crate) fn note_merges(mirror: i32, merged: Vec<(String, String)>) -> Result<()> {
+/// Remembers under which id merged records live on: `(row, new id)`.
+pub(crate) fn note_merges(mirror: i32, merged: Vec<(i64, String)>) -> Result<()> {
     if merged.is_empty() {
         return Ok(());
     }
-    let (old, new): (Vec<String>, Vec<String>) = merged.into_iter().unzip();
+    let (rows, new): (Vec<i64>, Vec<String>) = merged.into_iter().unzip();
     spi::write(
-        "UPDATE crm.xref x SET merged_into = v.new FROM unnest($2::text[], $3::text[]) AS v(old, new) \
-         WHERE x.mirror = $1 AND x.record_id = v.old",
-        &[mirror.into(), old.into(), new.into()],
+        "UPDATE crm.xref x SET merged_into = v.new FROM unnest($2::bigint[], $3::text[]) AS v(row_id, new) \
+         WHERE x.mirror = $1 AND x.row_id = v.row_id",
+        &[mirror.into(), rows.into(), new.into()],
     )?;
     Ok(())
 }
@@ -304,8 +411,11 @@ pub(crate) fn erase(mirror: i32, row_ids: Vec<i64>) -> Result<()> {
     for sql in [
         "DELETE FROM crm.field_state WHERE entity IN \
          (SELECT entity FROM crm.xref WHERE mirror = $1 AND row_id = ANY($2))",
-        "UPDATE crm.event SET old_values = NULL, new_values = NULL, decision = NULL, actor = NULL \
-         WHERE mirror = $1 AND row_id = ANY($2)",
+        "UPDATE crm.event SET old_values = NULL, new_values = NULL, decision = NULL, actor = NULL, application = NULL, \
+         reason = NULL, carried = NULL WHERE mirror = $1 AND row_id = ANY($2)",
+        "UPDATE crm.event e SET carried = nullif(e.carried - ($1::int)::text, '{}') FROM crm.xref x, crm.xref y \
+         WHERE x.mirror = $1 AND x.row_id = ANY($2) AND y.entity = x.entity AND e.mirror = y.mirror \
+         AND e.row_id = y.row_id AND e.carried ? ($1::int)::text",
         "DELETE FROM crm.write WHERE mirror = $1 AND row_id = ANY($2)",
         "DELETE FROM crm.review_item WHERE mirror = $1 AND row_id = ANY($2)",
         "DELETE FROM crm.poison WHERE mirror = $1 AND record_id IN \

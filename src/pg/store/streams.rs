@@ -97,6 +97,8 @@ pub(crate) struct DeferredRow {
     pub(crate) mirror: i32,
     pub(crate) record_id: String,
     pub(crate) source: String,
+    /// The stream that brings events of this source.
+    pub(crate) stream: Option<i32>,
     /// [`crm_core::model::Change`] as JSON.
     pub(crate) change: String,
 }
@@ -131,7 +133,10 @@ pub(crate) fn defer(events: Vec<(i32, String, String, String, &'static str)>) ->
 /// The oldest waiting events of a kind.
 pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
     spi::write_rows(
-        "SELECT id, mirror, record_id, source, change::text FROM crm.deferred WHERE reason = $1 ORDER BY id LIMIT $2",
+        "SELECT d.id, d.mirror, d.record_id, d.source, d.change::text, (SELECT s.id FROM crm.stream s JOIN crm.mirror m \
+         ON m.id = d.mirror WHERE s.server = m.server AND s.kind = d.source \
+         AND s.object = CASE d.source WHEN 'webhook' THEN '' ELSE m.object END) \
+         FROM crm.deferred d WHERE d.reason = $1 ORDER BY d.id LIMIT $2",
         &[reason.into(), limit.into()],
         |row| {
             Ok(DeferredRow {
@@ -140,6 +145,7 @@ pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
                 record_id: row.get(3)?.unwrap_or_default(),
                 source: row.get(4)?.unwrap_or_default(),
                 change: row.get(5)?.unwrap_or_default(),
+                stream: row.get(6)?,
             })
         },
     )

@@ -33,10 +33,12 @@ pub(crate) struct WriteRow {
     /// Milliseconds since 1970; 0 if never claimed.
     pub(crate) claimed_at: i64,
     pub(crate) mirror: i32,
+    /// Who wrote the values that it carries.
+    pub(crate) origin: String,
 }
 
 const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, \
-     w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror";
+     w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror, w.origin";
 
 fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
     Ok(WriteRow {
@@ -50,6 +52,7 @@ fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
         attempts: row.get(8)?.unwrap_or_default(),
         claimed_at: row.get(9)?.unwrap_or_default(),
         mirror: row.get(10)?.unwrap_or_default(),
+        origin: row.get(11)?.unwrap_or_default(),
     })
 }
 

@@ -1,0 +1,161 @@
+//! Pages that the CRM answered with, applied in one transaction with the
+//! offset that covers them; a record that cannot be stored is parked.
+
+use crm_core::connectors;
+use crm_core::model::{Millis, Page, Record};
+
+use crate::pg::store::config;
+use crate::pg::store::ledger;
+use crate::pg::store::rows;
+use crate::pg::store::streams::{self, Poison};
+use crate::pg::tx::{self, SqlError};
+use crate::worker::creates;
+use crate::worker::engine::{Engine, Step};
+use crate::worker::flush;
+use crate::worker::inbound::{self, Arrival};
+use crate::worker::pages::{self, Via};
+use crate::worker::world::{Mirror, World};
+
+/// Halves a failing page until the record that cannot be stored stands alone.
+fn bisect_page(
+    world: &World,
+    mirror: &Mirror,
+    via: Via,
+    records: &[Record],
+    now: Millis,
+) -> Step<pages::PageApplied> {
+    let whole = tx::in_transaction(|| Ok(pages::apply(world, mirror, via, records.to_vec(), now)?));
+    match whole {
+        Err(error) if config::is_passing(&error) => Err(error),
+        Err(error) if records.len() <= 1 => {
+            for record in records {
+                tx::in_transaction(|| {
+                    streams::park(&Poison {
+                        mirror: Some(mirror.id),
+                        server: &mirror.server,
+                        source: via.source,
+                        record_id: &record.id,
+                        change: None,
+                        sqlstate: &error.sqlstate,
+                        error: &error.message,
+                        advice: "Mend what the error names (a CHECK, a trigger, a column type), then call crm.dead_letter_retry.",
+                    })?;
+                    Ok(())
+                })?;
+            }
+            Ok(pages::PageApplied::default())
+        }
+        Err(_) => {
+            let (a, b) = records.split_at(records.len() / 2);
+            let mut applied = bisect_page(world, mirror, via, a, now)?;
+            let second = bisect_page(world, mirror, via, b, now)?;
+            applied.inserted += second.inserted;
+            applied.examined += second.examined;
+            applied.locked.extend(second.locked);
+            Ok(applied)
+        }
+        Ok(applied) => Ok(applied),
+    }
+}
+
+/// Applies a page of a mirror; `advance` moves its offset in the same transaction.
+pub(crate) fn page(
+    engine: &mut Engine,
+    mirror: i32,
+    via: Via,
+    page: Page,
+    now: Millis,
+    advance: impl Fn(&pages::PageApplied) -> Result<(), SqlError>,
+) -> Step<pages::PageApplied> {
+    let world = &engine.world;
+    let Some(m) = world.mirrors.get(&mirror) else {
+        return Ok(pages::PageApplied::default());
+    };
+    if page.ids_only {
+        let object = m.object.clone();
+        let arrivals = connectors::rereads(&object, &page)
+            .into_iter()
+            .map(|change| Arrival {
+                server: m.server.clone(),
+                source: via.source,
+                stream: via.stream,
+                change,
+            })
+            .collect();
+        // What is to be read is stored before the offset passes it.
+        inbound::apply(engine, arrivals, Vec::new(), Vec::new(), now)?;
+        let applied = pages::PageApplied {
+            examined: page.records.len(),
+            ..pages::PageApplied::default()
+        };
+        tx::in_transaction(|| advance(&applied))?;
+        return Ok(applied);
+    }
+    // A first copy is read again with care when a page of it fails; only then
+    // is it worth keeping a second copy of the page.
+    let careful =
+        via.source != "backfill" || engine.watches.get(&mirror).is_some_and(|w| w.careful);
+    let kept = if careful {
+        page.records.clone()
+    } else {
+        Vec::new()
+    };
+    let whole = tx::in_transaction(|| {
+        let applied = pages::apply(world, m, via, page.records, now)?;
+        advance(&applied)?;
+        Ok(applied)
+    });
+    let applied = match whole {
+        Err(error) if !config::is_passing(&error) && !kept.is_empty() => {
+            let applied = bisect_page(world, m, via, &kept, now)?;
+            tx::in_transaction(|| advance(&applied))?;
+            applied
+        }
+        whole => whole?,
+    };
+    // A first copy causes no writes.
+    engine.may_send |= via.source != "backfill";
+    if !applied.locked.is_empty() {
+        engine
+            .watch(mirror)
+            .reads
+            .extend(applied.locked.iter().cloned());
+    }
+    Ok(applied)
+}
+
+/// Records that turned out not to exist, or to live on under another id.
+pub(crate) fn gone(
+    world: &World,
+    mirror: &Mirror,
+    missing: Vec<String>,
+    merged: Vec<(String, String)>,
+    now: Millis,
+) -> Result<(), SqlError> {
+    let lost: Vec<String> = missing
+        .into_iter()
+        .chain(merged.iter().map(|(old, _)| old.clone()))
+        .collect();
+    if lost.is_empty() {
+        return Ok(());
+    }
+    let rows = rows::lock_by_record(&mirror.table, &[], lost)?;
+    let rows: Vec<_> = rows.iter().filter(|r| !r.deleted).collect();
+    let row_ids: Vec<i64> = rows.iter().map(|r| r.row_id).collect();
+    let lines = rows
+        .iter()
+        .map(|r| pages::existence(mirror, Via::asked("read"), r, "delete", now))
+        .collect();
+    flush::append(world, lines)?;
+    creates::after_remote_delete(world, mirror, &row_ids)?;
+    rows::mark_deleted(&mirror.table, row_ids, true, &mirror.server)?;
+    let merged = merged
+        .into_iter()
+        .filter_map(|(old, new)| {
+            let row = rows.iter().find(|r| r.record_id.as_ref() == Some(&old))?;
+            Some((row.row_id, new))
+        })
+        .collect();
+    ledger::note_merges(mirror.id, merged)?;
+    Ok(())
+}
