@@ -98,19 +98,7 @@ fn drain_mirror(
 ) -> Result<()> {
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let locked = cases::lock(mirror, &all, row_ids.clone())?;
-    let held: HashSet<i64> = locked.iter().map(|r| r.row_id).collect();
-    let rest: Vec<i64> = row_ids
-        .iter()
-        .copied()
-        .filter(|r| !held.contains(r))
-        .collect();
-    let busy: HashSet<i64> = if rest.is_empty() {
-        HashSet::new()
-    } else {
-        rows::present_rows(&mirror.table, rest)?
-            .into_iter()
-            .collect()
-    };
+    let busy = busy(mirror, &row_ids, &locked)?;
     let current: HashMap<i64, Row> = locked
         .iter()
         .cloned()
@@ -152,6 +140,21 @@ fn drain_mirror(
         work.record(row_id, &log);
     }
     work.finish()
+}
+
+/// Rows that are there and that somebody else holds.
+fn busy(mirror: &Mirror, row_ids: &[i64], locked: &[Row]) -> Result<HashSet<i64>> {
+    let held: HashSet<i64> = locked.iter().map(|r| r.row_id).collect();
+    let rest: Vec<i64> = row_ids
+        .iter()
+        .copied()
+        .filter(|r| !held.contains(r))
+        .collect();
+    if rest.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let busy = rows::present_rows(&mirror.table, rest)?;
+    Ok(busy.into_iter().collect())
 }
 
 /// The transactions of these changes. What a writer changes beyond the guard's
