@@ -2,11 +2,12 @@
 //!
 //! This file is a table of contents: the modules, what the library does when it
 //! is loaded, and the SQL files of the extension in the order they run.
-//! `worker` uses `pg` and `io`; `pg` and `io` never import each other; both use
+//! `worker` uses `pg` and `io`, `ask` uses `pg` and the worker's path of a decision; `pg` and `io` never import each other; both use
 //! `crm_core`, which knows neither.
 
 use pgrx::prelude::*;
 
+mod ask;
 mod pg;
 mod worker;
 
@@ -39,7 +40,8 @@ extension_sql_file!(
     requires = ["matching"]
 );
 extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["delivery"]);
-extension_sql_file!("../sql/070_views.sql", name = "views", requires = ["api"]);
+extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["api"]);
+extension_sql_file!("../sql/070_views.sql", name = "views", requires = ["ask"]);
 extension_sql_file!("../sql/900_grants.sql", name = "grants", finalize);
 
 /// Runs once per process: in the postmaster when preloaded, else in the backend

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod catalog;
+pub mod compare;
 pub mod connectors;
 pub mod credential;
 pub mod decide;

@@ -12,6 +12,7 @@ use pgrx::pg_sys;
 use pgrx::pg_sys::panic::CaughtError;
 use pgrx::prelude::*;
 use std::cell::Cell;
+use std::ffi::CStr;
 use std::fmt;
 use std::panic::AssertUnwindSafe;
 
@@ -218,17 +219,45 @@ pub(crate) fn as_role<T>(role: pg_sys::Oid, body: impl FnOnce() -> T) -> T {
     }
 }
 
+/// The forms in which values are text to the engine, whatever the session's are.
+const CANONICAL: [(&CStr, &CStr); 5] = [
+    (c"DateStyle", c"ISO, YMD"),
+    (c"IntervalStyle", c"postgres"),
+    (c"TimeZone", c"UTC"),
+    (c"bytea_output", c"hex"),
+    (c"extra_float_digits", c"1"),
+];
+
+/// Runs `body` in a user's session with values as text in the engine's form. An
+/// SQL error needs no clean-up: aborting the (sub)transaction restores settings.
+pub(crate) fn canonically<T>(body: impl FnOnce() -> T) -> T {
+    // SAFETY: settings of a nest level of their own, ended below.
+    unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        for (name, value) in CANONICAL {
+            set_for_now(name, value);
+        }
+        let result = body();
+        pg_sys::AtEOXact_GUC(false, level);
+        result
+    }
+}
+
+unsafe fn set_for_now(name: &CStr, value: &CStr) {
+    // SAFETY: a known setting with a valid value; the caller ends the nest level.
+    unsafe {
+        let (who, how) = (
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+        pg_sys::SetConfigOption(name.as_ptr(), value.as_ptr(), who, how);
+    }
+}
+
 /// Makes this worker write dates, times, numbers and bytes in one form, whatever
 /// the database's settings are: the engine compares them as text.
 pub(crate) fn set_canonical_output() {
-    let settings = [
-        (c"DateStyle", c"ISO, YMD"),
-        (c"IntervalStyle", c"postgres"),
-        (c"TimeZone", c"UTC"),
-        (c"bytea_output", c"hex"),
-        (c"extra_float_digits", c"1"),
-    ];
-    for (name, value) in settings {
+    for (name, value) in CANONICAL {
         // SAFETY: known settings with valid values, once, after connecting.
         unsafe {
             let (who, how) = (

@@ -120,7 +120,23 @@ pub(crate) fn release_shown() -> Result<usize> {
 /// that it shows: what commits later leaves a new one.
 pub(crate) fn read() -> Result<String> {
     spi::write("DELETE FROM crm.config_change", &[])?;
-    Ok(spi::write_text(CONFIG, &[])?.unwrap_or_default())
+    Ok(spi::write_text(CONFIG, &[None::<Vec<i32>>.into()])?.unwrap_or_default())
+}
+
+/// Reads the configuration of these mirrors, or of all, and takes note of nothing.
+pub(crate) fn peek(mirrors: Option<Vec<i32>>) -> Result<String> {
+    let found = spi::read_rows(CONFIG, &[mirrors.into()], |row| row.get::<String>(1))?;
+    Ok(found.into_iter().next().flatten().unwrap_or_default())
+}
+
+/// The mirrors that are decided together with this one.
+pub(crate) fn group_of(mirror: i32) -> Result<Vec<i32>> {
+    spi::read_rows(
+        "WITH RECURSIVE g(id) AS (SELECT $1 UNION SELECT CASE WHEN l.left_mirror = g.id THEN l.right_mirror ELSE l.left_mirror END \
+         FROM g JOIN crm.link l ON g.id IN (l.left_mirror, l.right_mirror)) SELECT id FROM g",
+        &[mirror.into()],
+        |row| Ok(row.get(1)?.unwrap_or_default()),
+    )
 }
 
 /// Whether an error may be over at the next try: a lock, a full disk, or a
@@ -156,7 +172,8 @@ SELECT pg_catalog.jsonb_build_object(
       FROM crm.mirror m
       JOIN pg_catalog.pg_namespace n ON n.nspname = m.schema_name
       JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = m.table_name AND c.relkind = 'r'
-      LEFT JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object), '[]'),
+      LEFT JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object
+      WHERE $1::int[] IS NULL OR m.id = ANY($1)), '[]'),
     'links', coalesce((SELECT jsonb_agg(to_jsonb(l) || jsonb_build_object('maps',
         coalesce((SELECT jsonb_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'))
         ORDER BY l.id) FROM crm.link l), '[]'),

@@ -1,5 +1,6 @@
 //! What the engine reads and writes, as owned values and whole batches.
 
+pub(crate) mod ask;
 pub(crate) mod catalog;
 pub(crate) mod changes;
 pub(crate) mod config;

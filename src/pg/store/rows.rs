@@ -114,6 +114,29 @@ fn lock(table: &Table, columns: &[&ColumnRow], key: &str, arg: Arg<'_>) -> Resul
     })
 }
 
+/// One row as it is, not locked, with the rights of whoever asks.
+pub(crate) fn read(table: &Table, columns: &[&ColumnRow], row_id: i64) -> Result<Option<Row>> {
+    let sql = format!(
+        "SELECT m._id, m.id, m._deleted_at IS NOT NULL{} FROM {} m WHERE m._id = $1",
+        select_list(columns),
+        table.name,
+    );
+    let found = spi::read_rows(&sql, &[row_id.into()], |row| {
+        let mut values = Vec::with_capacity(columns.len());
+        for i in 0..columns.len() {
+            values.push(row.get::<String>(4 + i)?.filter(|v| !v.is_empty()));
+        }
+        Ok(Row {
+            row_id: row.get(1)?.unwrap_or_default(),
+            record_id: row.get(2)?,
+            modified_at: 0,
+            deleted: row.get(3)?.unwrap_or_default(),
+            values,
+        })
+    })?;
+    Ok(found.into_iter().next())
+}
+
 /// Locks the rows of these CRM ids that nobody else holds, and reads `columns`.
 pub(crate) fn lock_by_record(
     table: &Table,

@@ -78,6 +78,23 @@ pub(crate) fn write(sql: &str, args: &[Arg<'_>]) -> Result<usize> {
     })
 }
 
+/// Runs a statement that only reads, without taking a transaction id, and maps
+/// its rows. In a user's backend, which keeps no plans for us.
+pub(crate) fn read_rows<T>(
+    sql: &str,
+    args: &[Arg<'_>],
+    mut map: impl FnMut(&SpiHeapTupleData<'_>) -> Result<T>,
+) -> Result<Vec<T>> {
+    Spi::connect(|client| {
+        let table = client.select(sql, None, args)?;
+        let mut out = Vec::with_capacity(table.len());
+        for row in table {
+            out.push(map(&row)?);
+        }
+        Ok(out)
+    })
+}
+
 /// Reads without taking a transaction id; sees the transaction's first snapshot.
 pub(crate) fn read_text(sql: &str) -> Result<Option<String>> {
     Spi::connect(|client| {
