@@ -113,7 +113,7 @@ BEGIN
                   WHEN m.mode = 'read_only' THEN ' is read-only: its changes are not sent' ELSE ' is live' END,
         CASE WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', t) WHEN m.mode = 'shadow' THEN format('SELECT * FROM crm.go_live(%L); or of its link.', t) END;
     IF NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
-                   WHERE g.tgrelid = rel AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN
+                   WHERE g.tgrelid = rel AND g.tgname = 'zz_crm_capture' AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN
         RETURN QUERY VALUES ('capture', 'stops', t || ': changes by SQL are not seen, its trigger is gone or disabled', format('ALTER TABLE %s ENABLE TRIGGER USER;', t));
     END IF;
     RETURN QUERY SELECT 'backfill', CASE b.state WHEN 'done' THEN 'ok' WHEN 'failed' THEN 'stops' ELSE 'waits' END,
@@ -218,7 +218,7 @@ BEGIN
             CASE WHEN w.state = 'queued' AND w.not_before > now() THEN 'not before ' || date_trunc('seconds', w.not_before) END, 'last error: ' || w.error),
         CASE w.state WHEN 'held' THEN format('The guard holds it: SELECT crm.approve(%1$s); or crm.reject(%1$s).', w.txs[1]) WHEN 'would_send' THEN 'Shadow: nothing is sent until crm.go_live.'
                      WHEN 'unknown' THEN 'The answer was lost; the worker reads the record back before it does anything.'
-                     WHEN 'dead' THEN coalesce(w.advice || ' ', '') || format('Then SELECT crm.dead_letter_retry(ARRAY[%s]);', w.id) ELSE w.advice END
+                     WHEN 'dead' THEN coalesce(w.advice || ' ', '') || format('Then SELECT crm.dead_letter_retry(ARRAY[%s]);', w.id) ELSE coalesce(w.advice, 'It goes on by itself.') END
     FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id ORDER BY w.id LIMIT 100;
 END $$;
 COMMENT ON FUNCTION crm._why_writes(integer[], bigint[]) IS 'Part of crm.why: writes of these rows that are not finished, with their place in the queue and what refused them.';
@@ -382,3 +382,13 @@ BEGIN
     RETURN QUERY SELECT * FROM crm._why_told(m, row, coalesce('row ' || _id, 'a row without a number'), all_checks);
 END $$;
 COMMENT ON FUNCTION crm.why(text, bigint, boolean) IS 'The same for a row by its _id, for example one that has no record in the CRM yet.';
+
+-- crm.explain(text, integer), for a statement, is made by the library: it must see the caller's search_path.
+CREATE FUNCTION crm.explain(event bigint DEFAULT NULL, write bigint DEFAULT NULL)
+RETURNS TABLE (what text, server text, object text, record text, field text, value text, instead_of text, competing jsonb,
+               winner text, rule bigint, decided_by text, calls integer, verdict text, detail text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM crm._explain_pending(event, write);
+END $$;
+COMMENT ON FUNCTION crm.explain(bigint, bigint) IS 'What would follow from an event that waits (event => id of crm.deferred), or what a write would send (write => id of crm.outbox); without effect.';

@@ -6,6 +6,8 @@ COMMENT ON FUNCTION crm._fence() IS 'State of the fence as the library reads it:
 COMMENT ON FUNCTION crm._fence_write(text) IS 'Writes the activation file of this cluster; only through crm.activate().';
 COMMENT ON FUNCTION crm._last_tx() IS 'Number of this session''s last transaction that changed mirrors: see crm.wait_synced().';
 COMMENT ON FUNCTION crm._tx_has_changes() IS 'Whether the running transaction has changed mirrors.';
+COMMENT ON FUNCTION crm.explain(text, integer) IS 'What would follow from an INSERT, UPDATE, DELETE or MERGE on a mirror, without effect: per field the values that compete, the rule and the winner; the writes to the CRMs; the API calls they cost; what the guard says. The statement runs with the caller''s rights and is undone.';
+COMMENT ON FUNCTION crm._explain_pending(bigint, bigint) IS 'What would follow from an event that waits, or what a write would send.';
 COMMENT ON FUNCTION crm._why_values(integer, bigint) IS 'Part of crm.why: fields that the row''s counterparts show differently, and what keeps it so.';
 COMMENT ON FUNCTION crm._as_engine(oid, text, jsonb) IS 'Runs a statement on a mirror as the engine does, uncaptured and with its owner''s rights; only through crm.reject().';
 COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker at once, outside the transaction; returns the ticket of its answer.';
@@ -76,7 +78,7 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_steward', f.signature);
         END IF;
         IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
-                      '_mirror_named', '_host_allowed') OR f.name ~ '^(why|_why.*|_clauses|_clause_ends)$' THEN
+                      '_mirror_named', '_host_allowed') OR f.name ~ '^(why|_why.*|_clauses|_clause_ends|explain|_explain.*)$' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
     END LOOP;

@@ -2,6 +2,8 @@
 //! code that decides, without effect on anything. It uses `pg`, the core, and of
 //! `worker` the configuration and the path of a decision; no network.
 
+mod explain;
+mod told;
 mod why;
 
 use pgrx::prelude::*;

@@ -16,18 +16,19 @@ use crate::worker::world::{GroupInfo, Mirror, World};
 /// Longest part of a value that an answer shows.
 const SHOWN_CHARS: usize = 120;
 
-type Answers = TableIterator<
+/// `crm._why_values`: one row per field that a counterpart shows differently.
+#[pg_extern(name = "_why_values", stable, strict, parallel_unsafe)]
+fn why_values(
+    mirror: i32,
+    row_id: i64,
+) -> TableIterator<
     'static,
     (
         name!(verdict, String),
         name!(detail, String),
         name!(advice, String),
     ),
->;
-
-/// `crm._why_values`: one row per field that a counterpart shows differently.
-#[pg_extern(name = "_why_values", stable, strict, parallel_unsafe)]
-fn why_values(mirror: i32, row_id: i64) -> Answers {
+> {
     let mut found = Vec::new();
     let tied = fine(ask::entity_of(mirror, row_id));
     if tied.len() > 1 {

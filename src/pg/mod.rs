@@ -12,6 +12,7 @@ pub(crate) mod origin;
 pub(crate) mod report;
 pub(crate) mod shmem;
 pub(crate) mod signal;
+pub(crate) mod statement;
 pub(crate) mod store;
 pub(crate) mod tx;
 pub(crate) mod utility;

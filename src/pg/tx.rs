@@ -193,6 +193,42 @@ pub(crate) fn in_subtransaction<T>(
     }
 }
 
+/// Runs `body` in a subtransaction that is undone whatever comes of it: what it
+/// returns is all that remains.
+pub(crate) fn rehearse<T>(body: impl FnOnce() -> Result<T, SqlError>) -> Result<T, SqlError> {
+    let mut kept = None;
+    let undone = in_subtransaction(|| {
+        kept = Some(body()?);
+        Err::<(), _>(SqlError::new("00000", "undone on purpose"))
+    });
+    match (kept, undone) {
+        (Some(value), _) => Ok(value),
+        (None, Err(error)) => Err(error),
+        (None, Ok(())) => Err(SqlError::new("XX000", "nothing was rehearsed")),
+    }
+}
+
+/// Runs `body` in a user's session as the engine runs: as `crm_worker`, values as
+/// text in its form, and with a search path into which no user can put anything.
+/// An SQL error needs no clean-up: aborting the (sub)transaction restores all.
+pub(crate) fn as_worker<T>(body: impl FnOnce() -> T) -> T {
+    canonically(|| {
+        let (mut user, mut context) = (pg_sys::InvalidOid, 0);
+        // SAFETY: saves and restores the pair that the server keeps for this
+        // purpose; a missing role is an SQL error.
+        unsafe {
+            set_for_now(c"search_path", c"pg_catalog, pg_temp");
+            let role = pg_sys::get_role_oid(c"crm_worker".as_ptr(), false);
+            pg_sys::GetUserIdAndSecContext(&raw mut user, &raw mut context);
+            let local = pg_sys::SECURITY_LOCAL_USERID_CHANGE as i32;
+            pg_sys::SetUserIdAndSecContext(role, context | local);
+            let value = body();
+            pg_sys::SetUserIdAndSecContext(user, context);
+            value
+        }
+    })
+}
+
 /// Runs `body` with the rights of `role` and security-restricted, as the server
 /// runs index expressions: what users attached to their tables must not act with
 /// the worker's rights. An SQL error in `body` needs no clean-up here: aborting

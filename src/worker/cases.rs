@@ -62,6 +62,9 @@ impl Case {
             now,
             HORIZON_MS,
         );
+        if let Some(rehearsal) = &world.rehearsal {
+            rehearsal.note(world, self, observed, &outcome);
+        }
         self.source.clone_from(&observed.origin);
         for (side, field, _) in &outcome.rows {
             let column = info.group.column(*field, *side);

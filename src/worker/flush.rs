@@ -15,7 +15,9 @@ use crate::worker::world::{GroupInfo, World};
 /// Writes everything back: rows, states, outgoing writes, events.
 pub(crate) fn flush(world: &World, mut cases: Vec<Case>, mut events: Vec<EventRow>) -> Result<()> {
     make_entities(world, &mut cases)?;
-    flush_rows(world, &cases)?;
+    if world.rehearsal.is_none() {
+        flush_rows(world, &cases)?;
+    }
     flush_writes(world, &cases)?;
     let mut states = Vec::new();
     for case in &cases {
@@ -79,6 +81,10 @@ fn rereads(world: &World, cases: &[Case]) -> Vec<(i32, String, String, String, &
 /// Numbers events and appends them to the ledger.
 pub(crate) fn append(world: &World, events: Vec<EventRow>) -> Result<()> {
     if events.is_empty() {
+        return Ok(());
+    }
+    if let Some(rehearsal) = &world.rehearsal {
+        rehearsal.append(events);
         return Ok(());
     }
     let first = ledger::reserve_sequence(events.len())?;

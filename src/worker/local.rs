@@ -43,6 +43,15 @@ pub(crate) fn drain(
     for (mirror, row) in changes::peek(limit)? {
         by_mirror.entry(mirror).or_default().push(row);
     }
+    drain_rows(world, by_mirror, now)
+}
+
+/// Takes and decides all changes of these rows.
+pub(crate) fn drain_rows(
+    world: &World,
+    by_mirror: BTreeMap<i32, Vec<i64>>,
+    now: Millis,
+) -> Result<Drained> {
     let mut drained = Drained::default();
     // What is decided for one mirror may write over a row of the next, whose
     // new values stand nowhere else: they are read before anything is decided.

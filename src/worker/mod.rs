@@ -6,24 +6,28 @@
 
 mod answers;
 mod backfill;
-mod cases;
+pub(crate) mod cases;
 mod creates;
 pub(crate) mod credential;
-mod deliver;
+pub(crate) mod deliver;
 mod doubt;
 mod engine;
 mod flush;
 mod inbound;
-mod ingest;
+pub(crate) mod ingest;
 pub(crate) mod launcher;
-mod local;
+pub(crate) mod local;
 mod pages;
 mod reading;
 mod record;
+pub(crate) mod rehearsal;
 mod schedule;
 mod servers;
 pub(crate) mod session;
 pub(crate) mod world;
+
+pub(crate) use engine::now;
+pub(crate) use schedule::source_name;
 
 use crate::pg::shmem::{self, Request, Slot};
 use crate::pg::{catalog, report, signal, tx};

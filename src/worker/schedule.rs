@@ -404,7 +404,7 @@ impl Engine {
 }
 
 /// Stored names of sources as the constants they came from.
-fn source_name(name: &str) -> &'static str {
+pub(crate) fn source_name(name: &str) -> &'static str {
     match name {
         "pubsub" => "pubsub",
         "poll" => "poll",

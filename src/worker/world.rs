@@ -12,6 +12,7 @@ use crm_core::policy::{Policy, Rule};
 
 use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow, PolicyRow};
 use crate::pg::store::rows::Table;
+use crate::worker::rehearsal::Rehearsal;
 
 /// A mirror, ready for use.
 #[derive(Debug)]
@@ -61,6 +62,8 @@ pub(crate) struct World {
     pub(crate) paused_servers: Vec<String>,
     /// How to read each server's spelling of values.
     pub(crate) connectors: HashMap<String, &'static dyn Connector>,
+    /// Somebody asks what would happen: nothing may be written for good.
+    pub(crate) rehearsal: Option<Rehearsal>,
 }
 
 impl World {

@@ -88,6 +88,8 @@ struct Buffer {
 thread_local! {
     static BUFFER: RefCell<Buffer> = const { RefCell::new(Buffer::new()) };
     static LAST_TX: Cell<Option<i64>> = const { Cell::new(None) };
+    /// While a statement is only explained: its first change, and how many it may make.
+    static BOUND: Cell<Option<(i32, i32)>> = const { Cell::new(None) };
 }
 
 /// Number of this session's last transaction with changes.
@@ -107,6 +109,36 @@ pub(super) struct Header {
     pub(super) rows: i32,
     pub(super) held: bool,
     pub(super) at: pg_sys::TimestampTz,
+}
+
+/// Takes back the bound on return and on unwinding.
+struct Unbound;
+
+impl Drop for Unbound {
+    fn drop(&mut self) {
+        BOUND.set(None);
+    }
+}
+
+/// Runs a statement of which at most `most` changes are taken, the next one is
+/// an error; then writes them to the log, as a commit would, so that this
+/// (sub)transaction can read them there. `None` if it changed nothing.
+pub(super) fn staged(most: i32, statement: impl FnOnce()) -> Option<(Header, i32)> {
+    let first = BUFFER.with_borrow(|buffer| buffer.next_ord);
+    {
+        let _unbound = Unbound;
+        BOUND.set(Some((first, most)));
+        statement();
+    }
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.next_ord == first {
+            return None;
+        }
+        buffer.write();
+        let header = buffer.header();
+        flush::write_header(&header);
+        Some((header, first))
+    })
 }
 
 /// Registers the callbacks, in the postmaster, so that every backend knows its
@@ -141,6 +173,11 @@ pub(super) fn append(mirror: &Mirror, op: Op, fill: impl FnOnce(&mut Out<'_>) ->
             level: buffer.level,
         });
         buffer.next_ord += 1;
+        if let Some((first, most)) = BOUND.get()
+            && buffer.next_ord - first > most
+        {
+            refuse_bound(most);
+        }
         buffer.count(mirror, op);
         if buffer.is_full() {
             buffer.write();
@@ -353,6 +390,16 @@ fn refuse(mirror: &Mirror, rows: u64, deletes: u64, over: Over) -> ! {
         &format!(
             "Every row becomes a write to the CRM. If that is meant, a superuser can raise pg_crm_sync.{setting} for the session."
         ),
+    )
+}
+
+#[cold]
+fn refuse_bound(most: i32) -> ! {
+    report::refuse(
+        PgSqlErrorCode::ERRCODE_PROGRAM_LIMIT_EXCEEDED,
+        format!("the statement changes more than {most} rows, which is more than are explained"),
+        Some("Nothing was changed.".to_owned()),
+        "Explain it for fewer rows with a narrower WHERE, or give a higher max_rows (at most 10000).",
     )
 }
 

@@ -43,6 +43,28 @@ pub(crate) fn has_changes() -> bool {
     buffer::has_changes()
 }
 
+/// What an explained statement changed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Staged {
+    /// Number of its transaction in the change log.
+    pub(crate) tx: i64,
+    /// Its first change there.
+    pub(crate) first: i32,
+    /// The guard would hold its writes.
+    pub(crate) held: bool,
+}
+
+/// Runs a statement of which at most `most` changes are taken and puts them into
+/// the change log at once, for this subtransaction to read; `None` if it changed
+/// nothing. The caller undoes the subtransaction.
+pub(crate) fn staged(most: i32, statement: impl FnOnce()) -> Option<Staged> {
+    buffer::staged(most, statement).map(|(header, first)| Staged {
+        tx: header.tx,
+        first,
+        held: header.held,
+    })
+}
+
 /// Tells the server that `crm_capture` takes its arguments the current way.
 #[unsafe(no_mangle)]
 pub(crate) extern "C-unwind" fn pg_finfo_crm_capture() -> *const pg_sys::Pg_finfo_record {

@@ -2,6 +2,7 @@
 //! id is taken, so that they work on a standby too.
 
 use super::ledger::XrefRow;
+use super::rows::{Table, as_owner};
 use super::spi::{self, Result};
 
 /// All rows of the entity that a row belongs to, itself included; empty if it
@@ -44,4 +45,153 @@ pub(crate) fn may_read(relid: u32) -> Result<bool> {
         |row| row.get::<bool>(1),
     )?;
     Ok(found.into_iter().next().flatten().unwrap_or_default())
+}
+
+/// A write that is not finished, as answers show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct OpenWrite {
+    pub(crate) id: i64,
+    pub(crate) mirror: i32,
+    pub(crate) row_id: i64,
+    pub(crate) record_id: Option<String>,
+    pub(crate) kind: String,
+    pub(crate) state: String,
+    /// JSON objects by field: what is sent, and what it replaces.
+    pub(crate) vals: String,
+    pub(crate) old_vals: String,
+    pub(crate) origin: String,
+    pub(crate) error: Option<String>,
+}
+
+const OPEN: &str = "SELECT w.id, w.mirror, w.row_id, w.record_id, w.kind, w.state, w.vals::text, w.old_vals::text, w.origin, w.error \
+     FROM crm.write w";
+
+fn open_write(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<OpenWrite> {
+    Ok(OpenWrite {
+        id: row.get(1)?.unwrap_or_default(),
+        mirror: row.get(2)?.unwrap_or_default(),
+        row_id: row.get(3)?.unwrap_or_default(),
+        record_id: row.get(4)?,
+        kind: row.get(5)?.unwrap_or_default(),
+        state: row.get(6)?.unwrap_or_default(),
+        vals: row.get(7)?.unwrap_or_default(),
+        old_vals: row.get(8)?.unwrap_or_default(),
+        origin: row.get(9)?.unwrap_or_default(),
+        error: row.get(10)?,
+    })
+}
+
+/// Unfinished writes of these rows, as a rehearsal sees them.
+pub(crate) fn open_writes(rows: &[(i32, i64)]) -> Result<Vec<OpenWrite>> {
+    let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
+    let sql = format!(
+        "{OPEN} JOIN unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) USING (mirror, row_id) ORDER BY w.id"
+    );
+    spi::write_rows(&sql, &[mirrors.into(), row_ids.into()], open_write)
+}
+
+/// One unfinished write.
+pub(crate) fn write(id: i64) -> Result<Option<OpenWrite>> {
+    let sql = format!("{OPEN} WHERE w.id = $1");
+    let found = spi::read_rows(&sql, &[id.into()], open_write)?;
+    Ok(found.into_iter().next())
+}
+
+/// All rows of the entities of these rows, with them, as a rehearsal sees them.
+pub(crate) fn with_partners(rows: &[(i32, i64)]) -> Result<Vec<(i32, i64)>> {
+    let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
+    spi::write_rows(
+        "SELECT v.mirror, v.row_id FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         UNION SELECT y.mirror, y.row_id FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         JOIN crm.xref x ON x.mirror = v.mirror AND x.row_id = v.row_id AND x.merged_into IS NULL \
+         JOIN crm.xref y ON y.entity = x.entity AND y.merged_into IS NULL",
+        &[mirrors.into(), row_ids.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// Questions about these rows as a whole: `(id, mirror, row, reason)`.
+pub(crate) fn questions(rows: &[(i32, i64)]) -> Result<Vec<(i64, i32, i64, String)>> {
+    let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
+    spi::write_rows(
+        "SELECT r.id, r.mirror, r.row_id, r.reason FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         JOIN crm.review_item r USING (mirror, row_id) WHERE r.field IS NULL ORDER BY r.id",
+        &[mirrors.into(), row_ids.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+                row.get(3)?.unwrap_or_default(),
+                row.get(4)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// Names and types of the servers of our kind.
+pub(crate) fn servers() -> Result<Vec<(String, String)>> {
+    spi::read_rows(
+        "SELECT server, coalesce(server_type, '') FROM crm._server",
+        &[],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// An event that waits to be decided.
+#[derive(Clone, Debug)]
+pub(crate) struct Waiting {
+    pub(crate) mirror: i32,
+    pub(crate) record_id: String,
+    pub(crate) source: String,
+    /// JSON.
+    pub(crate) change: String,
+    /// `locked` or `read`.
+    pub(crate) reason: String,
+}
+
+/// An event that waits, after those of the same record that wait before it.
+/// Empty if there is no such event.
+pub(crate) fn waiting(id: i64) -> Result<Vec<Waiting>> {
+    spi::read_rows(
+        "SELECT d.mirror, d.record_id, d.source, d.change::text, d.reason FROM crm.deferred asked \
+         JOIN crm.deferred d ON d.mirror = asked.mirror AND d.record_id = asked.record_id AND d.id <= asked.id \
+         WHERE asked.id = $1 ORDER BY d.id",
+        &[id.into()],
+        |row| {
+            Ok(Waiting {
+                mirror: row.get(1)?.unwrap_or_default(),
+                record_id: row.get(2)?.unwrap_or_default(),
+                source: row.get(3)?.unwrap_or_default(),
+                change: row.get(4)?.unwrap_or_default(),
+                reason: row.get(5)?.unwrap_or_default(),
+            })
+        },
+    )
+}
+
+/// The row of a record, as `(mirror, row)`, if there is one.
+pub(crate) fn rows_of(
+    mirror: i32,
+    record_id: &str,
+    table: Option<&Table>,
+) -> Result<Vec<(i32, i64)>> {
+    let Some(table) = table else {
+        return Ok(Vec::new());
+    };
+    let sql = format!("SELECT m._id FROM {} m WHERE m.id = $1", table.name);
+    as_owner(table, || {
+        spi::read_rows(&sql, &[record_id.into()], |row| {
+            Ok((mirror, row.get::<i64>(1)?.unwrap_or_default()))
+        })
+    })
 }

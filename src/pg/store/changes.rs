@@ -45,6 +45,18 @@ pub(crate) fn peek(limit: i64) -> Result<Vec<(i32, i64)>> {
     })
 }
 
+/// The rows that a transaction changed from its change number `first` on.
+pub(crate) fn of_statement(tx: i64, first: i32) -> Result<Vec<(i32, i64)>> {
+    let sql =
+        format!("SELECT DISTINCT mirror_id, row_id FROM {BOTH} c WHERE tx = $1 AND ord >= $2");
+    spi::write_rows(&sql, &[tx.into(), first.into()], |row| {
+        Ok((
+            row.get(1)?.unwrap_or_default(),
+            row.get(2)?.unwrap_or_default(),
+        ))
+    })
+}
+
 /// Which of these rows have changes waiting.
 pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
     if row_ids.is_empty() {
