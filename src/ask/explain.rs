@@ -59,6 +59,10 @@ fn row(line: Line) -> Row {
 /// What would follow from a statement on a mirror. Runs it with the rights of
 /// the caller, and undoes it.
 #[pg_extern(name = "explain", volatile, parallel_unsafe)]
+#[allow(
+    clippy::type_complexity,
+    reason = "pgrx reads the names of the columns here"
+)]
 fn explain_statement(
     statement: Option<&str>,
     max_rows: default!(i32, 1000),
@@ -91,6 +95,10 @@ fn explain_statement(
 
 /// What would follow from an event that waits, or from a write that is not sent.
 #[pg_extern(name = "_explain_pending", volatile, parallel_unsafe)]
+#[allow(
+    clippy::type_complexity,
+    reason = "pgrx reads the names of the columns here"
+)]
 fn explain_pending(
     event: Option<i64>,
     write: Option<i64>,

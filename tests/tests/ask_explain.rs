@@ -113,17 +113,20 @@ async fn an_update_is_told_field_by_field_with_its_writes_and_calls_and_nothing_
     pair.quiet().await;
     assert_eq!(everything(&pair.db).await, before);
     assert_eq!((pair.writes("hubspot"), pair.writes("salesforce")), (0, 0));
-    pair.db
-        .exec(&format!(
-            "UPDATE hubspot.contacts SET phone = 'mine', city = 'After' WHERE id = '{h}'"
-        ))
-        .await;
+    really(&pair, who).await;
+}
+
+/// Does what was explained.
+async fn really(pair: &Pair, who: &Person) {
+    let sql = format!(
+        "UPDATE hubspot.contacts SET phone = 'mine', city = 'After' WHERE id = '{}'",
+        who.hubspot
+    );
+    pair.db.exec(&sql).await;
     pair.reaches_both(who, "city", "After").await;
     pair.agree().await;
-    assert_eq!(
-        pair.shows("salesforce", who, "phone").as_deref(),
-        Some("owned")
-    );
+    let phone = pair.shows("salesforce", who, "phone");
+    assert_eq!(phone.as_deref(), Some("owned"));
     assert_eq!((pair.writes("hubspot"), pair.writes("salesforce")), (1, 1));
 }
 
@@ -179,7 +182,14 @@ async fn inserts_deletes_and_merges_are_told_and_the_guard_has_its_say() {
     );
     let nothing = explain(&pair.db, "UPDATE hubspot.contacts SET jobtitle = jobtitle").await;
     assert_eq!(nothing, ["guard|||||||||||passes"]);
+    pair.quiet().await;
+    assert_eq!(everything(&pair.db).await, before);
+}
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_guard_says_what_it_would_hold_or_refuse_and_too_many_rows_are_an_error() {
+    let (pair, _people) = linked().await;
+    let before = everything(&pair.db).await;
     let first = |n: usize| {
         format!(
             "UPDATE hubspot.contacts SET jobtitle = 'Mass' WHERE id IN (SELECT id FROM hubspot.contacts WHERE id IS NOT NULL ORDER BY _id LIMIT {n})"
@@ -214,10 +224,10 @@ async fn inserts_deletes_and_merges_are_told_and_the_guard_has_its_say() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_changes_of_mirrors_are_run_and_with_the_callers_rights() {
+async fn only_changes_of_mirrors_are_run_and_bad_arguments_have_a_hint() {
     let (pair, people) = linked().await;
     let id = &people[0].hubspot;
-    pair.db.exec("CREATE TABLE public.other (a int); CREATE ROLE looker IN ROLE crm_reader; GRANT USAGE ON SCHEMA hubspot TO looker").await;
+    pair.db.exec("CREATE TABLE public.other (a int)").await;
     let set = format!("UPDATE hubspot.contacts SET city = 'X' WHERE id = '{id}'");
     for (statement, code, words) in [
         ("SELECT 1", "0A000", "no INSERT"),
@@ -261,7 +271,15 @@ async fn only_changes_of_mirrors_are_run_and_with_the_callers_rights() {
         assert_eq!(error.code().code(), code, "{call}: {error:?}");
         assert!(error.hint().is_some(), "{call}: {error:?}");
     }
-    pair.db.exec("SET ROLE looker").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_statement_is_explained_with_the_callers_rights_and_the_engines_cannot_be_had() {
+    let (pair, people) = linked().await;
+    let set = Pair::update(&people[0], "city", "X");
+    pair.db
+        .exec("CREATE ROLE looker IN ROLE crm_reader; GRANT USAGE ON SCHEMA hubspot TO looker; SET ROLE looker")
+        .await;
     let quoted = set.replace('\'', "''");
     let error = pair
         .db
@@ -316,8 +334,12 @@ async fn writes_and_events_that_wait_can_be_asked_about() {
         .exec("SELECT crm.resume('server', 'salesforce')")
         .await;
     pair.agree().await;
+}
 
-    // An event whose row a user holds waits undecided.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_event_that_waits_for_a_lock_is_explained_to_whoever_holds_it() {
+    let (pair, people) = linked().await;
+    let who = &people[0];
     let other = pair.cluster.connect("app").await;
     other
         .exec(&format!(

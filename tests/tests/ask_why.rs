@@ -163,8 +163,13 @@ async fn what_waits_what_was_refused_and_what_lost_are_told_with_their_cause() {
     }
     pair.db.exec("SELECT crm.dead_letter_retry()").await;
     pair.agree().await;
+}
 
-    // What an owner puts back is said too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_an_owner_put_back_is_told_although_all_agree_again() {
+    let (pair, people) = linked().await;
+    let who = &people[0];
+    let call = format!("'hubspot.contacts', '{}'", who.hubspot);
     pair.db
         .exec("INSERT INTO crm.conflict_policy (link, field, strategy, winner) VALUES ('contacts', 'city', 'owner', 'salesforce')")
         .await;
