@@ -236,7 +236,7 @@ BEGIN
         FROM unnest(mirrors, records || rows::text[]) AS v (mirror, record) JOIN crm.poison p ON p.mirror = v.mirror AND p.record_id = v.record ORDER BY p.id LIMIT 20;
     RETURN QUERY SELECT 'review', 'stops', format('question %s%s: %s', r.id, ' about ' || r.field, r.reason), 'Answer it in crm.review.'
         FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.review_item r ON r.mirror = v.mirror AND r.row_id = v.row_id ORDER BY r.id LIMIT 20;
-    RETURN QUERY SELECT 'merged', 'note', format('%s record %s lives on as %s', crm._table_of(x.mirror), x.record_id, x.merged_into), 'Look at that record instead.'
+    RETURN QUERY SELECT 'merged', 'note', format('%s row %s lives on as %s', crm._table_of(x.mirror), x.row_id, x.merged_into), 'Look at that record instead.'
         FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.xref x ON x.mirror = v.mirror AND x.row_id = v.row_id WHERE x.merged_into IS NOT NULL;
 END $$;
 COMMENT ON FUNCTION crm._why_events(integer[], bigint[], text[]) IS 'Part of crm.why: events that wait or could not be applied, open questions, merges.';
@@ -280,6 +280,20 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._why_record(crm.mirror, bigint) IS 'Part of crm.why: what the row itself says.';
 
+CREATE FUNCTION crm._why_record_id(mirror integer, row_id bigint) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t  crm.mirror;
+    id text;
+BEGIN
+    SELECT x.* INTO t FROM crm.mirror x WHERE x.id = $1;
+    IF has_table_privilege(crm._relation_of(t.schema_name, t.table_name), 'SELECT') THEN
+        EXECUTE format('SELECT x.id FROM %I.%I x WHERE x._id = $1', t.schema_name, t.table_name) INTO id USING row_id;
+    END IF;
+    RETURN id;
+END $$;
+COMMENT ON FUNCTION crm._why_record_id(integer, bigint) IS 'Part of crm.why: the CRM''s id of a row, if the caller may see it.';
+
 CREATE FUNCTION crm._why(m crm.mirror, row_id bigint, asked text)
 RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -294,7 +308,7 @@ BEGIN
     IF row_id IS NOT NULL THEN
         EXECUTE format('SELECT ARRAY[x.id] FROM %I.%I x WHERE x._id = $1', m.schema_name, m.table_name) INTO records USING row_id;
     END IF;
-    FOR x IN SELECT y.mirror, y.row_id, y.record_id FROM crm.xref y WHERE y.entity = thing AND y.mirror <> m.id AND y.merged_into IS NULL LOOP
+    FOR x IN SELECT y.mirror, y.row_id, crm._why_record_id(y.mirror, y.row_id) AS record_id FROM crm.xref y WHERE y.entity = thing AND y.mirror <> m.id AND y.merged_into IS NULL LOOP
         mirrors := mirrors || x.mirror;
         rows := rows || x.row_id;
         records := records || x.record_id;

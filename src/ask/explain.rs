@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crm_core::guard::Window;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
@@ -213,14 +214,16 @@ fn decided(world: &mut World, staged: Staged) -> Result<Vec<Line>, SqlError> {
     let limit = |rows: Option<u64>| rows.map_or("never".to_owned(), |n| format!("above {n}"));
     let verdict = if staged.held { "held" } else { "passes" };
     let limits = format!(
-        "{} rows in this transaction's statement; held {}, refused {} rows or {} deletes of a mirror",
+        "{} rows of this transaction, others of the session not counted; held {}, refused {} rows or {} deletes of a mirror",
         rows.len(),
         limit(guc::guard_soft_rows()),
         limit(guc::guard_hard_rows()),
         limit(guc::guard_hard_deletes()),
     );
     let mut lines = rehearsed(world, &rows, |world| {
-        Ok(local::drain_rows(world, by_mirror, now())?.locked)
+        // What the writer changed in other transactions only the worker counts.
+        let mut window = Window::default();
+        Ok(local::drain_rows(world, &mut window, by_mirror, now())?.locked)
     })?;
     lines.push(guard(verdict, limits));
     Ok(lines)
@@ -318,6 +321,7 @@ fn of_event(id: i64) -> Result<Vec<Line>, SqlError> {
             Some(Inbound {
                 mirror: w.mirror,
                 source: source_name(&w.source),
+                stream: None,
                 change: serde_json::from_str(&w.change).ok()?,
             })
         })

@@ -75,6 +75,7 @@ pub(super) fn decided(world: &World, judged: &Judged) -> Line {
         | Step::FillBlank
         | Step::OneSide
         | Step::Conflict
+        | Step::Merge
         | Step::Resolved
         | Step::OneWay
         | Step::Held
@@ -83,7 +84,15 @@ pub(super) fn decided(world: &World, judged: &Judged) -> Line {
         {
             "applies"
         }
-        Step::Owner | Step::FillBlank | Step::Conflict | Step::Held | Step::Flapping => "put back",
+        Step::Waiting => "waits",
+        Step::Merge | Step::Conflict if !decision.merged.is_empty() => "merged",
+        Step::Owner
+        | Step::FillBlank
+        | Step::Conflict
+        | Step::Locked
+        | Step::Score
+        | Step::Held
+        | Step::Flapping => "put back",
         _ => "no news",
     };
     Line {

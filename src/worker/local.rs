@@ -43,12 +43,13 @@ pub(crate) fn drain(
     for (mirror, row) in changes::peek(limit)? {
         by_mirror.entry(mirror).or_default().push(row);
     }
-    drain_rows(world, by_mirror, now)
+    drain_rows(world, window, by_mirror, now)
 }
 
 /// Takes and decides all changes of these rows.
 pub(crate) fn drain_rows(
     world: &World,
+    window: &mut Window,
     by_mirror: BTreeMap<i32, Vec<i64>>,
     now: Millis,
 ) -> Result<Drained> {

@@ -41,6 +41,21 @@ async fn everything(db: &Db) -> Vec<Vec<String>> {
     .await
 }
 
+/// Keeps echoes of what was done before from moving anything while we look.
+async fn still(pair: &Pair) {
+    pair.db
+        .exec("SELECT crm.pause('server', 'hubspot'), crm.pause('server', 'salesforce')")
+        .await;
+    pair.worker_has_read().await;
+}
+
+async fn go_on(pair: &Pair) {
+    pair.db
+        .exec("SELECT crm.resume('server', 'hubspot'), crm.resume('server', 'salesforce')")
+        .await;
+    pair.worker_has_read().await;
+}
+
 fn has(lines: &[String], wanted: &str) {
     assert!(
         lines.iter().any(|l| l == wanted),
@@ -66,6 +81,7 @@ async fn an_update_is_told_field_by_field_with_its_writes_and_calls_and_nothing_
     pair.reaches_both(who, "city", "Before").await;
     pair.agree().await;
     pair.emulator.reset_counts();
+    still(&pair).await;
     let before = everything(&pair.db).await;
     let (h, s) = (&who.hubspot, &who.salesforce);
     let lines = explain(
@@ -113,6 +129,7 @@ async fn an_update_is_told_field_by_field_with_its_writes_and_calls_and_nothing_
     pair.quiet().await;
     assert_eq!(everything(&pair.db).await, before);
     assert_eq!((pair.writes("hubspot"), pair.writes("salesforce")), (0, 0));
+    go_on(&pair).await;
     really(&pair, who).await;
 }
 
@@ -133,6 +150,7 @@ async fn really(pair: &Pair, who: &Person) {
 #[tokio::test(flavor = "multi_thread")]
 async fn inserts_deletes_and_merges_are_told_and_the_guard_has_its_say() {
     let (pair, people) = linked().await;
+    still(&pair).await;
     let before = everything(&pair.db).await;
     let made = explain(
         &pair.db,
@@ -189,6 +207,7 @@ async fn inserts_deletes_and_merges_are_told_and_the_guard_has_its_say() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_guard_says_what_it_would_hold_or_refuse_and_too_many_rows_are_an_error() {
     let (pair, _people) = linked().await;
+    still(&pair).await;
     let before = everything(&pair.db).await;
     let first = |n: usize| {
         format!(
