@@ -199,6 +199,7 @@ mod tests {
             landed: None,
             confirmed: false,
             normal: None,
+            after: None,
         };
         let mut state = FieldState {
             sides: vec![SideState::default(), SideState::default()],
@@ -212,6 +213,7 @@ mod tests {
         assert_eq!(the_obstacle(&group, &entity), Obstacle::Refused(1));
         state.hold = Some(Hold {
             reason: "why".to_owned(),
+            ..Hold::default()
         });
         entity.fields.insert(0, state);
         let asked = the_obstacle(&group, &entity);
