@@ -36,6 +36,7 @@ mod steps;
 pub mod strategy;
 mod timeline;
 pub mod value;
+pub mod what_if;
 
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "a failed test panics")]
