@@ -165,12 +165,30 @@ CREATE TABLE crm.conflict_policy (
     field      text NOT NULL DEFAULT '*',
     strategy   text NOT NULL,
     winner     text,
+    function   text,
+    min_score  numeric CHECK (min_score >= 0 AND min_score <= 1),
     skew       interval NOT NULL DEFAULT '2 seconds' CHECK (skew >= '0' AND skew <= '1 hour'),
     changed_by name NOT NULL DEFAULT session_user,
     changed_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (link, field)
 );
-COMMENT ON TABLE crm.conflict_policy IS 'Who wins: one row per link and field (left side''s name; * for all others). strategy is owner, last_write_wins, priority, fill_blank or review; winner names servers, or local for SQL, in order, comma separated. Edits count from the next event on.';
+COMMENT ON TABLE crm.conflict_policy IS 'Who wins: one row per link and field (left side''s name; * for all others; link * for mirrors without a link). Edits count from the next event on; see crm.policy_history and crm.policy_apply.';
+COMMENT ON COLUMN crm.conflict_policy.strategy IS 'owner and fill_blank decide every change; append, delta and union keep what both sides added; last_write_wins, priority, function and review decide conflicts.';
+COMMENT ON COLUMN crm.conflict_policy.winner IS 'Servers, local (SQL) or applications (pg_crm_sync.application), in order, comma separated: owners, or the order of priority and of ties.';
+COMMENT ON COLUMN crm.conflict_policy.function IS 'For strategy function: schema.name of a function (held text, came text, context jsonb) RETURNS text that is not volatile; it runs as its owner.';
+COMMENT ON COLUMN crm.conflict_policy.min_score IS 'What SQL writes lands only if the transaction gives at least this score: SET LOCAL pg_crm_sync.score = 0.9.';
+COMMENT ON COLUMN crm.conflict_policy.skew IS 'Edits of two sides that lie no further apart than this have no order of their own; the row of field * sets it for the link.';
+
+CREATE TABLE crm.field_lock (
+    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    link       text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    field      text NOT NULL,
+    origin     text NOT NULL,
+    changed_by name NOT NULL DEFAULT session_user,
+    changed_at timestamptz NOT NULL DEFAULT now(),
+    UNIQUE (link, field)
+);
+COMMENT ON TABLE crm.field_lock IS 'Fields that only one origin may write (a server, local for SQL, or an application): what others write is put back, whatever the strategy.';
 
 CREATE SEQUENCE crm.entity_seq;
 COMMENT ON SEQUENCE crm.entity_seq IS 'Ids of real-world things that records on several sides describe.';
@@ -359,9 +377,9 @@ DO $$
 DECLARE t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['installation', 'server_state', 'remote_object', 'remote_field', 'mirror', 'mirror_column', 'backfill',
-     'stream', 'link', 'field_map', 'conflict_policy', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
+     'stream', 'link', 'field_map', 'conflict_policy', 'field_lock', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
      'webhook_queue', 'review_item', 'api_usage', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
-     'field_map_id_seq', 'conflict_policy_id_seq', 'deferred_id_seq', 'write_id_seq', 'poison_id_seq',
+     'field_map_id_seq', 'conflict_policy_id_seq', 'field_lock_id_seq', 'deferred_id_seq', 'write_id_seq', 'poison_id_seq',
      'webhook_queue_id_seq', 'review_item_id_seq']
     LOOP
         PERFORM pg_catalog.pg_extension_config_dump(format('crm.%I', t)::regclass, '');
@@ -408,7 +426,7 @@ COMMENT ON FUNCTION crm._config_changed() IS 'Tells the worker to read its confi
 DO $$
 DECLARE t text;
 BEGIN
-    FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'conflict_policy'] LOOP
+    FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'conflict_policy', 'field_lock'] LOOP
         EXECUTE format('CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON crm.%I
                         FOR EACH STATEMENT EXECUTE FUNCTION crm._config_changed()', t);
     END LOOP;

@@ -47,13 +47,15 @@ CREATE TABLE crm.change_tx (
     "session_user"   text        NOT NULL,
     application_name text        NOT NULL,
     reason           text,
-    origin           text
+    origin           text,
+    score            real
 ) USING heap WITH (autovacuum_vacuum_scale_factor = 0.05);
 COMMENT ON TABLE crm.change_tx IS 'One row per transaction that changed mirrors: who, why, and whether its writes wait for approval.';
 COMMENT ON COLUMN crm.change_tx.at IS 'Start of the statement that made the first change.';
 COMMENT ON COLUMN crm.change_tx.rows IS 'Changes that it logged, in all mirrors.';
 COMMENT ON COLUMN crm.change_tx.held IS 'It changed more rows of a mirror than pg_crm_sync.guard_soft_rows, or its user and application more than guard_window_rows within guard_window: its writes wait for crm.approve.';
 COMMENT ON COLUMN crm.change_tx.reason IS 'pg_crm_sync.reason of the session.';
+COMMENT ON COLUMN crm.change_tx.score IS 'pg_crm_sync.score of the session: how sure it is of what it wrote; see crm.conflict_policy.min_score.';
 COMMENT ON COLUMN crm.change_tx.origin IS 'pg_crm_sync.application of the session; null means local.';
 
 DO $$

@@ -1,4 +1,4 @@
--- Links: which mirrors describe the same things, field by field, and who wins.
+-- Links: which mirrors describe the same things, field by field.
 
 CREATE TABLE crm.standard_map (
     pair        text NOT NULL,
@@ -46,18 +46,6 @@ FROM (VALUES
      '{"appointmentscheduled": "Prospecting", "qualifiedtobuy": "Qualification", "presentationscheduled": "Value Proposition",
        "decisionmakerboughtin": "Id. Decision Makers", "contractsent": "Negotiation/Review", "closedwon": "Closed Won", "closedlost": "Closed Lost"}', NULL)
 ) AS v (pair, left_object, right_object, left_field, right_field, to_left, to_right, value_map, match_order);
-
-CREATE TABLE crm.policy_history (
-    id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    policy_version bigint NOT NULL,
-    changed_at     timestamptz NOT NULL DEFAULT now(),
-    changed_by     name NOT NULL DEFAULT session_user,
-    before         jsonb,
-    after          jsonb
-);
-COMMENT ON TABLE crm.policy_history IS 'Every change of crm.conflict_policy: who, when, the row before and after, and the policy version it began.';
-SELECT pg_catalog.pg_extension_config_dump('crm.policy_history', '');
-SELECT pg_catalog.pg_extension_config_dump('crm.policy_history_id_seq', '');
 
 -- Scripts of pg_dump switch this off; rows that they bring were checked when
 -- they were made, and the tables they refer to may come later.
@@ -169,119 +157,6 @@ END $$;
 COMMENT ON FUNCTION crm._field_map_check() IS 'Checks a field map against the mirrors: fields, types, transforms, direction.';
 CREATE TRIGGER field_map_check BEFORE INSERT OR UPDATE ON crm.field_map FOR EACH ROW EXECUTE FUNCTION crm._field_map_check();
 COMMENT ON TRIGGER field_map_check ON crm.field_map IS 'Refuses maps that cannot work, with what to do instead.';
-
-CREATE FUNCTION crm._policy_winners(winner text) RETURNS text[]
-LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT coalesce(array_agg(btrim(w) ORDER BY n), '{}')
-    FROM unnest(string_to_array(winner, ',')) WITH ORDINALITY AS x (w, n) WHERE btrim(w) <> ''
-$$;
-COMMENT ON FUNCTION crm._policy_winners(text) IS 'The comma-separated winners of a policy, in order.';
-
-CREATE FUNCTION crm._policy_owner_clash(p crm.conflict_policy) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('link "%s", field "%s", owner %s', other.link, other.field, other.winner)
-    FROM crm.link mine
-    JOIN crm.field_map fm ON fm.link = mine.name AND fm.left_field = p.field
-    JOIN crm.link theirs ON theirs.id <> mine.id
-    JOIN crm.field_map tm ON tm.link = theirs.name
-         AND ((mine.left_mirror = theirs.left_mirror AND fm.left_field = tm.left_field)
-           OR (mine.right_mirror = theirs.right_mirror AND fm.right_field = tm.right_field)
-           OR (mine.left_mirror = theirs.right_mirror AND fm.left_field = tm.right_field)
-           OR (mine.right_mirror = theirs.left_mirror AND fm.right_field = tm.left_field))
-    JOIN crm.conflict_policy other ON other.link = theirs.name AND other.field = tm.left_field AND other.strategy = 'owner'
-    WHERE mine.name = p.link AND p.strategy = 'owner' AND btrim(other.winner) <> btrim(p.winner)
-    LIMIT 1
-$$;
-COMMENT ON FUNCTION crm._policy_owner_clash(crm.conflict_policy) IS 'Another link of the group that names another owner for the same field.';
-
-CREATE FUNCTION crm._policy_field(k crm.link, given text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    mapped text[] := (SELECT array_agg(f.left_field ORDER BY f.left_field) FROM crm.field_map f WHERE f.link = k.name);
-    hit    text;
-BEGIN
-    SELECT f.left_field INTO hit FROM crm.field_map f WHERE f.link = k.name AND lower(given) = lower(f.left_field);
-    IF given = '*' THEN
-        RETURN given;
-    ELSIF hit IS NULL THEN
-        RAISE EXCEPTION 'link "%" maps no field "%"', k.name, given
-            USING ERRCODE = '42703', DETAIL = 'Policies name fields as the left side does; mapped are: ' || coalesce(array_to_string(mapped, ', '), 'none') || '.',
-                  HINT = coalesce((SELECT format('On the left side it is called %s.', f.left_field) FROM crm.field_map f WHERE f.link = k.name AND lower(f.right_field) = lower(given)),
-                                  crm._near_hint(given, mapped, '* stands for all fields without a row of their own; crm.field_map adds fields.'));
-    END IF;
-    RETURN hit;
-END $$;
-COMMENT ON FUNCTION crm._policy_field(crm.link, text) IS 'Resolves the field of a policy row or raises, naming near matches.';
-
-CREATE FUNCTION crm._policy_check() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    strategies CONSTANT text[] := ARRAY['owner', 'last_write_wins', 'priority', 'fill_blank', 'review'];
-    k       crm.link;
-    sides   text[];
-    winners text[];
-    w       text;
-    clash   text;
-BEGIN
-    IF crm._restoring() THEN
-        RETURN new;
-    END IF;
-    k := crm._link_named(new.link);
-    new.field := crm._policy_field(k, new.field);
-    new.winner := nullif(array_to_string(crm._policy_winners(new.winner), ','), '');
-    winners := crm._policy_winners(new.winner);
-    sides := ARRAY(SELECT m.server FROM crm.mirror m WHERE m.id IN (k.left_mirror, k.right_mirror) ORDER BY m.id = k.right_mirror) || ARRAY['local'];
-    IF new.strategy <> ALL (strategies) THEN
-        RAISE EXCEPTION 'unknown strategy "%"', new.strategy
-            USING ERRCODE = '22023', DETAIL = 'Strategies are: ' || array_to_string(strategies, ', ') || '.',
-                  HINT = crm._near_hint(new.strategy, strategies, 'owner and fill_blank decide every change; the others decide conflicts.');
-    ELSIF new.strategy IN ('owner', 'fill_blank', 'priority') AND cardinality(winners) = 0 THEN
-        RAISE EXCEPTION 'strategy "%" needs a winner', new.strategy
-            USING ERRCODE = '22023', DETAIL = 'Sides of link "' || k.name || '" are: ' || array_to_string(sides, ', ') || '.',
-                  HINT = format('For example winner = %L.', sides[1]);
-    ELSIF new.strategy = 'owner' AND cardinality(winners) > 1 THEN
-        RAISE EXCEPTION 'strategy "owner" has one winner, not %', cardinality(winners)
-            USING ERRCODE = '22023', DETAIL = format('Got %s.', new.winner), HINT = 'Use strategy priority for an order of several.';
-    END IF;
-    FOREACH w IN ARRAY winners LOOP
-        IF w <> ALL (sides) THEN
-            RAISE EXCEPTION 'winner "%" is not a side of link "%"', w, k.name
-                USING ERRCODE = '22023', DETAIL = 'Its sides are: ' || array_to_string(sides, ', ') || ' (local is SQL).',
-                      HINT = crm._near_hint(w, sides, 'Name servers, not objects or tables.');
-        END IF;
-    END LOOP;
-    clash := crm._policy_owner_clash(new);
-    IF clash IS NOT NULL THEN
-        RAISE EXCEPTION 'field "%" would have two owners', new.field
-            USING ERRCODE = '23505', DETAIL = 'Links that share a mirror are decided together; the other is: ' || clash || '.',
-                  HINT = 'Name the same owner in both, or use another strategy here.';
-    END IF;
-    new.changed_by := session_user;
-    new.changed_at := now();
-    RETURN new;
-END $$;
-COMMENT ON FUNCTION crm._policy_check() IS 'Checks a policy row: link, field, strategy, winner, one owner per group.';
-CREATE TRIGGER policy_check BEFORE INSERT OR UPDATE ON crm.conflict_policy FOR EACH ROW EXECUTE FUNCTION crm._policy_check();
-COMMENT ON TRIGGER policy_check ON crm.conflict_policy IS 'Refuses policies that cannot decide anything, with what to do instead.';
-
-CREATE FUNCTION crm._policy_changed() RETURNS trigger
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    version bigint;
-BEGIN
-    IF crm._restoring() THEN
-        RETURN NULL;
-    END IF;
-    INSERT INTO crm.installation DEFAULT VALUES ON CONFLICT DO NOTHING;
-    UPDATE crm.installation SET policy_version = policy_version + 1 RETURNING policy_version INTO version;
-    INSERT INTO crm.policy_history (policy_version, before, after)
-    VALUES (version, CASE WHEN tg_op <> 'INSERT' THEN to_jsonb(old) END, CASE WHEN tg_op <> 'DELETE' THEN to_jsonb(new) END);
-    PERFORM crm._wake();
-    RETURN NULL;
-END $$;
-COMMENT ON FUNCTION crm._policy_changed() IS 'Gives every policy change its own version and keeps it in crm.policy_history.';
-CREATE TRIGGER policy_changed AFTER INSERT OR UPDATE OR DELETE ON crm.conflict_policy FOR EACH ROW EXECUTE FUNCTION crm._policy_changed();
-COMMENT ON TRIGGER policy_changed ON crm.conflict_policy IS 'Keeps the history of policies.';
 
 CREATE FUNCTION crm._standard_maps(k crm.link)
 RETURNS TABLE (left_field text, right_field text, direction text, to_left text, to_right text, value_map jsonb, match_order smallint)

@@ -84,9 +84,9 @@ BEGIN
     END LOOP;
 END $$;
 
-GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.conflict_policy, crm.xref, crm.field_state TO crm_admin;
+GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.conflict_policy, crm.field_lock, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
 GRANT INSERT, UPDATE, DELETE ON crm.server_state, crm.stream, crm.review_item, crm.write, crm.remote_object, crm.remote_field TO crm_admin;
-GRANT INSERT ON crm.installation TO crm_admin;
+GRANT INSERT ON crm.installation, crm.config_change TO crm_admin;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA crm TO crm_admin;
 GRANT UPDATE (paused) ON crm.mirror, crm.link, crm.server_state TO crm_operator;
 GRANT INSERT ON crm.server_state, crm.installation TO crm_operator;

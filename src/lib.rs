@@ -30,9 +30,14 @@ extension_sql_file!(
     requires = ["capture"]
 );
 extension_sql_file!(
+    "../sql/042_policies.sql",
+    name = "policies",
+    requires = ["links"]
+);
+extension_sql_file!(
     "../sql/045_matching.sql",
     name = "matching",
-    requires = ["links"]
+    requires = ["policies"]
 );
 extension_sql_file!(
     "../sql/050_delivery.sql",

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 type Text = GucSetting<Option<CString>>;
 type Int = GucSetting<i32>;
+type Real = GucSetting<f64>;
 
 /// Hosts of both vendors; a sandbox, proxy or emulator must be named by the DBA.
 const DEFAULT_HOSTS: &CStr = c"api.hubapi.com, *.salesforce.com, *.force.com";
@@ -23,6 +24,7 @@ static ACTIVATION_FILE: Text = Text::new(None);
 static DATABASES: Text = Text::new(None);
 static APPLICATION: Text = Text::new(None);
 static REASON: Text = Text::new(None);
+static SCORE: Real = Real::new(-1.0);
 static MAX_IN_FLIGHT: Int = Int::new(8);
 static REQUEST_TIMEOUT: Int = Int::new(30_000);
 static LOCK_TIMEOUT: Int = Int::new(200);
@@ -117,6 +119,16 @@ fn register_names() {
         c"Why this session changes mirrors; kept with each of its transactions.",
         &REASON,
         GucContext::Userset,
+    );
+    GucRegistry::define_float_guc(
+        c"pg_crm_sync.score",
+        c"How sure this transaction is of what it writes, from 0 to 1; -1 says nothing.",
+        c"",
+        &SCORE,
+        -1.0,
+        1.0,
+        GucContext::Userset,
+        GucFlags::default(),
     );
 }
 
@@ -266,6 +278,13 @@ pub(crate) fn application() -> Option<String> {
 /// Reason the user gave for this session's changes.
 pub(crate) fn reason() -> Option<String> {
     string(&REASON)
+}
+
+/// How sure the session is of what it writes, from 0 to 1.
+#[expect(clippy::cast_possible_truncation, reason = "three digits are kept")]
+pub(crate) fn score() -> Option<f32> {
+    let score = SCORE.get();
+    (score >= 0.0).then_some(score as f32)
 }
 
 /// Calls that may be open at once to one server.

@@ -335,6 +335,7 @@ impl Local<'_> {
             at: Interval::instant(cause.at),
             seq: change.flush,
             mark_is_ours: false,
+            score: self.headers.get(&change.tx).and_then(|t| t.score),
             ..Observed::default()
         };
         case.caused_by(change.tx, cause.held);

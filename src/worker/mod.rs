@@ -21,6 +21,7 @@ mod pages;
 mod reading;
 mod record;
 pub(crate) mod rehearsal;
+mod policies;
 mod schedule;
 mod servers;
 pub(crate) mod session;

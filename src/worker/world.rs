@@ -8,11 +8,12 @@ use crm_core::connectors::Connector;
 use crm_core::group::{Group, GroupField, Side, SideField};
 use crm_core::mapping::Transform;
 use crm_core::model::{FieldType, Value};
-use crm_core::policy::{Policy, Rule};
+use crm_core::policy::Policy;
 
-use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow, PolicyRow};
+use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow};
 use crate::pg::store::rows::Table;
 use crate::worker::rehearsal::Rehearsal;
+use crate::worker::policies::PolicyRows;
 
 /// A mirror, ready for use.
 #[derive(Debug)]
@@ -86,7 +87,12 @@ impl World {
                 || (!unlinked && links.all(|l| l.paused));
             world.mirrors.insert(row.id, mirror(row, paused));
         }
-        world.group_up(&rows.links, &rows.policies);
+        let policies = PolicyRows {
+            version: world.policy_version,
+            policies: &rows.policies,
+            locks: &rows.locks,
+        };
+        world.group_up(&rows.links, policies);
         world
     }
 
@@ -107,7 +113,7 @@ impl World {
     }
 
     /// Makes one group of each set of mirrors that links hold together.
-    fn group_up(&mut self, links: &[LinkRow], policies: &[PolicyRow]) {
+    fn group_up(&mut self, links: &[LinkRow], policies: PolicyRows<'_>) {
         let mut root: BTreeMap<i32, i32> = self.mirrors.keys().map(|id| (*id, *id)).collect();
         for link in links {
             let (Some(&a), Some(&b)) = (root.get(&link.left_mirror), root.get(&link.right_mirror))
@@ -149,7 +155,7 @@ impl World {
         id: i32,
         mirrors: &[i32],
         links: Vec<LinkRow>,
-        policies: &[PolicyRow],
+        policies: PolicyRows<'_>,
     ) -> GroupInfo {
         let mut info = GroupInfo {
             links,
@@ -178,7 +184,7 @@ impl World {
                 self.place(&mut info, mirrors, side, column);
             }
         }
-        info.policy = policy(&info.links, policies, self.policy_version);
+        info.policy = policies.of(&info, &self.mirrors);
         info
     }
 
@@ -334,52 +340,4 @@ fn listed(value_map: Option<&serde_json::Value>, inverse: bool) -> Transform {
         })
     });
     Transform::ValueMap(Arc::new(pairs.collect()))
-}
-
-/// The policy of a group: rows of its links, then rows of the link `*`.
-fn policy(links: &[LinkRow], rows: &[PolicyRow], version: i64) -> Policy {
-    let mut policy = Policy {
-        version,
-        skew_ms: 2000,
-        ..Policy::default()
-    };
-    let own = rows
-        .iter()
-        .filter(|p| links.iter().any(|l| l.name == p.link));
-    let general = rows.iter().filter(|p| p.link == "*");
-    for row in own.chain(general) {
-        let Some(strategy) = crm_core::strategy::by_name(&row.strategy).map(|e| e.strategy) else {
-            continue;
-        };
-        if row.field == "*" {
-            policy.skew_ms = row.skew_ms;
-        }
-        policy.rules.push(Rule {
-            id: row.id,
-            field: (row.field != "*").then(|| row.field.clone()),
-            strategy,
-            winner: row
-                .winner
-                .as_deref()
-                .unwrap_or_default()
-                .split(',')
-                .map(|w| w.trim().to_owned())
-                .filter(|w| !w.is_empty())
-                .collect(),
-            ..Rule::default()
-        });
-    }
-    if links.is_empty() && policy.rules.is_empty() {
-        // A mirror without link has two writers, its CRM and SQL, and nobody
-        // to name a rule for: the later one wins.
-        policy.rules.extend(
-            crm_core::strategy::by_name("last_write_wins").map(|entry| Rule {
-                id: 0,
-                field: None,
-                strategy: entry.strategy,
-                ..Rule::default()
-            }),
-        );
-    }
-    policy
 }

@@ -25,7 +25,7 @@ const MAX_SHORT: usize = 0x7f;
 /// Number of columns of a segment.
 const COLUMNS: u16 = 7;
 /// Number of columns of `crm.change_tx`.
-const HEADER_COLUMNS: usize = 8;
+const HEADER_COLUMNS: usize = 9;
 
 mod raw {
     unsafe extern "C-unwind" {
@@ -278,6 +278,7 @@ pub(super) fn write_header(header: &Header) {
             application.to_string_lossy().as_ref().into_datum(),
             reason.into_datum(),
             origin.into_datum(),
+            guc::score().into_datum(),
         ];
         let mut nulls: [bool; HEADER_COLUMNS] = std::array::from_fn(|at| values[at].is_none());
         let mut datums: [pg_sys::Datum; HEADER_COLUMNS] =

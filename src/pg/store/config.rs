@@ -13,6 +13,7 @@ pub(crate) struct ConfigRows {
     pub(crate) mirrors: Vec<MirrorRow>,
     pub(crate) links: Vec<LinkRow>,
     pub(crate) policies: Vec<PolicyRow>,
+    pub(crate) locks: Vec<LockRow>,
     pub(crate) paused_servers: Vec<String>,
 }
 
@@ -87,6 +88,18 @@ pub(crate) struct PolicyRow {
     pub(crate) strategy: String,
     pub(crate) winner: Option<String>,
     pub(crate) skew_ms: i64,
+    pub(crate) function: Option<String>,
+    /// In thousandths.
+    pub(crate) min_score: Option<u16>,
+}
+
+/// One locked field.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct LockRow {
+    pub(crate) id: i64,
+    pub(crate) link: String,
+    pub(crate) field: String,
+    pub(crate) origin: String,
 }
 
 /// Makes the installation's row if it is missing. Only when a user asked for
@@ -178,6 +191,8 @@ SELECT pg_catalog.jsonb_build_object(
         coalesce((SELECT jsonb_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'))
         ORDER BY l.id) FROM crm.link l), '[]'),
     'policies', coalesce((SELECT jsonb_agg(jsonb_build_object('id', p.id, 'link', p.link, 'field', p.field,
-        'strategy', p.strategy, 'winner', p.winner,
-        'skew_ms', (extract(epoch FROM p.skew) * 1000)::bigint) ORDER BY p.id) FROM crm.conflict_policy p), '[]')
+        'strategy', p.strategy, 'winner', p.winner, 'function', p.function, 'min_score', ceil(p.min_score * 1000)::integer,
+        'skew_ms', (extract(epoch FROM p.skew) * 1000)::bigint) ORDER BY p.id) FROM crm.conflict_policy p), '[]'),
+    'locks', coalesce((SELECT jsonb_agg(jsonb_build_object('id', f.id, 'link', f.link, 'field', f.field, 'origin', f.origin) ORDER BY f.id)
+        FROM crm.field_lock f), '[]')
 )::text";
