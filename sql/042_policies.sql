@@ -313,7 +313,7 @@ CREATE FUNCTION crm._policy_default_kept() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT crm._restoring() AND NOT EXISTS (SELECT FROM crm.conflict_policy p WHERE p.link = old.link AND p.field = '*')
-       AND CASE old.link WHEN '*' THEN EXISTS (SELECT FROM crm.mirror) ELSE EXISTS (SELECT FROM crm.link l WHERE l.name = old.link) END THEN
+       AND (EXISTS (SELECT FROM crm.link l WHERE l.name = old.link) OR (old.link = '*' AND EXISTS (SELECT FROM crm.mirror))) THEN
         RAISE EXCEPTION 'link "%" would have no default policy', old.link
             USING ERRCODE = '23502', DETAIL = 'There is no hidden default: the row of field * decides all fields without a row of their own.',
                   HINT = format('UPDATE crm.conflict_policy SET strategy = …, winner = … WHERE link = %L AND field = ''*''; changes it.', old.link);

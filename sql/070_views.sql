@@ -50,11 +50,11 @@ COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds,
 CREATE VIEW crm.conflict AS
 SELECT e.seq, e.received_at AS decided_at, format('%I.%I', m.schema_name, m.table_name) AS mirror, e.row_id, e.record_id, e.entity,
        d ->> 'field' AS field, d ->> 'strategy' AS strategy, d ->> 'rule' AS rule, d ->> 'winner' AS winner,
-       d -> 'value' AS value, d -> 'losers' AS lost, coalesce((d ->> 'conflict')::boolean, false) AS both_changed, d ->> 'held' AS held, e.origin, e.policy_version
+       d -> 'value' AS value, d -> 'losers' AS lost, d -> 'merged' AS merged, coalesce((d ->> 'conflict')::boolean, false) AS both_changed, d ->> 'held' AS held, e.origin, e.policy_version
 FROM crm.event e JOIN crm.mirror m ON m.id = e.mirror,
      LATERAL jsonb_array_elements(CASE WHEN jsonb_typeof(e.decision) = 'array' THEN e.decision ELSE '[]' END) AS d
-WHERE e.decision IS NOT NULL AND (coalesce(d -> 'losers', 'null') NOT IN ('null', '[]') OR d ->> 'held' IS NOT NULL);
-COMMENT ON VIEW crm.conflict IS 'Decisions that made a value lose or stay behind: field, strategy and rule (crm.conflict_policy.id) that decided, who won with which value, and each loser with its value. both_changed tells a conflict from an owner who rejects a change; held says why a value did not reach another side (no counterpart in the value map, too long, refused).';
+WHERE e.decision IS NOT NULL AND (coalesce(d -> 'losers', 'null') NOT IN ('null', '[]') OR d ? 'merged' OR d ->> 'held' IS NOT NULL);
+COMMENT ON VIEW crm.conflict IS 'Decisions that made a value lose or stay behind: field, strategy and rule (crm.conflict_policy.id) that decided, who won with which value, each loser with its value, and the values that both went into the one that stands (merged). both_changed tells a conflict from an owner who rejects a change; held says why a value did not reach another side (no counterpart in the value map, too long, refused).';
 
 CREATE VIEW crm.dead_letter AS
 SELECT w.id, 'out' AS direction, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id, w.record_id, w.kind AS what, w.vals AS change,

@@ -18,6 +18,7 @@ pub(crate) mod ingest;
 pub(crate) mod launcher;
 pub(crate) mod local;
 mod pages;
+mod policies;
 mod reading;
 mod record;
 pub(crate) mod rehearsal;

@@ -41,13 +41,17 @@ pub(crate) fn decision_json(
                 entry.insert("rule".to_owned(), json!(rule));
                 entry.insert("strategy".to_owned(), json!(strategy));
             }
-            if !d.losers.is_empty() {
-                let losers: Vec<_> = d
-                    .losers
+            for (key, values) in [("losers", &d.losers), ("merged", &d.merged)] {
+                let values: Vec<_> = values
                     .iter()
                     .map(|(origin, value)| json!({"origin": origin, "value": value}))
                     .collect();
-                entry.insert("losers".to_owned(), json!(losers));
+                if !values.is_empty() {
+                    entry.insert(key.to_owned(), json!(values));
+                }
+            }
+            if let Some(evaluation) = &d.evaluation {
+                entry.insert("evaluation".to_owned(), json!(evaluation));
             }
             if d.conflict {
                 entry.insert("conflict".to_owned(), json!(true));
