@@ -12,8 +12,8 @@ use crm_core::policy::Policy;
 
 use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow};
 use crate::pg::store::rows::Table;
-use crate::worker::rehearsal::Rehearsal;
 use crate::worker::policies::PolicyRows;
+use crate::worker::rehearsal::Rehearsal;
 
 /// A mirror, ready for use.
 #[derive(Debug)]

@@ -43,28 +43,27 @@ async fn refused(db: &Db, cases: &[(String, &str, &str)]) {
     assert_eq!(db.one::<String>(state).await, before, "something changed");
 }
 
+/// Functions that a policy may not call, and one that it may.
+const FUNCTIONS: &str = "CREATE FUNCTION public.numbers(held text, came text, context jsonb) RETURNS integer IMMUTABLE LANGUAGE sql AS 'SELECT 1';
+CREATE FUNCTION public.wild(held text, came text, context jsonb) RETURNS text VOLATILE LANGUAGE sql AS 'SELECT held';
+CREATE FUNCTION public.shut(held text, came text, context jsonb) RETURNS text STABLE LANGUAGE sql AS 'SELECT held';
+CREATE ROLE shut_owner; ALTER FUNCTION public.shut OWNER TO shut_owner; REVOKE ALL ON FUNCTION public.shut FROM shut_owner, PUBLIC;
+CREATE FUNCTION public.longer(held text, came text, context jsonb) RETURNS text STABLE LANGUAGE sql
+    AS 'SELECT CASE WHEN length(came) > length(held) THEN came ELSE held END'";
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_cannot_decide_its_field_is_refused_with_what_to_do() {
     let (_cluster, db) = start().await;
-    db.exec(
-        "CREATE FUNCTION public.numbers(held text, came text, context jsonb) RETURNS integer IMMUTABLE LANGUAGE sql AS 'SELECT 1';
-         CREATE FUNCTION public.wild(held text, came text, context jsonb) RETURNS text VOLATILE LANGUAGE sql AS 'SELECT held';
-         CREATE FUNCTION public.shut(held text, came text, context jsonb) RETURNS text STABLE LANGUAGE sql AS 'SELECT held';
-         CREATE ROLE shut_owner; ALTER FUNCTION public.shut OWNER TO shut_owner; REVOKE ALL ON FUNCTION public.shut FROM shut_owner, PUBLIC;
-         CREATE FUNCTION public.longer(held text, came text, context jsonb) RETURNS text STABLE LANGUAGE sql
-             AS 'SELECT CASE WHEN length(came) > length(held) THEN came ELSE held END'",
-    )
-    .await;
-    let picklist = "UPDATE crm.remote_field SET options = '[[\"a\", \"A\"]]' WHERE object = 'contacts' AND field = 'city'";
-    db.exec(picklist).await;
+    db.exec(FUNCTIONS).await;
+    db.exec("UPDATE crm.remote_field SET options = '[[\"a\", \"A\"]]' WHERE object = 'contacts' AND field = 'city'")
+        .await;
     let none: &[(&str, &str)] = &[];
     let winner: &[(&str, &str)] = &[("winner", "'salesforce'")];
-    let calls = |name: &str| vec![("function", format!("'{name}'"))];
     let function = |name: &str| {
-        let columns = calls(name);
-        let columns: Vec<(&str, &str)> = columns.iter().map(|(c, v)| (*c, v.as_str())).collect();
-        row("contacts", "phone", "function", &columns)
+        let name = format!("'{name}'");
+        row("contacts", "phone", "function", &[("function", &name)])
     };
+    #[rustfmt::skip]
     let cases: Vec<(String, &str, &str)> = vec![
         (row("contact", "phone", "review", none), "42704", "Did you mean contacts"),
         (row("contacts", "phon", "review", none), "42703", "Did you mean phone"),
