@@ -100,6 +100,8 @@ pub enum Step {
     Merge,
     /// A person or a request set the value.
     Resolved,
+    /// Decided again because the policy changed.
+    Policy,
 }
 
 /// What was decided about one field.

@@ -170,15 +170,15 @@ fn name_losers(decision: &mut Decision, losers: Vec<(String, Value)>, conflict: 
 }
 
 /// The side whose value stands in a new entity.
-struct Pick {
-    side: usize,
-    conflict: bool,
-    losers: Vec<(String, Value)>,
-    review: Option<String>,
+pub(crate) struct Pick {
+    pub(crate) side: usize,
+    pub(crate) conflict: bool,
+    pub(crate) losers: Vec<(String, Value)>,
+    pub(crate) review: Option<String>,
 }
 
 /// `None` where all sides show the same by the map.
-fn pick(
+pub(crate) fn pick(
     group: &Group,
     policy: &Policy,
     entity: &Entity,
@@ -274,7 +274,7 @@ fn clock_origin(clock: &Clock) -> &str {
     &clock.origin
 }
 
-fn observation(side: usize, clock: &Clock) -> Observed {
+pub(crate) fn observation(side: usize, clock: &Clock) -> Observed {
     Observed {
         side,
         source: Source::Local,
@@ -288,17 +288,17 @@ fn observation(side: usize, clock: &Clock) -> Observed {
 }
 
 /// What all fields of one call share.
-struct Frame<'a> {
-    group: &'a Group,
-    policy: &'a Policy,
-    entity: &'a Entity,
-    observed: &'a Observed,
-    now: Millis,
-    horizon_ms: i64,
+pub(crate) struct Frame<'a> {
+    pub(crate) group: &'a Group,
+    pub(crate) policy: &'a Policy,
+    pub(crate) entity: &'a Entity,
+    pub(crate) observed: &'a Observed,
+    pub(crate) now: Millis,
+    pub(crate) horizon_ms: i64,
 }
 
 impl<'a> Frame<'a> {
-    fn case(
+    pub(crate) fn case(
         &self,
         field: usize,
         value: &'a Value,

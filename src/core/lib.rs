@@ -6,6 +6,7 @@
 //! in milliseconds is in the wrong place.
 #![forbid(unsafe_code)]
 
+pub mod again;
 pub mod catalog;
 pub mod compare;
 pub mod connectors;

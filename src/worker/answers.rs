@@ -209,6 +209,7 @@ impl Session {
         let via = Via {
             source: "poll",
             stream: self.engine.watch(mirror).poll_row,
+            asked_at: None,
         };
         let events = i64::try_from(page.records.len()).unwrap_or_default();
         let to = last.map(|(at, id)| Advance {
@@ -256,7 +257,10 @@ impl Session {
         let merged = page.merged.clone();
         self.engine.watch(mirror).reading = false;
         let asked = ids.clone();
-        let via = Via::asked("read");
+        let via = Via {
+            asked_at: Some(self.engine.watch(mirror).read_at),
+            ..Via::asked("read")
+        };
         let applied = reading::page(&mut self.engine, mirror, via, page, now, |applied| {
             let done: Vec<String> = ids
                 .iter()

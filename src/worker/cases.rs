@@ -163,6 +163,7 @@ fn must_keep(state: &FieldState, entity: &Entity) -> bool {
         || sides.any(|(record, side)| {
             !side.sent.is_empty()
                 || side.flap.is_some()
+                || !side.waiting.is_empty()
                 || (linked && record.exists && side.base.is_none())
         })
 }

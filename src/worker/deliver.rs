@@ -1,7 +1,7 @@
 //! Outgoing writes: claim in a short transaction, send with none open, record
 //! the results in another.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::model::{ErrorClass, FieldType, Millis, RemoteError, Write, WriteKind, WriteResult};
 use crm_core::retry::Backoff;
@@ -10,6 +10,7 @@ use crm_core::state::{self, Answer, FieldState};
 use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::worker::cases;
 use crate::worker::creates;
@@ -382,6 +383,7 @@ pub(super) fn remember(
         .map(|(r, _, echoed)| (r, echoed, true))
         .chain(refused.iter().map(|r| (r, &no_echo, false)));
     let mut touched = HashSet::new();
+    let mut rereads = BTreeSet::new();
     let mut normals: BTreeMap<usize, Vec<(i64, Option<String>)>> = BTreeMap::new();
     for (row, echoed, good) in all {
         let Some(entity) = row.entity else { continue };
@@ -411,9 +413,17 @@ pub(super) fn remember(
                     .or_default()
                     .push((row.row_id, value));
             }
+            // What waits for this answer is told by a look at the record.
+            if state.has_waiting()
+                && let Some(record) = &row.record_id
+            {
+                rereads.insert(record.clone());
+            }
             touched.insert(key);
         }
     }
+    let reread = |record: String| flush::reread(mirror.id, record);
+    streams::defer(rereads.into_iter().map(reread).collect())?;
     let stored = touched
         .into_iter()
         .filter_map(|key| {

@@ -104,6 +104,8 @@ pub(crate) struct Watch {
     pub(crate) push_at: Millis,
     pub(crate) reads: BTreeSet<String>,
     pub(crate) reading: bool,
+    /// When the records being read were asked for.
+    pub(crate) read_at: Millis,
     pub(crate) failures: u32,
     pub(crate) copied: Copied,
     /// What is left of the first copy, as far as pages were received.

@@ -59,23 +59,21 @@ fn rereads(world: &World, cases: &[Case]) -> Vec<(i32, String, String, String, &
         for side in &case.reread {
             let member = &world.groups[case.group].group.sides[*side];
             let record = case.rows[*side].as_ref().and_then(|r| r.record_id.clone());
-            if let Some(record) = record {
-                let change = serde_json::json!({
-                    "object": "", "record_id": record, "kind": {"kind": "reread"}, "fields": [],
-                    "reread": [], "occurred_at": 0, "identity": "", "actor": "", "mark": "",
-                    "transaction": null,
-                });
-                out.push((
-                    member.mirror,
-                    record,
-                    "read".to_owned(),
-                    change.to_string(),
-                    "read",
-                ));
-            }
+            out.extend(record.map(|record| reread(member.mirror, record)));
         }
     }
     out
+}
+
+/// A request to read a record again, as a deferred event.
+pub(crate) fn reread(mirror: i32, record: String) -> (i32, String, String, String, &'static str) {
+    let change = serde_json::json!({
+        "object": "", "record_id": record, "kind": {"kind": "reread"}, "fields": [],
+        "reread": [], "occurred_at": 0, "identity": "", "actor": "", "mark": "",
+        "transaction": null,
+    });
+    let source = "read".to_owned();
+    (mirror, record, source, change.to_string(), "read")
 }
 
 /// Numbers events and appends them to the ledger.

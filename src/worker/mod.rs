@@ -19,7 +19,6 @@ pub(crate) mod launcher;
 pub(crate) mod local;
 mod pages;
 mod policies;
-mod policies;
 mod reading;
 mod record;
 pub(crate) mod rehearsal;

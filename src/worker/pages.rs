@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{Observed, Source};
 use crm_core::model::{FieldType, Millis, Record, Value};
-use crm_core::state::Interval;
+use crm_core::state::{FieldState, Interval};
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger::EventRow;
@@ -22,6 +22,8 @@ use crate::worker::world::{Mirror, World};
 pub(crate) struct Via {
     pub(crate) source: &'static str,
     pub(crate) stream: Option<i32>,
+    /// When the records were asked for by id: they are no older than that.
+    pub(crate) asked_at: Option<Millis>,
 }
 
 impl Via {
@@ -30,6 +32,7 @@ impl Via {
         Self {
             source,
             stream: None,
+            asked_at: None,
         }
     }
 }
@@ -174,7 +177,12 @@ struct Differing {
 
 /// Locks the rows of known records and keeps those worth a decision. Records
 /// whose row somebody else holds are noted in `applied`.
-fn differing(mirror: &Mirror, known: Vec<Record>, applied: &mut PageApplied) -> Result<Differing> {
+fn differing(
+    mirror: &Mirror,
+    via: Via,
+    known: Vec<Record>,
+    applied: &mut PageApplied,
+) -> Result<Differing> {
     let columns: Vec<_> = mirror.columns.iter().collect();
     let ids: Vec<String> = known.iter().map(|r| r.id.clone()).collect();
     let locked = rows::lock_by_record(&mirror.table, &columns, ids)?;
@@ -196,7 +204,9 @@ fn differing(mirror: &Mirror, known: Vec<Record>, applied: &mut PageApplied) -> 
         let at = record.modified_at.unwrap_or(0);
         let older = at > 0 && interval(at).to < row.modified_at;
         let equal = row.deleted == record.deleted && changed(mirror, &row, record).is_empty();
-        if !older && (!equal || at > row.modified_at) {
+        // What was asked for by id may tell more than its values: what came last.
+        let asked = via.asked_at.is_some();
+        if !older && (!equal || asked || at > row.modified_at) {
             rows.push(row);
         }
     }
@@ -220,7 +230,7 @@ fn compare_known(
     applied: &mut PageApplied,
     now: Millis,
 ) -> Result<()> {
-    let Differing { rows, records } = differing(mirror, known, applied)?;
+    let Differing { rows, records } = differing(mirror, via, known, applied)?;
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let ids: HashMap<i64, String> = rows
         .iter()
@@ -271,7 +281,13 @@ fn show(
     let info = &world.groups[mirror.group];
     let at = record.modified_at.unwrap_or(now);
     let changed = changed(mirror, row, record);
-    let values = changed
+    let mut shown = changed.clone();
+    shown.extend((0..mirror.columns.len()).filter(|c| {
+        let field = info.field_of[mirror.side].get(c);
+        let state = field.and_then(|f| case.entity.fields.get(f));
+        !changed.contains(c) && state.is_some_and(FieldState::has_waiting)
+    }));
+    let values = shown
         .iter()
         .filter_map(|c| {
             let field = info.field_of[mirror.side].get(c)?;
@@ -285,15 +301,15 @@ fn show(
         values,
         at: interval(at),
         seq: 0,
-        mark_is_ours: false,
+        asked_at: via.asked_at,
         ..Observed::default()
     };
     let decisions = case.observe(world, &observed, now);
     case.stamp(mirror.side, at);
-    if changed.is_empty() {
+    if shown.is_empty() {
         return None;
     }
-    let pick = |values: &[Value]| changed.iter().map(|c| values[*c].clone()).collect();
+    let pick = |values: &[Value]| shown.iter().map(|c| values[*c].clone()).collect();
     Some(EventRow {
         mirror: mirror.id,
         row_id: Some(row.row_id),
@@ -303,7 +319,7 @@ fn show(
         source: via.source.to_owned(),
         stream: via.stream,
         occurred_at: at,
-        fields: changed
+        fields: shown
             .iter()
             .map(|c| mirror.columns[*c].field.clone())
             .collect(),

@@ -12,7 +12,7 @@ use crate::pg::store::{changes, config, writes};
 use crate::pg::tx;
 use crate::worker::deliver::{self, Batch};
 use crate::worker::doubt;
-use crate::worker::engine::{Engine, Job, Step, Stream};
+use crate::worker::engine::{self, Engine, Job, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
 
 /// Batches of writes on the way per mirror.
@@ -189,6 +189,7 @@ impl Engine {
         else {
             return;
         };
+        let asked_at = engine::now();
         let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
         let request =
             server
@@ -204,6 +205,7 @@ impl Engine {
         ) {
             let watch = self.watch(id);
             watch.reading = true;
+            watch.read_at = asked_at;
             for record in ids {
                 watch.reads.remove(&record);
             }
