@@ -146,7 +146,8 @@ fn is_edit(step: Step) -> bool {
         | Step::Stale
         | Step::Unsettled
         | Step::NotLanded
-        | Step::Waiting => false,
+        | Step::Waiting
+        | Step::Policy => false,
     }
 }
 

@@ -349,8 +349,14 @@ pub(crate) fn adopt(mirror: &Mirror, made: Vec<(i64, String)>) -> Result<()> {
     Ok(())
 }
 
-/// The states of all unsettled fields of entities.
-fn states_of(entities: Vec<i64>) -> Result<HashMap<(i64, String), FieldState>> {
+/// The states of all unsettled fields of the entities that were written.
+fn states_of<'w>(
+    rows: impl Iterator<Item = &'w WriteRow>,
+) -> Result<HashMap<(i64, String), FieldState>> {
+    let entities: Vec<i64> = rows.filter_map(|r| r.entity).collect();
+    if entities.is_empty() {
+        return Ok(HashMap::new());
+    }
     let rows = ledger::field_states(entities)?;
     let parsed = rows.into_iter().filter_map(|(entity, field, json)| {
         Some(((entity, field), serde_json::from_str(&json).ok()?))
@@ -367,16 +373,7 @@ pub(super) fn remember(
     now: Millis,
 ) -> Result<()> {
     let group = &world.groups[mirror.group].group;
-    let entities: Vec<i64> = done
-        .iter()
-        .map(|(r, _, _)| r)
-        .chain(refused)
-        .filter_map(|r| r.entity)
-        .collect();
-    if entities.is_empty() {
-        return Ok(());
-    }
-    let mut states = states_of(entities)?;
+    let mut states = states_of(done.iter().map(|(r, _, _)| r).chain(refused))?;
     let no_echo = Vec::new();
     let all = done
         .iter()
