@@ -2,8 +2,10 @@
 //! code that decides, without effect on anything. It uses `pg`, the core, and of
 //! `worker` the configuration and the path of a decision; no network.
 
+mod draft;
 mod explain;
 mod told;
+mod what_if;
 mod why;
 
 use pgrx::prelude::*;

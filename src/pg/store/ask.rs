@@ -195,3 +195,40 @@ pub(crate) fn rows_of(
         })
     })
 }
+
+/// A row, the entity that it belongs to, and one row of that.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Tie {
+    pub(crate) mirror: i32,
+    pub(crate) row_id: i64,
+    pub(crate) entity: i64,
+    pub(crate) other: i32,
+    pub(crate) other_row: i64,
+}
+
+/// The entities of rows, with all their rows.
+pub(crate) fn ties(rows: &[(i32, i64)]) -> Result<Vec<Tie>> {
+    let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
+    spi::read_rows(
+        "SELECT v.mirror, v.row_id, x.entity, y.mirror, y.row_id FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         JOIN crm.xref x ON x.mirror = v.mirror AND x.row_id = v.row_id AND x.merged_into IS NULL \
+         JOIN crm.xref y ON y.entity = x.entity AND y.merged_into IS NULL",
+        &[mirrors.into(), row_ids.into()],
+        |row| {
+            Ok(Tie {
+                mirror: row.get(1)?.unwrap_or_default(),
+                row_id: row.get(2)?.unwrap_or_default(),
+                entity: row.get(3)?.unwrap_or_default(),
+                other: row.get(4)?.unwrap_or_default(),
+                other_row: row.get(5)?.unwrap_or_default(),
+            })
+        },
+    )
+}
+
+/// Puts rows of a draft into the policy, checked as any, and reads the whole
+/// configuration with them. The caller undoes it.
+pub(crate) fn with_draft(draft: pgrx::JsonB) -> Result<String> {
+    spi::write("SELECT crm._policy_draft($1)", &[draft.into()])?;
+    super::config::peek_now()
+}

@@ -142,6 +142,11 @@ pub(crate) fn peek(mirrors: Option<Vec<i32>>) -> Result<String> {
     Ok(found.into_iter().next().flatten().unwrap_or_default())
 }
 
+/// The same, with what this transaction has changed.
+pub(crate) fn peek_now() -> Result<String> {
+    Ok(spi::write_text(CONFIG, &[None::<Vec<i32>>.into()])?.unwrap_or_default())
+}
+
 /// The mirrors that are decided together with this one.
 pub(crate) fn group_of(mirror: i32) -> Result<Vec<i32>> {
     spi::read_rows(

@@ -6,6 +6,7 @@ pub(crate) mod changes;
 pub(crate) mod config;
 pub(crate) mod ledger;
 pub(crate) mod matches;
+pub(crate) mod past;
 pub(crate) mod rows;
 pub(crate) mod spi;
 pub(crate) mod streams;

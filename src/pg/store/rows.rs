@@ -91,9 +91,19 @@ fn select_list(columns: &[&ColumnRow]) -> String {
 }
 
 fn lock(table: &Table, columns: &[&ColumnRow], key: &str, arg: Arg<'_>) -> Result<Vec<Row>> {
+    let key = format!("{key} FOR NO KEY UPDATE OF m SKIP LOCKED");
+    select(table, columns, &key, arg)
+}
+
+/// Rows as they are, by local row id, not locked.
+pub(crate) fn look(table: &Table, columns: &[&ColumnRow], ids: Vec<i64>) -> Result<Vec<Row>> {
+    select(table, columns, "m._id = ANY($1)", ids.into())
+}
+
+fn select(table: &Table, columns: &[&ColumnRow], rest: &str, arg: Arg<'_>) -> Result<Vec<Row>> {
     let sql = format!(
         "SELECT m._id, m.id, coalesce((extract(epoch FROM m._remote_modified_at) * 1000)::bigint, 0), \
-         m._deleted_at IS NOT NULL{} FROM {} m WHERE {key} FOR NO KEY UPDATE OF m SKIP LOCKED",
+         m._deleted_at IS NOT NULL{} FROM {} m WHERE {rest}",
         select_list(columns),
         table.name,
     );

@@ -1,0 +1,177 @@
+//! "What if the policy had been another?": the ledger replayed, and nothing changed.
+
+use crm_tests::{PATIENCE, Pair, PairOptions, Person};
+
+/// Columns of the answer that do not depend on the run.
+const COLUMNS: &str =
+    "link, mirror, record, field, value_now, value_then, coalesce(rule::text, ''), decided_by";
+
+async fn linked() -> (Pair, Vec<Person>) {
+    let (pair, people) = Pair::linked(20, PairOptions::default()).await;
+    pair.agree().await;
+    (pair, people)
+}
+
+async fn what_if(pair: &Pair, draft: &str) -> Vec<String> {
+    let sql =
+        format!("SELECT {COLUMNS} FROM crm.what_if('{draft}') ORDER BY mirror, record, field");
+    let rows = pair.db.table(&sql).await;
+    rows.into_iter().map(|r| r.join("|")).collect()
+}
+
+const OWNER: &str =
+    r#"[{"link": "contacts", "field": "city", "strategy": "owner", "winner": "salesforce"}]"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn edits_that_another_policy_would_have_refused_are_listed_with_both_values() {
+    let (pair, people) = linked().await;
+    let (a, b, c) = (&people[0], &people[1], &people[2]);
+    pair.edit("salesforce", a, "city", "Owned");
+    pair.reaches_both(a, "city", "Owned").await;
+    pair.agree().await;
+    // Against the owner from HubSpot and from SQL; and by the owner itself.
+    pair.edit("hubspot", a, "city", "Usurped");
+    pair.reaches_both(a, "city", "Usurped").await;
+    let had = pair.shows("hubspot", b, "city").unwrap_or_default();
+    pair.sql(b, "city", "By SQL").await;
+    pair.reaches_both(b, "city", "By SQL").await;
+    pair.edit("salesforce", c, "city", "Rightly");
+    pair.reaches_both(c, "city", "Rightly").await;
+    pair.agree().await;
+    let policies = "SELECT row(p.*)::text FROM crm.conflict_policy p UNION ALL SELECT row(h.*)::text FROM crm.policy_history h
+        UNION ALL SELECT policy_version::text FROM crm.installation";
+    let before = pair.db.table(policies).await;
+    let would = what_if(&pair, OWNER).await;
+    let mut wanted = Vec::new();
+    for (who, now, then) in [(a, "Usurped", "Owned"), (b, "By SQL", had.as_str())] {
+        let by = format!("{now}|{then}||owner (draft)");
+        wanted.push(format!(
+            "contacts|hubspot.contacts|{}|city|{by}",
+            who.hubspot
+        ));
+        wanted.push(format!(
+            "contacts|salesforce.contact|{}|MailingCity|{by}",
+            who.salesforce
+        ));
+    }
+    wanted.sort();
+    let mut sorted = would.clone();
+    sorted.sort();
+    assert_eq!(sorted, wanted);
+    assert_eq!(pair.db.table(policies).await, before);
+    // The event that decides is the one that was against the owner.
+    let told = format!(
+        "SELECT count(*) FROM crm.what_if('{OWNER}') w JOIN crm.event e USING (seq) WHERE e.new_values::text LIKE '%' || w.value_now || '%'"
+    );
+    assert_eq!(pair.db.one::<i64>(&told).await, 4);
+    // Nothing of this happened after now.
+    let later = format!("SELECT count(*) FROM crm.what_if('{OWNER}', since => clock_timestamp())");
+    assert_eq!(pair.db.one::<i64>(&later).await, 0);
+    // A policy that decides conflicts only would have changed nothing.
+    let same = OWNER.replace("owner", "priority");
+    assert_eq!(what_if(&pair, &same).await, [""; 0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_would_have_had_another_winner_or_none() {
+    let (pair, people) = linked().await;
+    let who = &people[0];
+    pair.db.exec("SELECT crm.pause('link', 'contacts')").await;
+    pair.worker_has_read().await;
+    pair.edit("hubspot", who, "jobtitle", "Painter");
+    pair.edit("salesforce", who, "jobtitle", "Poet");
+    pair.events_reach("webhook", 1).await;
+    pair.db.exec("SELECT crm.resume('link', 'contacts')").await;
+    let conflict = "SELECT count(*) > 0 FROM crm.conflict WHERE field = 'jobtitle'";
+    pair.db
+        .wait_true("the conflict is decided", PATIENCE, conflict)
+        .await;
+    pair.agree().await;
+    let won = pair.shows("hubspot", who, "jobtitle").unwrap_or_default();
+    let (winner, lost) = if won == "Poet" {
+        ("hubspot", "Painter")
+    } else {
+        ("salesforce", "Poet")
+    };
+    let draft = format!(
+        r#"{{"link": "contacts", "field": "jobtitle", "strategy": "priority", "winner": "{winner}"}}"#
+    );
+    let would = what_if(&pair, &draft).await;
+    assert_eq!(would.len(), 2, "{would:#?}");
+    assert!(
+        would
+            .iter()
+            .all(|l| l.contains(&format!("|{won}|{lost}||priority (draft)"))),
+        "{would:#?}"
+    );
+    let draft = r#"{"link": "contacts", "field": "jobtitle", "strategy": "review"}"#;
+    let would = what_if(&pair, draft).await;
+    assert_eq!(would.len(), 1, "{would:#?}");
+    assert!(
+        would[0].contains(&format!("|{won}|{lost}||review: a person would be asked")),
+        "{would:#?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drafts_are_checked_like_policies_and_only_an_admin_may_ask() {
+    let (pair, _people) = linked().await;
+    for (call, code, words) in [
+        ("'[]'", "22023", "for example"),
+        ("'3'", "22023", "for example"),
+        ("NULL", "22023", "for example"),
+        (
+            r#"'{"link": "contact", "strategy": "review"}'"#,
+            "42704",
+            "did you mean contacts",
+        ),
+        (
+            r#"'{"link": "contacts", "feild": "phone"}'"#,
+            "42703",
+            "did you mean field",
+        ),
+        (r#"'{"strategy": "review"}'"#, "22004", "crm.link"),
+        (
+            r#"'{"link": "contacts", "field": "phon", "strategy": "review"}'"#,
+            "42703",
+            "did you mean phone",
+        ),
+        (
+            r#"'{"link": "contacts", "field": "phone", "strategy": "owner"}'"#,
+            "22023",
+            "for example",
+        ),
+        (
+            r#"'{"link": "contacts", "field": "phone", "strategy": null}'"#,
+            "42704",
+            "crm.conflict_policy",
+        ),
+        (
+            r#"'{"link": "contacts", "strategy": "review"}', max_rows => 0"#,
+            "22023",
+            "10000",
+        ),
+        (
+            r#"'{"link": "contacts", "strategy": "review"}', since => NULL"#,
+            "22004",
+            "interval",
+        ),
+    ] {
+        let error = pair
+            .db
+            .error(&format!("SELECT * FROM crm.what_if({call})"))
+            .await;
+        let all =
+            format!("{} {}", error.message(), error.hint().unwrap_or_default()).to_lowercase();
+        assert_eq!(error.code().code(), code, "{call}: {all}");
+        assert!(all.contains(words), "{call}: {all}");
+    }
+    pair.db
+        .exec("CREATE ROLE looker IN ROLE crm_reader; CREATE ROLE boss IN ROLE crm_admin; SET ROLE looker")
+        .await;
+    let ask = format!("SELECT count(*) FROM crm.what_if('{OWNER}')");
+    assert_eq!(pair.db.error(&ask).await.code().code(), "42501");
+    pair.db.exec("RESET ROLE; SET ROLE boss").await;
+    assert_eq!(pair.db.one::<i64>(&ask).await, 0);
+    pair.db.exec("RESET ROLE").await;
+}
