@@ -211,6 +211,7 @@ impl Session {
         watch.copied.since.get_or_insert(now);
         watch.copied.page.records.append(&mut page.records);
         watch.copied.page.ids_only |= ids_only;
+        watch.copied.page.unreadable.append(&mut page.unreadable);
         let full = watch.copied.page.records.len() >= COPY_ROWS;
         if more {
             // The next page is on its way while this one is applied.

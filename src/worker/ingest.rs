@@ -248,9 +248,8 @@ impl<'w> Work<'w> {
         let index = *self.by_row.get(&row_id)?;
         match &item.change.kind {
             ChangeKind::Update | ChangeKind::Create => {
-                if !item.change.fields.is_empty() {
-                    self.decide(index, item);
-                }
+                // What cannot be read here is read from the CRM, and parked if it is no better there.
+                let legible = item.change.fields.is_empty() || self.decide(index, item);
                 // What our own write changed besides (a computed name) is
                 // brought by the next poll: an echo costs no call.
                 let ours = item.change.mark.contains(&self.mark);
@@ -260,7 +259,7 @@ impl<'w> Work<'w> {
                         .reread
                         .iter()
                         .any(|f| self.mirror.by_field.contains_key(f));
-                return incomplete.then_some("read");
+                return (incomplete || !legible).then_some("read");
             }
             ChangeKind::Reread | ChangeKind::Merge { .. } => return Some("read"),
             ChangeKind::Restore => {
@@ -286,16 +285,19 @@ impl<'w> Work<'w> {
         None
     }
 
-    fn decide(&mut self, index: usize, item: &Inbound) {
+    /// False if a value is none of its type.
+    fn decide(&mut self, index: usize, item: &Inbound) -> bool {
         let (world, mirror) = (self.world, self.mirror);
         let info = &world.groups[mirror.group];
         let mut values: Vec<(usize, Value, Option<Value>)> = Vec::new();
         let mut listed = Vec::new();
+        let mut legible = true;
         for (name, raw) in &item.change.fields {
             let Some(column) = mirror.by_field.get(name).copied() else {
                 continue;
             };
             let Some(value) = world.canonical(mirror, column, raw) else {
+                legible = false;
                 continue;
             };
             if let Some(field) = info.field_of[mirror.side].get(&column) {
@@ -307,7 +309,7 @@ impl<'w> Work<'w> {
         if values.is_empty() {
             // Fields that this mirror does not hold are nobody's news here.
             self.cases[index].stamp(mirror.side, item.change.occurred_at);
-            return;
+            return legible;
         }
         let case = &mut self.cases[index];
         let observed = Observed {
@@ -326,6 +328,7 @@ impl<'w> Work<'w> {
         let decisions = case.observe(world, &observed, self.now);
         case.stamp(mirror.side, item.change.occurred_at);
         self.note_decided(index, item, listed, &decisions);
+        legible
     }
 
     fn note_decided(

@@ -10,6 +10,7 @@ use crate::pg::store::changes;
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
@@ -48,14 +49,21 @@ pub(crate) struct PageApplied {
 
 /// Applies records whose values are in the order of the mirror's columns.
 /// A page's value applies unless the row was seen later, a write of ours is
-/// unsettled, or the record is known to be deleted.
+/// unsettled, or the record is known to be deleted. Values that their type
+/// cannot hold are parked.
 pub(crate) fn apply(
     world: &World,
     mirror: &Mirror,
     via: Via,
     records: Vec<Record>,
+    unreadable: &Unreadable,
     now: Millis,
 ) -> Result<PageApplied> {
+    streams::park_values(mirror.id, &mirror.server, via.source, unreadable)?;
+    let blind: HashSet<(&str, usize)> = unreadable
+        .iter()
+        .filter_map(|(id, field, _)| Some((id.as_str(), *mirror.by_field.get(field)?)))
+        .collect();
     let mut applied = PageApplied {
         examined: records.len(),
         ..PageApplied::default()
@@ -71,9 +79,20 @@ pub(crate) fn apply(
     fresh.reverse();
     insert_fresh(world, mirror, via, fresh, &mut applied, now)?;
     if !known.is_empty() {
-        compare_known(world, mirror, via, known, &mut applied, now)?;
+        let page = Compared { via, blind };
+        compare_known(world, mirror, &page, known, &mut applied, now)?;
     }
     Ok(applied)
+}
+
+/// Record, field and text of values that their type cannot hold.
+pub(crate) type Unreadable = Vec<(String, String, String)>;
+
+/// A page while it is compared with the mirror.
+struct Compared<'p> {
+    via: Via,
+    /// Cells of which the page tells nothing: record and column.
+    blind: HashSet<(&'p str, usize)>,
 }
 
 fn insert_fresh(
@@ -179,7 +198,7 @@ struct Differing {
 /// whose row somebody else holds are noted in `applied`.
 fn differing(
     mirror: &Mirror,
-    via: Via,
+    page: &Compared<'_>,
     known: Vec<Record>,
     applied: &mut PageApplied,
 ) -> Result<Differing> {
@@ -203,9 +222,9 @@ fn differing(
         free.insert(record.id.clone());
         let at = record.modified_at.unwrap_or(0);
         let older = at > 0 && interval(at).to < row.modified_at;
-        let equal = row.deleted == record.deleted && changed(mirror, &row, record).is_empty();
+        let equal = row.deleted == record.deleted && changed(mirror, page, &row, record).is_empty();
         // What was asked for by id may tell more than its values: what came last.
-        let asked = via.asked_at.is_some();
+        let asked = page.via.asked_at.is_some();
         if !older && (!equal || asked || at > row.modified_at) {
             rows.push(row);
         }
@@ -216,21 +235,22 @@ fn differing(
 }
 
 /// Columns in which a record differs from its row.
-fn changed(mirror: &Mirror, row: &Row, record: &Record) -> Vec<usize> {
+fn changed(mirror: &Mirror, page: &Compared<'_>, row: &Row, record: &Record) -> Vec<usize> {
     (0..mirror.columns.len())
         .filter(|c| !same(mirror.types[*c], &row.values[*c], &record.values[*c]))
+        .filter(|c| !page.blind.contains(&(record.id.as_str(), *c)))
         .collect()
 }
 
 fn compare_known(
     world: &World,
     mirror: &Mirror,
-    via: Via,
+    page: &Compared<'_>,
     known: Vec<Record>,
     applied: &mut PageApplied,
     now: Millis,
 ) -> Result<()> {
-    let Differing { rows, records } = differing(mirror, via, known, applied)?;
+    let Differing { rows, records } = differing(mirror, page, known, applied)?;
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let ids: HashMap<i64, String> = rows
         .iter()
@@ -252,10 +272,10 @@ fn compare_known(
         if row.deleted != record.deleted {
             let kind = if record.deleted { "delete" } else { "restore" };
             let at = record.modified_at.unwrap_or(now);
-            events.push(existence(mirror, via, &row, kind, at));
+            events.push(existence(mirror, page.via, &row, kind, at));
             if record.deleted { &mut gone } else { &mut back }.push(row.row_id);
         }
-        events.extend(show(world, mirror, via, case, &row, record, now));
+        events.extend(show(world, mirror, page, case, &row, record, now));
     }
     flush::flush(world, batch, events)?;
     if !gone.is_empty() {
@@ -272,7 +292,7 @@ fn compare_known(
 fn show(
     world: &World,
     mirror: &Mirror,
-    via: Via,
+    page: &Compared<'_>,
     case: &mut Case,
     row: &Row,
     record: &Record,
@@ -280,12 +300,13 @@ fn show(
 ) -> Option<EventRow> {
     let info = &world.groups[mirror.group];
     let at = record.modified_at.unwrap_or(now);
-    let changed = changed(mirror, row, record);
+    let changed = changed(mirror, page, row, record);
     let mut shown = changed.clone();
     shown.extend((0..mirror.columns.len()).filter(|c| {
         let field = info.field_of[mirror.side].get(c);
         let state = field.and_then(|f| case.entity.fields.get(f));
-        !changed.contains(c) && state.is_some_and(FieldState::has_waiting)
+        let told = !changed.contains(c) && !page.blind.contains(&(record.id.as_str(), *c));
+        told && state.is_some_and(FieldState::has_waiting)
     }));
     let values = shown
         .iter()
@@ -301,7 +322,7 @@ fn show(
         values,
         at: interval(at),
         seq: 0,
-        asked_at: via.asked_at,
+        asked_at: page.via.asked_at,
         ..Observed::default()
     };
     let decisions = case.observe(world, &observed, now);
@@ -316,8 +337,8 @@ fn show(
         record_id: row.record_id.clone(),
         kind: "update",
         origin: mirror.server.clone(),
-        source: via.source.to_owned(),
-        stream: via.stream,
+        source: page.via.source.to_owned(),
+        stream: page.via.stream,
         occurred_at: at,
         fields: shown
             .iter()

@@ -22,9 +22,11 @@ fn bisect_page(
     mirror: &Mirror,
     via: Via,
     records: &[Record],
+    bad: &pages::Unreadable,
     now: Millis,
 ) -> Step<pages::PageApplied> {
-    let whole = tx::in_transaction(|| Ok(pages::apply(world, mirror, via, records.to_vec(), now)?));
+    let apply = || pages::apply(world, mirror, via, records.to_vec(), bad, now);
+    let whole = tx::in_transaction(|| Ok(apply()?));
     match whole {
         Err(error) if config::is_passing(&error) => Err(error),
         Err(error) if records.len() <= 1 => {
@@ -47,8 +49,8 @@ fn bisect_page(
         }
         Err(_) => {
             let (a, b) = records.split_at(records.len() / 2);
-            let mut applied = bisect_page(world, mirror, via, a, now)?;
-            let second = bisect_page(world, mirror, via, b, now)?;
+            let mut applied = bisect_page(world, mirror, via, a, bad, now)?;
+            let second = bisect_page(world, mirror, via, b, bad, now)?;
             applied.inserted += second.inserted;
             applied.examined += second.examined;
             applied.locked.extend(second.locked);
@@ -101,13 +103,13 @@ pub(crate) fn page(
         Vec::new()
     };
     let whole = tx::in_transaction(|| {
-        let applied = pages::apply(world, m, via, page.records, now)?;
+        let applied = pages::apply(world, m, via, page.records, &page.unreadable, now)?;
         advance(&applied)?;
         Ok(applied)
     });
     let applied = match whole {
         Err(error) if !config::is_passing(&error) && !kept.is_empty() => {
-            let applied = bisect_page(world, m, via, &kept, now)?;
+            let applied = bisect_page(world, m, via, &kept, &page.unreadable, now)?;
             tx::in_transaction(|| advance(&applied))?;
             applied
         }

@@ -198,6 +198,43 @@ pub(crate) fn park(poison: &Poison<'_>) -> Result<usize> {
     )
 }
 
+/// Parks values that their type cannot hold: record, field, text; the rest of
+/// the records applies. Of one field at most 1,000 wait at a time.
+pub(crate) fn park_values(
+    mirror: i32,
+    server: &str,
+    source: &str,
+    values: &[(String, String, String)],
+) -> Result<usize> {
+    if values.is_empty() {
+        return Ok(0);
+    }
+    let column = |f: fn(&(String, String, String)) -> &String| {
+        values.iter().map(|v| f(v).clone()).collect::<Vec<_>>()
+    };
+    spi::write(
+        "WITH known AS (SELECT p.record_id, p.change ->> 'field' AS field, p.change ->> 'text' AS text FROM crm.poison p \
+           WHERE p.mirror = $1 AND p.change ? 'text'), \
+         full_up AS (SELECT field FROM known GROUP BY 1 HAVING count(*) >= 1000) \
+         INSERT INTO crm.poison (mirror, server, source, record_id, change, sqlstate, error, advice) \
+         SELECT $1, $2, $3, v.id, jsonb_build_object('field', v.field, 'text', v.text), '22P02', \
+           format('field %s holds %L, which is no %s', v.field, left(v.text, 100), coalesce(c.field_type, 'value of its type')), \
+           'The rest of the record was applied; this column keeps what it held. Correct the value in the CRM, then crm.dead_letter_retry(direction => ''in'').' \
+         FROM unnest($4::text[], $5::text[], $6::text[]) AS v(id, field, text) \
+         LEFT JOIN crm.mirror_column c ON c.mirror = $1 AND c.field = v.field \
+         WHERE NOT EXISTS (SELECT FROM known k WHERE (k.record_id, k.field, k.text) = (v.id, v.field, v.text)) \
+         AND v.field NOT IN (SELECT f.field FROM full_up f)",
+        &[
+            mirror.into(),
+            server.into(),
+            source.into(),
+            column(|v| &v.0).into(),
+            column(|v| &v.1).into(),
+            column(|v| &v.2).into(),
+        ],
+    )
+}
+
 /// A webhook taken by `crm.webhook()`.
 #[derive(Clone, Debug)]
 pub(crate) struct QueuedWebhook {
