@@ -224,12 +224,13 @@ pub(crate) fn load(
 
 /// [`load`] that also leaves out cases of which another side's row has changes
 /// by SQL waiting: their new values are in that row only, and what is decided
-/// here would be written over them.
+/// here would be written over them. `batch` is what is decided together.
 pub(crate) fn load_drained(
     world: &World,
     mirror: &Mirror,
     columns: &[usize],
     locked: Vec<Row>,
+    batch: &HashSet<(i32, i64)>,
 ) -> Result<(Vec<Case>, Vec<i64>)> {
     let (mut cases, mut blocked) = load(world, mirror, columns, locked)?;
     let sides = &world.groups[mirror.group].group.sides;
@@ -238,7 +239,8 @@ pub(crate) fn load_drained(
         if member.mirror == mirror.id {
             continue;
         }
-        let partners: Vec<i64> = cases.iter().filter_map(row_of).collect();
+        let mut partners: Vec<i64> = cases.iter().filter_map(row_of).collect();
+        partners.retain(|r| !batch.contains(&(member.mirror, *r)));
         let waiting: HashSet<i64> = changes::undrained(member.mirror, partners)?
             .into_iter()
             .collect();

@@ -113,7 +113,7 @@ fn apply_mirror(
             .collect()
     };
     let stale_suspects = late_rows(&items, &locked);
-    let (cases, blocked) = cases::load_drained(world, mirror, &columns, locked)?;
+    let (cases, blocked) = cases::load_drained(world, mirror, &columns, locked, &HashSet::new())?;
     let blocked: HashSet<i64> = blocked.into_iter().chain(undrained).collect();
     let mut work = Work::new(world, mirror, cases, now);
     work.recall(stale_suspects)?;

@@ -9,13 +9,14 @@ use crm_core::state::Interval;
 
 use crate::pg::capture::decode::OldValue;
 use crate::pg::guc;
-use crate::pg::store::changes::{self, ChangeRow, TxRow};
+use crate::pg::store::changes::{self, Before, ChangeRow, TxRow};
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams::{self, Poison};
 use crate::pg::store::writes::{self, NewWrite};
 use crate::pg::tx::SqlError;
+use crate::worker::batch::{self, Batch};
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
@@ -40,8 +41,12 @@ pub(crate) fn drain(
     now: Millis,
 ) -> Result<Drained> {
     let mut by_mirror: BTreeMap<i32, Vec<i64>> = BTreeMap::new();
-    for (mirror, row) in changes::peek(limit)? {
+    let (rows, more) = changes::peek(limit)?;
+    for (mirror, row) in rows {
         by_mirror.entry(mirror).or_default().push(row);
+    }
+    if more {
+        batch::add_partners(world, &mut by_mirror)?;
     }
     drain_rows(world, window, by_mirror, now)
 }
@@ -53,23 +58,42 @@ pub(crate) fn drain_rows(
     by_mirror: BTreeMap<i32, Vec<i64>>,
     now: Millis,
 ) -> Result<Drained> {
+    let batch: HashSet<(i32, i64)> = by_mirror
+        .iter()
+        .flat_map(|(mirror, rows)| rows.iter().map(|r| (*mirror, *r)))
+        .collect();
     let mut drained = Drained::default();
     // What is decided for one mirror may write over a row of the next, whose
     // new values stand nowhere else: they are read before anything is decided.
     let mut found: HashMap<i32, Vec<Row>> = HashMap::new();
+    let mut before: HashMap<i32, Before> = HashMap::new();
     if by_mirror.len() > 1 {
         for (id, rows) in &by_mirror {
             if let Some(mirror) = world.mirrors.get(id) {
                 let all: Vec<usize> = (0..mirror.columns.len()).collect();
                 found.insert(*id, cases::lock(mirror, &all, rows.clone())?);
+                before.insert(*id, changes::before(*id, rows.clone())?);
             }
         }
     }
     for (id, rows) in by_mirror {
         let found = found.remove(&id).unwrap_or_default();
+        before.remove(&id);
+        let batch = Batch {
+            rows: &batch,
+            before: &before,
+        };
         match world.mirrors.get(&id) {
             Some(mirror) => {
-                drain_mirror(world, window, mirror, rows, found, now, &mut drained)?;
+                drain_mirror(
+                    world,
+                    window,
+                    mirror,
+                    (rows, batch),
+                    found,
+                    now,
+                    &mut drained,
+                )?;
             }
             // The mirror was dropped: nobody wants its changes any more.
             None => drained.changes += changes::take(id, rows)?.len(),
@@ -81,7 +105,7 @@ pub(crate) fn drain_rows(
 /// Parks the changes of the row that comes first: the database refuses what
 /// follows from them. The row keeps its values; nothing is sent.
 pub(crate) fn park_first(world: &World, error: &SqlError) -> Result<()> {
-    for (id, row) in changes::peek(1)? {
+    for (id, row) in changes::peek(1)?.0 {
         let taken = changes::take(id, vec![row])?;
         streams::park(&Poison {
             mirror: Some(id),
@@ -101,7 +125,7 @@ fn drain_mirror(
     world: &World,
     window: &mut Window,
     mirror: &Mirror,
-    row_ids: Vec<i64>,
+    (row_ids, batch): (Vec<i64>, Batch<'_>),
     found: Vec<Row>,
     now: Millis,
     drained: &mut Drained,
@@ -115,7 +139,8 @@ fn drain_mirror(
         .chain(found)
         .map(|r| (r.row_id, r))
         .collect();
-    let (loaded, blocked) = cases::load(world, mirror, &all, locked)?;
+    let (mut loaded, blocked) = cases::load_drained(world, mirror, &all, locked, batch.rows)?;
+    batch.take_back(world, &mut loaded);
     let blocked: HashSet<i64> = blocked.into_iter().collect();
     drained.locked += busy.len() + blocked.len();
     let free: Vec<i64> = row_ids
@@ -220,7 +245,7 @@ struct Local<'w> {
 }
 
 /// PostgreSQL's text form in canonical text; a hashed value is unknown.
-fn canonical_old(field_type: FieldType, old: &OldValue) -> Option<Value> {
+pub(super) fn canonical_old(field_type: FieldType, old: &OldValue) -> Option<Value> {
     match old {
         OldValue::Null => Some(None),
         OldValue::Text(text) => crm_core::value::from_postgres(field_type, text).ok(),

@@ -6,6 +6,7 @@
 
 mod answers;
 mod backfill;
+mod batch;
 pub(crate) mod cases;
 mod creates;
 pub(crate) mod credential;

@@ -256,7 +256,7 @@ fn compare_known(
         .iter()
         .filter_map(|r| Some((r.row_id, r.record_id.clone()?)))
         .collect();
-    let (mut batch, blocked) = cases::load_drained(world, mirror, &all, rows)?;
+    let (mut batch, blocked) = cases::load_drained(world, mirror, &all, rows, &HashSet::new())?;
     applied
         .locked
         .extend(blocked.iter().filter_map(|row| ids.get(row).cloned()));

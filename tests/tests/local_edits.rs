@@ -1,6 +1,6 @@
 //! SQL changes that come several at a time, or that the linked table refuses.
 
-use crm_tests::{PATIENCE, Pair, PairOptions};
+use crm_tests::{Options, PATIENCE, Pair, PairOptions};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_the_linked_table_refuses_does_not_hold_up_the_others() {
@@ -71,4 +71,30 @@ async fn a_cascade_after_an_edit_in_one_transaction_reaches_the_crm() {
         .await;
     pair.agree().await;
     assert_eq!(pair.shows("hubspot", who, "city").as_deref(), Some("B"));
+}
+
+/// The engine takes changes up some thousands at a time; what belongs together is decided together all the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_sides_of_a_thing_changed_by_one_big_transaction_are_one_conflict() {
+    let cluster = Options::default()
+        .setting("pg_crm_sync.guard_soft_rows", "100000")
+        .setting("pg_crm_sync.guard_hard_rows", "100000");
+    let options = PairOptions {
+        cluster,
+        ..PairOptions::default()
+    };
+    let (pair, people) = Pair::linked(2600, options).await;
+    let who = &people[0];
+    pair.db
+        .exec(&format!(
+            "BEGIN;
+             UPDATE hubspot.contacts SET jobtitle = 'First' WHERE id = '{}';
+             UPDATE hubspot.contacts SET zip = '89073' WHERE id <> '{0}';
+             UPDATE salesforce.contact SET title = 'Last' WHERE id = '{}';
+             COMMIT",
+            who.hubspot, who.salesforce
+        ))
+        .await;
+    pair.reaches_both(who, "jobtitle", "Last").await;
+    pair.agree().await;
 }

@@ -1,5 +1,7 @@
 //! What users changed on mirrors, as the capture trigger logged it.
 
+use std::collections::HashMap;
+
 use crate::pg::capture::decode::{self, OldValue};
 
 use super::spi::{self, Result};
@@ -34,17 +36,21 @@ pub(crate) struct TxRow {
     pub(crate) score: Option<u16>,
 }
 
-/// Rows that have changes waiting, the first found up to `limit` changes.
-pub(crate) fn peek(limit: i64) -> Result<Vec<(i32, i64)>> {
+/// Rows that have changes waiting, the first found up to `limit` changes, and
+/// whether there may be more.
+pub(crate) fn peek(limit: i64) -> Result<(Vec<(i32, i64)>, bool)> {
     let sql = format!(
-        "SELECT DISTINCT mirror_id, row_id FROM (SELECT mirror_id, row_id FROM {BOTH} c LIMIT $1) c"
+        "SELECT mirror_id, row_id, count(*) FROM (SELECT mirror_id, row_id FROM {BOTH} c LIMIT $1) c GROUP BY 1, 2"
     );
-    spi::write_rows(&sql, &[limit.into()], |row| {
+    let mut changes = 0;
+    let rows = spi::write_rows(&sql, &[limit.into()], |row| {
+        changes += row.get::<i64>(3)?.unwrap_or_default();
         Ok((
             row.get(1)?.unwrap_or_default(),
             row.get(2)?.unwrap_or_default(),
         ))
-    })
+    })?;
+    Ok((rows, changes >= limit))
 }
 
 /// The rows that a transaction changed from its change number `first` on.
@@ -71,6 +77,26 @@ pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
         Ok(row.get::<i64>(1)?.unwrap_or_default())
     })
 }
+
+/// What these rows held before their first change that waits, by attribute.
+pub(crate) fn before(mirror: i32, row_ids: Vec<i64>) -> Result<Before> {
+    let sql = format!(
+        "SELECT row_id, old FROM {BOTH} c WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2)) ORDER BY flush, ord"
+    );
+    let mut before = Before::new();
+    spi::write_rows(&sql, &[mirror.into(), row_ids.into()], |row| {
+        let packed: Vec<u8> = row.get(2)?.unwrap_or_default();
+        let olds = before.entry(row.get(1)?.unwrap_or_default()).or_default();
+        for (attnum, old) in decode::old_values(&packed) {
+            olds.entry(attnum).or_insert(old);
+        }
+        Ok(())
+    })?;
+    Ok(before)
+}
+
+/// Old values by row and attribute.
+pub(crate) type Before = HashMap<i64, HashMap<i16, OldValue>>;
 
 /// Takes the changes of these rows out of the log, in the order they were made.
 pub(crate) fn take(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<ChangeRow>> {
