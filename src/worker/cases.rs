@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use crm_core::decide::{self, Decision, Observed, Outcome, Source};
 use crm_core::model::{Millis, Value};
 use crm_core::state::{Entity, FieldState, SideRecord, SideState};
+use crm_core::strategy::LOCAL;
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger;
@@ -66,6 +67,35 @@ impl Case {
             rehearsal.note(world, self, observed, &outcome);
         }
         self.source.clone_from(&observed.origin);
+        self.name_writers(info, &outcome);
+        if observed.source == Source::Local {
+            self.writers[observed.side].clone_from(&observed.origin);
+        }
+        self.absorb(outcome, observed)
+    }
+
+    /// Keeps what follows from a decision without an observation; rows of sides
+    /// other than `side` count as carried.
+    pub(crate) fn take_up(
+        &mut self,
+        world: &World,
+        outcome: Outcome,
+        side: usize,
+    ) -> Vec<Decision> {
+        let winner = outcome.decisions.iter().map(|d| d.winner.as_str());
+        let winner = winner.clone().find(|w| !w.is_empty()).unwrap_or(LOCAL);
+        self.source = winner.to_owned();
+        self.name_writers(&world.groups[self.group], &outcome);
+        let observed = Observed {
+            side,
+            source: Source::Page,
+            ..Observed::default()
+        };
+        self.absorb(outcome, &observed)
+    }
+
+    /// Notes whose values the rows show from now on.
+    fn name_writers(&mut self, info: &GroupInfo, outcome: &Outcome) {
         for (side, field, _) in &outcome.rows {
             let column = info.group.column(*field, *side);
             let decision = outcome.decisions.iter().find(|d| d.field == *field);
@@ -75,10 +105,6 @@ impl Case {
                 self.writers[*side].clone_from(&decision.winner);
             }
         }
-        if observed.source == Source::Local {
-            self.writers[observed.side].clone_from(&observed.origin);
-        }
-        self.absorb(outcome, observed)
     }
 
     fn absorb(&mut self, outcome: Outcome, observed: &Observed) -> Vec<Decision> {

@@ -183,6 +183,8 @@ pub(crate) struct Engine {
     pub(crate) may_send: bool,
     /// Something may wait in `crm.deferred`.
     pub(crate) may_undefer: bool,
+    /// When changes of policy are carried out next; `None` if none waits.
+    pub(crate) policy_at: Option<Millis>,
     pub(crate) undefer_at: Millis,
     /// When to look for first copies that stand still.
     pub(crate) backfills_at: Millis,
@@ -210,6 +212,7 @@ impl Engine {
             webhook_rows: HashMap::new(),
             may_send: true,
             may_undefer: true,
+            policy_at: Some(0),
             undefer_at: 0,
             backfills_at: 0,
             housekeeping_at: 0,

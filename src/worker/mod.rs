@@ -23,6 +23,7 @@ mod policies;
 mod reading;
 mod record;
 pub(crate) mod rehearsal;
+mod repolicy;
 mod schedule;
 mod servers;
 pub(crate) mod session;

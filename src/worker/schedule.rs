@@ -14,6 +14,7 @@ use crate::worker::deliver::{self, Batch};
 use crate::worker::doubt;
 use crate::worker::engine::{self, Engine, Job, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
+use crate::worker::repolicy;
 
 /// Batches of writes on the way per mirror.
 const PUSHES: usize = 4;
@@ -42,6 +43,11 @@ impl Engine {
         if self.may_undefer {
             next = next.min(self.undefer_at.max(now + 1));
         }
+        // Before anything is sent that a changed policy may not want any more.
+        if self.policy_at.is_some_and(|at| now >= at) {
+            self.carry_out_policy(now)?;
+        }
+        next = next.min(self.policy_at.unwrap_or(next));
         if self.active {
             next = next.min(self.deliver(now)?);
             if now >= self.unknown_at {
@@ -59,6 +65,18 @@ impl Engine {
             })?;
         }
         Ok(next)
+    }
+
+    fn carry_out_policy(&mut self, now: Millis) -> Step<()> {
+        let world = &self.world;
+        let turn = tx::in_transaction(|| Ok(repolicy::step(world, now)?))?;
+        self.may_send |= turn == repolicy::Turn::More;
+        self.policy_at = match turn {
+            repolicy::Turn::Idle => None,
+            repolicy::Turn::More => Some(now),
+            repolicy::Turn::Locked => Some(now + 200),
+        };
+        Ok(())
     }
 
     fn open_stream(&mut self, id: i32, now: Millis) -> Step<Millis> {

@@ -7,6 +7,7 @@ pub(crate) mod config;
 pub(crate) mod ledger;
 pub(crate) mod matches;
 pub(crate) mod past;
+pub(crate) mod policy;
 pub(crate) mod rows;
 pub(crate) mod spi;
 pub(crate) mod streams;
