@@ -6,7 +6,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use crm_core::decide::{self, Decision, Observed, Outcome, Source};
 use crm_core::model::{Millis, Value};
 use crm_core::state::{Entity, FieldState, SideRecord, SideState};
-use crm_core::strategy::LOCAL;
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger;
@@ -74,28 +73,8 @@ impl Case {
         self.absorb(outcome, observed)
     }
 
-    /// Keeps what follows from a decision without an observation; rows of sides
-    /// other than `side` count as carried.
-    pub(crate) fn take_up(
-        &mut self,
-        world: &World,
-        outcome: Outcome,
-        side: usize,
-    ) -> Vec<Decision> {
-        let winner = outcome.decisions.iter().map(|d| d.winner.as_str());
-        let winner = winner.clone().find(|w| !w.is_empty()).unwrap_or(LOCAL);
-        self.source = winner.to_owned();
-        self.name_writers(&world.groups[self.group], &outcome);
-        let observed = Observed {
-            side,
-            source: Source::Page,
-            ..Observed::default()
-        };
-        self.absorb(outcome, &observed)
-    }
-
     /// Notes whose values the rows show from now on.
-    fn name_writers(&mut self, info: &GroupInfo, outcome: &Outcome) {
+    pub(super) fn name_writers(&mut self, info: &GroupInfo, outcome: &Outcome) {
         for (side, field, _) in &outcome.rows {
             let column = info.group.column(*field, *side);
             let decision = outcome.decisions.iter().find(|d| d.field == *field);
@@ -107,7 +86,7 @@ impl Case {
         }
     }
 
-    fn absorb(&mut self, outcome: Outcome, observed: &Observed) -> Vec<Decision> {
+    pub(super) fn absorb(&mut self, outcome: Outcome, observed: &Observed) -> Vec<Decision> {
         for (side, field) in outcome.cancel {
             self.writes.remove(&(side, field));
             self.cancels.insert((side, field));

@@ -5,8 +5,10 @@
 use std::collections::{HashMap, HashSet};
 
 use crm_core::again::Again;
+use crm_core::decide::{Decision, Observed, Outcome, Source};
 use crm_core::model::Millis;
 use crm_core::state::Interval;
+use crm_core::strategy::LOCAL;
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger::EventRow;
@@ -145,6 +147,23 @@ fn batch(
         Some(_) if looked == 0 => Turn::Locked,
         _ => Turn::More,
     })
+}
+
+impl Case {
+    /// Keeps what follows from a decision without an observation; rows of sides
+    /// other than `side` count as carried.
+    fn take_up(&mut self, world: &World, outcome: Outcome, side: usize) -> Vec<Decision> {
+        let winner = outcome.decisions.iter().map(|d| d.winner.as_str());
+        let winner = winner.clone().find(|w| !w.is_empty()).unwrap_or(LOCAL);
+        self.source = winner.to_owned();
+        self.name_writers(&world.groups[self.group], &outcome);
+        let observed = Observed {
+            side,
+            source: Source::Page,
+            ..Observed::default()
+        };
+        self.absorb(outcome, &observed)
+    }
 }
 
 /// Decides the fields of an entity again; its line for the ledger.
