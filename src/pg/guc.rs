@@ -28,6 +28,7 @@ static SCORE: Real = Real::new(-1.0);
 static MAX_IN_FLIGHT: Int = Int::new(8);
 static REQUEST_TIMEOUT: Int = Int::new(30_000);
 static LOCK_TIMEOUT: Int = Int::new(200);
+static FUNCTION_TIMEOUT: Int = Int::new(1_000);
 static GUARD_SOFT_ROWS: Int = Int::new(10_000);
 static GUARD_HARD_ROWS: Int = Int::new(100_000);
 static GUARD_HARD_DELETES: Int = Int::new(10_000);
@@ -140,6 +141,13 @@ fn register_worker_limits() {
         &MAX_IN_FLIGHT,
         (1, 256),
         none,
+    );
+    int(
+        c"pg_crm_sync.function_timeout",
+        c"Longest time one call of a function that a field map names may take.",
+        &FUNCTION_TIMEOUT,
+        (1, 60_000),
+        ms,
     );
     int(
         c"pg_crm_sync.request_timeout",
@@ -330,4 +338,9 @@ pub(crate) fn guard_window_rows() -> Option<u64> {
 /// Bytes above which a segment of `crm.change` is closed.
 pub(crate) fn change_segment_bytes() -> u64 {
     count(&CHANGE_SEGMENT_SIZE) * 1024
+}
+
+/// Longest call of a function that a field map names.
+pub(crate) fn function_timeout() -> Duration {
+    millis(&FUNCTION_TIMEOUT)
 }

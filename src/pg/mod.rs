@@ -14,6 +14,7 @@ pub(crate) mod shmem;
 pub(crate) mod signal;
 pub(crate) mod statement;
 pub(crate) mod store;
+pub(crate) mod timeout;
 pub(crate) mod tx;
 pub(crate) mod utility;
 pub(crate) mod wake;

@@ -304,3 +304,22 @@ pub(crate) fn set_canonical_output() {
         }
     }
 }
+
+/// Runs `body` with this search path; an error puts the old one back with the
+/// (sub)transaction. Functions of users that rely on another path fail instead
+/// of finding what somebody put in their way.
+pub(crate) fn with_search_path<T>(path: &std::ffi::CStr, body: impl FnOnce() -> T) -> T {
+    // SAFETY: a known setting with a valid value, undone at the end of the level.
+    unsafe {
+        let level = pg_sys::NewGUCNestLevel();
+        pg_sys::SetConfigOption(
+            c"search_path".as_ptr(),
+            path.as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+        );
+        let value = body();
+        pg_sys::AtEOXact_GUC(false, level);
+        value
+    }
+}

@@ -12,6 +12,7 @@ use crate::pg::store::ledger;
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, WriteRow};
+use crate::worker::repolicy;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
 /// Events of the ledger and of the streams older than this cannot come again:
@@ -54,14 +55,14 @@ impl Case {
         now: Millis,
     ) -> Vec<Decision> {
         let info = &world.groups[self.group];
-        let outcome = decide::decide(
-            &info.group,
-            &info.policy,
-            &self.entity,
-            observed,
-            now,
-            HORIZON_MS,
-        );
+        let decide = |observed: &Observed| {
+            let (group, policy) = (&info.group, &info.policy);
+            decide::decide(group, policy, &self.entity, observed, now, HORIZON_MS)
+        };
+        let mut outcome = decide(observed);
+        if !outcome.questions.is_empty() {
+            outcome = decide(&repolicy::answered(observed, &outcome.questions));
+        }
         if let Some(rehearsal) = &world.rehearsal {
             rehearsal.note(world, self, observed, &outcome);
         }

@@ -6,6 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use crm_core::again::Again;
 use crm_core::decide::{Decision, Observed, Outcome, Source};
+use crm_core::evaluate::{Evaluation, Question};
 use crm_core::model::Millis;
 use crm_core::state::Interval;
 use crm_core::strategy::LOCAL;
@@ -122,7 +123,7 @@ fn batch(
         .into_iter()
         .filter(|r| !undrained.contains(&r.row_id))
         .collect();
-    let (mut loaded, _) = cases::load_drained(world, mirror, &all, locked)?;
+    let (mut loaded, _) = cases::load_drained(world, mirror, &all, locked, &HashSet::new())?;
     let done: HashSet<i64> = loaded
         .iter()
         .filter_map(|c| Some(c.rows[mirror.side].as_ref()?.row_id))
@@ -226,4 +227,20 @@ fn again(
         carried: record::carried_json(world, mirror.group, std::mem::take(&mut case.carried)),
         ..EventRow::default()
     })
+}
+
+/// The observation with what functions of users say to it.
+pub(crate) fn answered(observed: &Observed, questions: &[Question]) -> Observed {
+    let said = |question: &Question| {
+        let failed = |error: pgrx::spi::Error| Evaluation {
+            question: question.clone(),
+            version: String::new(),
+            answer: Err(error.to_string()),
+        };
+        policy::evaluate(question).unwrap_or_else(failed)
+    };
+    Observed {
+        evaluations: questions.iter().map(said).collect(),
+        ..observed.clone()
+    }
 }
