@@ -8,6 +8,7 @@
 //! Anything unexpected is a panic: a wrong measurement must not look like a figure.
 
 mod apply;
+mod ask;
 mod backfill;
 mod calls;
 mod figures;
@@ -22,8 +23,8 @@ mod webhook;
 use figures::Figures;
 
 /// The pieces in the order in which they run.
-const PIECES: [&str; 7] = [
-    "backfill", "apply", "latency", "calls", "idle", "limited", "memory",
+const PIECES: [&str; 8] = [
+    "backfill", "apply", "latency", "calls", "idle", "limited", "memory", "ask",
 ];
 
 fn main() {
@@ -58,6 +59,7 @@ async fn run(wanted: &[String], figures: &mut Figures) {
             "latency" => latency::measure(figures).await,
             "calls" => calls::measure(figures).await,
             "idle" => idle::measure(figures).await,
+            "ask" => ask::measure(figures).await,
             "limited" => limited::measure(figures).await,
             _ => memory::measure(figures).await,
         }

@@ -19,6 +19,8 @@ const PLANS: usize = 400;
 
 thread_local! {
     static KEPT: RefCell<HashMap<String, OwnedPreparedStatement>> = RefCell::new(HashMap::new());
+    /// Plans of statements that only read.
+    static READING: RefCell<HashMap<String, OwnedPreparedStatement>> = RefCell::new(HashMap::new());
 }
 
 /// Drops every kept plan; for when the configuration changed.
@@ -79,18 +81,31 @@ pub(crate) fn write(sql: &str, args: &[Arg<'_>]) -> Result<usize> {
 }
 
 /// Runs a statement that only reads, without taking a transaction id, and maps
-/// its rows. In a user's backend, which keeps no plans for us.
+/// its rows.
 pub(crate) fn read_rows<T>(
     sql: &str,
     args: &[Arg<'_>],
     mut map: impl FnMut(&SpiHeapTupleData<'_>) -> Result<T>,
 ) -> Result<Vec<T>> {
     Spi::connect(|client| {
-        let table = client.select(sql, None, args)?;
-        let mut out = Vec::with_capacity(table.len());
-        for row in table {
+        let plan = READING.with_borrow_mut(|plans| plans.remove(sql));
+        let plan = match plan {
+            Some(plan) => plan,
+            None => {
+                let types: Vec<_> = args.iter().map(|a| pgrx::PgOid::from(a.oid())).collect();
+                client.prepare(sql, &types)?.keep()
+            }
+        };
+        let mut out = Vec::new();
+        for row in client.select(&plan, None, args)? {
             out.push(map(&row)?);
         }
+        READING.with_borrow_mut(|plans| {
+            if plans.len() >= PLANS {
+                plans.clear();
+            }
+            plans.insert(sql.to_owned(), plan);
+        });
         Ok(out)
     })
 }
