@@ -137,12 +137,17 @@ CREATE TABLE crm.link (
     paused       boolean NOT NULL DEFAULT false,
     create_left  boolean NOT NULL DEFAULT true,
     create_right boolean NOT NULL DEFAULT true,
-    on_delete    text NOT NULL DEFAULT 'unlink' CHECK (on_delete IN ('unlink', 'propagate')),
+    on_left_delete     text NOT NULL DEFAULT 'unlink' CHECK (on_left_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
+    on_right_delete    text NOT NULL DEFAULT 'unlink' CHECK (on_right_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
+    on_delete_conflict text NOT NULL DEFAULT 'review' CHECK (on_delete_conflict IN ('review', 'delete', 'keep')),
     matched_at   timestamptz,
     created_at   timestamptz NOT NULL DEFAULT now(),
     CHECK (left_mirror <> right_mirror)
 );
 COMMENT ON TABLE crm.link IS 'Pairs of mirrors whose rows describe the same things. A new link is in shadow: it shows what it would send, and sends nothing until crm.go_live.';
+COMMENT ON COLUMN crm.link.on_left_delete IS 'When a record of the left side is removed, the right one: propagate is removed in its CRM too; soft_delete is shown as deleted here, stays in its CRM and comes back with the first; unlink stays and is a thing of its own; ignore stays and stays tied.';
+COMMENT ON COLUMN crm.link.on_right_delete IS 'The same for the left record when the right one is removed.';
+COMMENT ON COLUMN crm.link.on_delete_conflict IS 'When a record is removed while a change was on its way there: review asks in crm.review, delete lets the removal stand, keep brings the record back.';
 
 CREATE TABLE crm.field_map (
     id          integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -255,9 +260,9 @@ COMMENT ON COLUMN crm.event.mirror IS 'The mirror whose record changed; null for
 COMMENT ON COLUMN crm.event.stream IS 'The row of crm.stream that brought it; null for SQL, reads and results.';
 COMMENT ON COLUMN crm.event.policy_version IS 'Version of the policy that decided, see crm.policy_history.';
 COMMENT ON COLUMN crm.event.identity IS 'Stands for the source''s own event: equal for two deliveries of one change, see crm.event_seen; null where the source names none.';
-COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association.';
+COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), resolved (a steward''s answer).';
 COMMENT ON COLUMN crm.event.origin IS 'Who wrote the value: a server''s name, local for SQL, or a named application.';
-COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, replay, sql, or result (the CRM''s answer to a write of ours).';
+COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, replay, sql, link (it followed from a linked record), review (a steward''s answer), or result (the CRM''s answer to a write of ours).';
 COMMENT ON COLUMN crm.event.actor IS 'The CRM''s user, or session_user of the SQL session; null if unknown.';
 COMMENT ON COLUMN crm.event.application IS 'What the CRM tells of the program that wrote, or application_name of the SQL session.';
 COMMENT ON COLUMN crm.event.reason IS 'pg_crm_sync.reason of the SQL session.';
@@ -348,20 +353,6 @@ CREATE TABLE crm.check_result (
 );
 COMMENT ON TABLE crm.check_result IS 'Answers of the worker to crm.server_check; the row with item = ''end'' is the last. Removed after an hour.';
 
-CREATE TABLE crm.review_item (
-    id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    link       text,
-    mirror     integer,
-    row_id     bigint,
-    entity     bigint,
-    field      text,
-    reason     text NOT NULL,
-    candidates jsonb NOT NULL,
-    opened_at  timestamptz NOT NULL DEFAULT now(),
-    UNIQUE NULLS NOT DISTINCT (link, mirror, row_id, field)
-);
-COMMENT ON TABLE crm.review_item IS 'Questions that a person must answer: ambiguous matches and fields whose policy is review.';
-
 CREATE TABLE crm.api_usage (
     server  text NOT NULL,
     hour    timestamptz NOT NULL,
@@ -378,9 +369,9 @@ DECLARE t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['installation', 'server_state', 'remote_object', 'remote_field', 'mirror', 'mirror_column', 'backfill',
      'stream', 'link', 'field_map', 'conflict_policy', 'field_lock', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
-     'webhook_queue', 'review_item', 'api_usage', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
+     'webhook_queue', 'api_usage', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
      'field_map_id_seq', 'conflict_policy_id_seq', 'field_lock_id_seq', 'deferred_id_seq', 'write_id_seq', 'poison_id_seq',
-     'webhook_queue_id_seq', 'review_item_id_seq']
+     'webhook_queue_id_seq']
     LOOP
         PERFORM pg_catalog.pg_extension_config_dump(format('crm.%I', t)::regclass, '');
     END LOOP;

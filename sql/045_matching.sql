@@ -85,56 +85,22 @@ BEGIN
             SELECT $2, left_ids[1], entity FROM thing WHERE le IS NULL
             UNION ALL SELECT $3, right_ids[1], entity FROM thing WHERE re IS NULL
         ), asked AS (
-            INSERT INTO crm.review_item AS i (link, mirror, row_id, reason, candidates)
-            SELECT $4, $2, p.left_ids[1], 'ambiguous match',
+            INSERT INTO crm.review_item AS i (kind, link, mirror, row_id, reason, candidates)
+            SELECT 'match', $4, $2, p.left_ids[1], 'ambiguous match',
                    jsonb_build_object('field', p.field, 'key', p.match_key, 'left', to_jsonb(p.left_ids[1:20]), 'right', to_jsonb(p.right_ids[1:20]))
             FROM pair p WHERE NOT p.clear
-            ON CONFLICT (link, mirror, row_id, field) DO UPDATE SET candidates = excluded.candidates WHERE i.candidates <> excluded.candidates
+            ON CONFLICT (kind, link, mirror, row_id) WHERE kind <> 'field' DO UPDATE SET candidates = excluded.candidates, changed_at = now(), resolution = NULL
+            WHERE i.candidates <> excluded.candidates
         )
         SELECT count(*) FILTER (WHERE clear), count(*) FILTER (WHERE NOT clear) FROM pair$f$,
         crm._table_of(k.left_mirror), crm._table_of(k.right_mirror))
     INTO matched, ambiguous USING k, k.left_mirror, k.right_mirror, k.name;
     -- Questions that a merge in the CRM has answered meanwhile.
-    DELETE FROM crm.review_item r WHERE r.link = k.name AND r.field IS NULL
+    DELETE FROM crm.review_item r WHERE r.link = k.name AND r.kind = 'match' AND r.resolution IS NULL
         AND EXISTS (SELECT FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror <> a.mirror WHERE a.mirror = r.mirror AND a.row_id = r.row_id);
     UPDATE crm.link x SET matched_at = clock_timestamp() WHERE x.id = k.id;
 END $$;
 COMMENT ON FUNCTION crm._match(text) IS 'Ties rows of both mirrors with equal, unambiguous keys (crm.xref); the others become questions in crm.review.';
-
-CREATE FUNCTION crm.review_match(review bigint, "left" bigint, "right" bigint) RETURNS text
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    q    crm.review_item;
-    k    crm.link;
-    tied text;
-    made bigint;
-BEGIN
-    SELECT r.* INTO q FROM crm.review_item r WHERE r.id = review FOR UPDATE;
-    IF q.id IS NULL OR q.link IS NULL OR q.field IS NOT NULL THEN
-        RAISE EXCEPTION 'no question % about which records match', coalesce(review::text, 'null')
-            USING ERRCODE = '42704', DETAIL = format('%s questions wait.', (SELECT count(*) FROM crm.review_item)), HINT = 'SELECT id, reason, candidates FROM crm.review;';
-    ELSIF NOT coalesce(q.candidates -> 'left' @> to_jsonb("left") AND q.candidates -> 'right' @> to_jsonb("right"), false) THEN
-        RAISE EXCEPTION 'rows % and % are not candidates of question %', coalesce("left"::text, 'null'), coalesce("right"::text, 'null'), review
-            USING ERRCODE = '22023', DETAIL = format('Candidates are: left %s, right %s.', q.candidates -> 'left', q.candidates -> 'right'),
-                  HINT = 'Name one _id of each side.';
-    END IF;
-    k := crm._link_named(q.link);
-    SELECT string_agg(format('%s row %s', crm._table_of(a.mirror), a.row_id), ', ') INTO tied
-    FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity
-    WHERE (a.mirror, a.row_id, b.mirror) IN ((k.left_mirror, "left", k.right_mirror), (k.right_mirror, "right", k.left_mirror));
-    IF tied IS NOT NULL THEN
-        RAISE EXCEPTION 'a record is one with another one already: %', tied
-            USING ERRCODE = '55000', DETAIL = 'A record has one counterpart.', HINT = 'Merge the two records of one side in their CRM, or DELETE FROM crm.review_item to let them be two.';
-    END IF;
-    SELECT coalesce(min(x.entity), nextval('crm.entity_seq')) INTO made FROM crm.xref x
-    WHERE (x.mirror, x.row_id) IN ((k.left_mirror, "left"), (k.right_mirror, "right"));
-    INSERT INTO crm.xref (mirror, row_id, entity) VALUES (k.left_mirror, "left", made), (k.right_mirror, "right", made)
-    ON CONFLICT (mirror, row_id) DO UPDATE SET entity = excluded.entity;
-    DELETE FROM crm.review_item r WHERE r.id = review;
-    PERFORM crm._wake();
-    RETURN format('%s row %s and %s row %s are one from now on; what differs stays until one side changes', crm._table_of(k.left_mirror), "left", crm._table_of(k.right_mirror), "right");
-END $$;
-COMMENT ON FUNCTION crm.review_match(bigint, bigint, bigint) IS 'Answers a question of crm.review about which records match: these two rows (_id of the left and of the right mirror, from its candidates) are one thing.';
 
 CREATE FUNCTION crm.unlink(name text) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

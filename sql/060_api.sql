@@ -160,7 +160,7 @@ BEGIN
         _id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
         id text COLLATE "C" UNIQUE,
         _sync_source text,
-        _sync_state text CHECK (_sync_state IN ('held', 'error', 'deleted')),
+        _sync_state text CHECK (_sync_state IN ('held', 'error', 'deleted', 'soft_deleted', 'erased')),
         _sync_error text,
         _remote_modified_at timestamptz,
         _deleted_at timestamptz
@@ -169,7 +169,7 @@ BEGIN
     EXECUTE format('COMMENT ON COLUMN %s._id IS %L', t, 'Our own key: stable, also before the CRM knows the record.');
     EXECUTE format('COMMENT ON COLUMN %s.id IS %L', t, 'The CRM''s record id; null until the record is made there.');
     EXECUTE format('COMMENT ON COLUMN %s._sync_source IS %L', t, 'Who made the last change: a server, local, or a named application.');
-    EXECUTE format('COMMENT ON COLUMN %s._sync_state IS %L', t, 'Exceptions only: held, error or deleted; see crm.sync_state for pending.');
+    EXECUTE format('COMMENT ON COLUMN %s._sync_state IS %L', t, 'Exceptions only: held, error, deleted, soft_deleted (its linked record is), erased; see crm.sync_state for pending.');
     EXECUTE format('COMMENT ON COLUMN %s._sync_error IS %L', t, 'Why, in the CRM''s words.');
     EXECUTE format('COMMENT ON COLUMN %s._remote_modified_at IS %L', t, 'Last change in the CRM, by the CRM''s clock.');
     EXECUTE format('COMMENT ON COLUMN %s._deleted_at IS %L', t, 'When the record was deleted in the CRM; the row stays.');

@@ -66,11 +66,6 @@ SELECT p.id, 'in', coalesce(format('%I.%I', m.schema_name, m.table_name), p.serv
 FROM crm.poison p LEFT JOIN crm.mirror m ON m.id = p.mirror;
 COMMENT ON VIEW crm.dead_letter IS 'What could not be done and waits for a person: writes that a CRM refused for good (out), events that the database refused (in), each with the reason and what to do.';
 
-CREATE VIEW crm.review AS
-SELECT r.id, r.link, format('%I.%I', m.schema_name, m.table_name) AS mirror, r.row_id, r.entity, r.field, r.reason, r.candidates, r.opened_at
-FROM crm.review_item r LEFT JOIN crm.mirror m ON m.id = r.mirror;
-COMMENT ON VIEW crm.review IS 'Questions that only a person can answer: ambiguous matches, and conflicts whose policy is review.';
-
 CREATE VIEW crm._status_parts AS
 -- How the installation as a whole stands.
 SELECT 1 AS rank, 'fence'::text AS kind, current_database()::text AS name, f.state, f.reason AS detail, NULL::bigint AS waiting, NULL::interval AS lag,

@@ -75,10 +75,10 @@ BEGIN
                       '_wait_possible', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;
-        IF f.name = 'review_match' THEN
+        IF f.name IN ('review_match', 'review_resolve') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_steward', f.signature);
         END IF;
-        IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
+        IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_review_answers', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
                       '_mirror_named', '_host_allowed') OR f.name ~ '^(why|_why.*|_clauses|_clause_ends|explain|_explain.*)$' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
@@ -91,7 +91,7 @@ GRANT INSERT ON crm.installation, crm.config_change TO crm_admin;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA crm TO crm_admin;
 GRANT UPDATE (paused) ON crm.mirror, crm.link, crm.server_state TO crm_operator;
 GRANT INSERT ON crm.server_state, crm.installation TO crm_operator;
-GRANT UPDATE, DELETE ON crm.review_item TO crm_steward;
+GRANT UPDATE (resolution, value) ON crm.review TO crm_steward;
 GRANT USAGE ON FOREIGN DATA WRAPPER pg_crm_sync TO crm_admin;
 
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA crm TO crm_worker;

@@ -44,7 +44,12 @@ extension_sql_file!(
     name = "delivery",
     requires = ["matching"]
 );
-extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["delivery"]);
+extension_sql_file!(
+    "../sql/055_review.sql",
+    name = "review",
+    requires = ["delivery"]
+);
+extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["review"]);
 extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["api"]);
 extension_sql_file!("../sql/070_views.sql", name = "views", requires = ["ask"]);
 extension_sql_file!("../sql/900_grants.sql", name = "grants", finalize);

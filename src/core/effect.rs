@@ -1,7 +1,7 @@
 //! What follows from a decision: rows, writes, corrections, remembered state.
 
 use crate::decide::{Case, Decision, Keep, Outcome, Source, Step};
-use crate::echo;
+use crate::echo::{self, Order};
 use crate::group::Group;
 use crate::mapping::{between, fits};
 use crate::model::Value;
@@ -321,7 +321,8 @@ fn review(case: &mut Case<'_>, reason: &str, outcome: &mut Outcome) {
         hold.rule = rule;
         hold.claim(claim);
     }
-    if case.observed.source != Source::Local {
+    // An edit from before a write of ours is not what its CRM holds now.
+    if case.observed.source != Source::Local && case.order() != Order::Before {
         row(case, side, case.value, outcome);
     }
 }

@@ -96,14 +96,31 @@ fn names(found: &[Found]) -> Vec<String> {
     found.iter().map(|f| f.record.clone()).collect()
 }
 
-/// What the deletion of one record means for the other sides.
+/// What the deletion of one record means for another side.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum DeleteRule {
-    /// The other records stay and the link ends.
+    /// The other record stays and is a thing of its own.
     #[default]
     Unlink,
-    /// The other records are removed too.
+    /// The other record is removed too.
     Propagate,
+    /// The other row is shown as deleted, its CRM keeps the record, and both
+    /// come back together.
+    SoftDelete,
+    /// The other record stays as it is and tied, should the first come back.
+    Ignore,
+}
+
+impl DeleteRule {
+    /// Of its name in `crm.link`; what is not known unlinks.
+    pub fn by_name(name: &str) -> Self {
+        match name {
+            "propagate" => Self::Propagate,
+            "soft_delete" => Self::SoftDelete,
+            "ignore" => Self::Ignore,
+            _ => Self::Unlink,
+        }
+    }
 }
 
 /// Who removed a record.
@@ -122,34 +139,41 @@ pub struct DeletePlan {
     pub send: Vec<usize>,
     /// Sides whose row is marked as deleted.
     pub mark: Vec<usize>,
+    /// Sides whose row is shown as deleted although its CRM keeps the record.
+    pub hide: Vec<usize>,
     /// Sides whose record leaves the entity.
     pub unlink: Vec<usize>,
     /// Queued writes made moot: side, field.
     pub cancel: Vec<(usize, usize)>,
-    /// Why a person must decide first; then nothing else is set.
-    pub held: Option<String>,
 }
 
-/// Plans a deletion on `side`. A record that others changed meanwhile is not
-/// removed without a person: the delete may have been made without seeing it.
+/// Why a person should look at a deletion first: a change that the deleting
+/// party may not have seen. SQL sees every decided value in the row; a CRM only
+/// what has landed there.
+pub fn delete_conflict(
+    group: &Group,
+    entity: &Entity,
+    side: usize,
+    by: DeletedBy,
+    deleting_origin: &str,
+) -> Option<String> {
+    let field = unseen_change(entity, side, by, deleting_origin)?;
+    let name = group.fields.get(field).map_or("", |f| f.name.as_str());
+    let origin = group.origin(side);
+    Some(format!(
+        "deleted on {origin} while a change of {name} was not settled there"
+    ))
+}
+
+/// Plans a deletion on `side`; `rules` has one entry per side, that of `side`
+/// itself unused.
 pub fn plan_delete(
     group: &Group,
     entity: &Entity,
     side: usize,
     by: DeletedBy,
-    rule: DeleteRule,
-    deleting_origin: &str,
+    rules: &[DeleteRule],
 ) -> DeletePlan {
-    if let Some(field) = unseen_change(entity, side, by, deleting_origin) {
-        let name = group.fields.get(field).map_or("", |f| f.name.as_str());
-        let origin = group.origin(side);
-        return DeletePlan {
-            held: Some(format!(
-                "deleted on {origin} while a change of {name} was not settled there"
-            )),
-            ..DeletePlan::default()
-        };
-    }
     let mut plan = DeletePlan::default();
     let there = |s: usize| {
         entity
@@ -157,32 +181,40 @@ pub fn plan_delete(
             .get(s)
             .is_some_and(|r| r.exists && !r.deleted)
     };
-    if by == DeletedBy::Local
-        && entity
-            .records
-            .get(side)
-            .is_some_and(|r| r.record_id.is_some())
-    {
+    let known = |s: usize| entity.records.get(s).is_some_and(|r| r.record_id.is_some());
+    if by == DeletedBy::Local && known(side) {
         plan.send.push(side);
     }
     if by == DeletedBy::Remote {
         plan.mark.push(side);
     }
-    plan.unlink.push(side);
-    if rule == DeleteRule::Propagate {
-        for other in (0..group.sides.len()).filter(|s| *s != side && there(*s)) {
-            plan.send.push(other);
-            plan.mark.push(other);
-            plan.unlink.push(other);
+    let mut tied = false;
+    for other in (0..group.sides.len()).filter(|s| *s != side && there(*s)) {
+        match rules.get(other).copied().unwrap_or_default() {
+            DeleteRule::Unlink => {}
+            DeleteRule::Propagate => {
+                plan.send.push(other);
+                plan.mark.push(other);
+                plan.unlink.push(other);
+            }
+            DeleteRule::SoftDelete => {
+                plan.hide.push(other);
+                tied = true;
+            }
+            DeleteRule::Ignore => tied = true,
         }
     }
+    // A row that SQL removed cannot come back by itself.
+    if by == DeletedBy::Local || !tied {
+        plan.unlink.insert(0, side);
+    }
     for (field, state) in &entity.fields {
-        for gone in &plan.unlink {
-            if state
+        for gone in plan.unlink.iter().chain(&plan.hide).chain(&plan.mark) {
+            let queued = state
                 .sides
                 .get(*gone)
-                .is_some_and(|s| echo::queued(s).is_some())
-            {
+                .is_some_and(|s| echo::queued(s).is_some());
+            if queued && !plan.cancel.contains(&(*gone, *field)) {
                 plan.cancel.push((*gone, *field));
             }
         }

@@ -9,8 +9,10 @@ use crate::pg::tx;
 use crate::worker::deliver;
 use crate::worker::doubt;
 use crate::worker::engine::{Job, Step};
+use crate::worker::merges;
 use crate::worker::pages::Via;
 use crate::worker::reading;
+use crate::worker::reviews;
 use crate::worker::session::Session;
 
 impl Session {
@@ -84,6 +86,7 @@ impl Session {
             Job::Poll { mirror, since } => self.polled(mirror, &since, page, now),
             Job::Removed { mirror } => self.removed(mirror, page, now),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
+            Job::Fate { mirror, ids } => self.fate_known(mirror, ids, page, now),
             Job::Settle { mirror, writes } => {
                 let Some(m) = self.engine.world.mirrors.get(&mirror) else {
                     return Ok(());
@@ -137,6 +140,7 @@ impl Session {
             | Job::Poll { mirror, .. }
             | Job::Removed { mirror }
             | Job::Read { mirror, .. }
+            | Job::Fate { mirror, .. }
             | Job::Settle { mirror, .. }
             | Job::FindCreated { mirror, .. } => *mirror,
             _ => return Ok(()),
@@ -158,6 +162,7 @@ impl Session {
                 watch.reading = false;
                 watch.reads.extend(ids);
             }
+            Job::Fate { ids, .. } => watch.reads.extend(ids),
             // A person named a record whose id the CRM does not even take.
             Job::Settle { writes, .. }
                 if matches!(error.class, ErrorClass::FixData | ErrorClass::Gone) =>
@@ -236,7 +241,7 @@ impl Session {
         let ids: Vec<String> = page.records.into_iter().map(|r| r.id).collect();
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
-            tx::in_transaction(|| reading::gone(world, m, ids, Vec::new(), now))?;
+            tx::in_transaction(|| reading::gone(world, m, ids, now))?;
         }
         if let Some(next) = page.next {
             self.engine.removed_from(mirror, Some(&next));
@@ -254,7 +259,6 @@ impl Session {
         // Not every CRM names what it did not find.
         let missing = connectors::missing(&ids, &page);
         let missing: Vec<String> = missing.into_iter().map(str::to_owned).collect();
-        let merged = page.merged.clone();
         self.engine.watch(mirror).reading = false;
         let asked = ids.clone();
         let via = Via {
@@ -274,12 +278,50 @@ impl Session {
             self.engine.watch(mirror).reads.extend(asked);
             return Err(error);
         }
-        let world = &self.engine.world;
-        if let Some(m) = world.mirrors.get(&mirror) {
-            tx::in_transaction(|| reading::gone(world, m, missing, merged, now))?;
+        if !missing.is_empty() && !self.engine.ask_fate(mirror, &missing) {
+            let world = &self.engine.world;
+            if let Some(m) = world.mirrors.get(&mirror) {
+                tx::in_transaction(|| reading::gone(world, m, missing, now))?;
+            }
         }
         self.engine.may_undefer = true;
         self.engine.read(mirror);
+        Ok(())
+    }
+
+    /// Records are gone: merged into others, or removed.
+    fn fate_known(&mut self, mirror: i32, ids: Vec<String>, page: Page, now: Millis) -> Step<()> {
+        let world = &self.engine.world;
+        let Some(m) = world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let pairs: Vec<(String, String)> = page
+            .records
+            .into_iter()
+            .filter_map(|r| Some((r.id, r.values.into_iter().next().flatten()?)))
+            .collect();
+        let lost = ids
+            .into_iter()
+            .filter(|id| !pairs.iter().any(|(loser, _)| loser == id))
+            .collect();
+        let survivors: Vec<String> = pairs.iter().map(|(_, s)| s.clone()).collect();
+        tx::in_transaction(|| {
+            merges::shown(world, m, &pairs, now)?;
+            reading::gone(world, m, lost, now)?;
+            Ok(())
+        })?;
+        self.engine.watch(mirror).reads.extend(survivors);
+        self.engine.may_send = true;
+        self.engine.read(mirror);
+        Ok(())
+    }
+
+    /// What stewards have answered. Answers about rows that somebody holds wait
+    /// for the next look.
+    pub(super) fn answered(&mut self, now: Millis) -> Step<()> {
+        let world = &self.engine.world;
+        let taken = tx::in_transaction(|| Ok(reviews::settle(world, now)?))?;
+        self.engine.may_send |= taken > 0;
         Ok(())
     }
 

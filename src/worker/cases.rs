@@ -33,6 +33,8 @@ pub(crate) struct Case {
     pub(crate) reread: BTreeSet<usize>,
     pub(super) cancels: BTreeSet<(usize, usize)>,
     pub(super) states: BTreeSet<usize>,
+    /// Fields about which a question was opened, changed or ended.
+    pub(super) questions: BTreeSet<usize>,
     /// Newest stamp seen from each side's own CRM in this batch.
     pub(super) stamps: Vec<Millis>,
     /// Who caused the writes that follow.
@@ -122,6 +124,10 @@ impl Case {
         for (field, state) in outcome.states {
             let stored = self.entity.fields.contains_key(&field) && self.entity_id.is_some();
             let kept = state.filter(|s| must_keep(s, &self.entity));
+            let asked = |s: Option<&FieldState>| s.and_then(|s| s.hold.clone());
+            if asked(self.entity.fields.get(&field)) != asked(kept.as_ref()) {
+                self.questions.insert(field);
+            }
             if kept.is_some() || stored {
                 self.states.insert(field);
             }
@@ -298,6 +304,7 @@ fn new_case(
         reread: BTreeSet::new(),
         cancels: BTreeSet::new(),
         states: BTreeSet::new(),
+        questions: BTreeSet::new(),
         stamps,
         source: String::new(),
         writers,
@@ -315,10 +322,10 @@ fn fill(values: &mut [Value], info: &GroupInfo, side: usize, columns: &[usize], 
     }
 }
 
-type Partners = HashMap<i64, Vec<(usize, Vec<usize>, Row)>>;
+pub(super) type Partners = HashMap<i64, Vec<(usize, Vec<usize>, Row)>>;
 
 /// Locks the other rows of the entities, with the columns that hold `fields`.
-fn lock_partners(
+pub(super) fn lock_partners(
     world: &World,
     info: &GroupInfo,
     own: &Mirror,
@@ -362,7 +369,7 @@ pub(crate) fn lock(mirror: &Mirror, columns: &[usize], ids: Vec<i64>) -> Result<
 }
 
 /// Loads the states of unsettled fields, with what became of our writes meanwhile.
-fn load_states(
+pub(super) fn load_states(
     info: &GroupInfo,
     xrefs: &[ledger::XrefRow],
 ) -> Result<HashMap<i64, BTreeMap<usize, FieldState>>> {

@@ -8,12 +8,13 @@ use crm_core::model::{Change, ChangeKind, Millis, Record};
 use crate::pg::store::config::LinkRow;
 use crate::pg::store::ledger;
 use crate::pg::store::matches;
+use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
-use crate::pg::store::streams;
 use crate::pg::store::writes::{self, NewWrite};
 use crate::worker::cases;
 use crate::worker::flush;
+use crate::worker::merges;
 use crate::worker::world::{Mirror, World};
 
 /// The value of our unique field for a row: names installation, mirror and row.
@@ -121,6 +122,7 @@ pub(crate) fn after_remote_create(
     row_ids: Vec<i64>,
     now: Millis,
 ) -> Result<()> {
+    let row_ids = merges::inherit(world, mirror, row_ids, now)?;
     spread(
         world,
         mirror,
@@ -196,6 +198,26 @@ pub(crate) fn spread(
     Ok(())
 }
 
+/// Makes the counterparts of rows over a link whatever the match keys find: a
+/// person said that they are things of their own.
+pub(crate) fn make_counterparts(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    origin: &str,
+    link: Option<&str>,
+) -> Result<()> {
+    for known in &world.groups[mirror.group].links {
+        let Some((other, may_create)) = other_end(world, known, mirror) else {
+            continue;
+        };
+        if may_create && known.mode == "live" && link == Some(known.name.as_str()) {
+            create_counterparts(world, mirror, other, row_ids.clone(), origin, None, false)?;
+        }
+    }
+    Ok(())
+}
+
 /// Opens a question about a row that may be one of several of the other side.
 fn ask(link: &LinkRow, mirror: &Mirror, row: i64, reason: &str, others: &[i64]) -> Result<()> {
     let left = link.left_mirror == mirror.id;
@@ -205,15 +227,15 @@ fn ask(link: &LinkRow, mirror: &Mirror, row: i64, reason: &str, others: &[i64]) 
         ("right", "left")
     };
     let candidates = serde_json::json!({ own: [row], their: others }).to_string();
-    streams::open_review(
-        Some(&link.name),
-        mirror.id,
-        row,
-        None,
-        None,
+    reviews::ask(&RowQuestion {
+        kind: Kind::Match,
+        link: Some(&link.name),
+        mirror: mirror.id,
+        row_id: row,
+        entity: None,
         reason,
-        &candidates,
-    )?;
+        candidates: &candidates,
+    })?;
     Ok(())
 }
 
@@ -359,15 +381,15 @@ fn counterpart(
             .iter()
             .map(|(f, why)| (info.group.fields[*f].name.clone(), why.to_string()))
             .collect();
-        streams::open_review(
-            None,
-            mirror.id,
-            source.row_id,
-            None,
-            None,
-            "cannot be created there",
-            &serde_json::json!(reasons).to_string(),
-        )?;
+        reviews::ask(&RowQuestion {
+            kind: Kind::Create,
+            link: None,
+            mirror: mirror.id,
+            row_id: source.row_id,
+            entity: None,
+            reason: "cannot be created there",
+            candidates: &serde_json::json!(reasons).to_string(),
+        })?;
         return Ok(None);
     }
     let mut row = vec![None; other.columns.len()];
@@ -382,65 +404,4 @@ fn counterpart(
         }
     }
     Ok(Some((row, serde_json::Value::Object(vals).to_string())))
-}
-
-/// Rows that their CRM deleted: the other sides are untied, or deleted too if
-/// the link says so.
-pub(crate) fn after_remote_delete(world: &World, mirror: &Mirror, row_ids: &[i64]) -> Result<()> {
-    spread_delete(world, mirror, row_ids, &mirror.server.clone(), None, false)
-}
-
-/// What a deletion of rows of `mirror` means for the other sides.
-pub(crate) fn spread_delete(
-    world: &World,
-    mirror: &Mirror,
-    row_ids: &[i64],
-    origin: &str,
-    tx: Option<i64>,
-    held: bool,
-) -> Result<()> {
-    if row_ids.is_empty() {
-        return Ok(());
-    }
-    let info = &world.groups[mirror.group];
-    let xrefs = ledger::entities_of(mirror.id, row_ids.to_vec())?;
-    for link in info
-        .links
-        .iter()
-        .filter(|l| l.on_delete == "propagate" && l.mode == "live")
-    {
-        let Some((other, _)) = other_end(world, link, mirror) else {
-            continue;
-        };
-        let theirs: Vec<i64> = xrefs
-            .iter()
-            .filter(|x| x.mirror == other.id)
-            .map(|x| x.row_id)
-            .collect();
-        let partners: Vec<Row> = cases::lock(other, &[], theirs)?;
-        let queue = partners
-            .iter()
-            .filter(|r| !r.deleted)
-            .map(|r| NewWrite {
-                mirror: other.id,
-                row_id: r.row_id,
-                entity: None,
-                kind: "delete",
-                record_id: r.record_id.clone(),
-                vals: "{}".to_owned(),
-                old_vals: "{}".to_owned(),
-                origin: origin.to_owned(),
-                state: flush::state_of(world, other.id, false, held),
-                txs: tx.into_iter().collect(),
-            })
-            .collect();
-        writes::enqueue(queue)?;
-        // What is held is there until somebody approves, see `deliver`.
-        if !held {
-            let gone = partners.iter().map(|r| r.row_id).collect();
-            rows::mark_deleted(&other.table, gone, true, origin)?;
-        }
-    }
-    ledger::unlink_rows(mirror.id, row_ids.to_vec())?;
-    Ok(())
 }

@@ -258,7 +258,7 @@ impl Sorted {
             rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
         }
         let landed: Vec<i64> = self.done.iter().map(|(r, _, _)| r.id).collect();
-        writes::finish(landed)?;
+        let known: HashSet<i64> = writes::finish(landed)?.into_iter().collect();
         for (row, id, _) in &self.exists {
             adopt(mirror, vec![(row.row_id, id.clone())])?;
             writes::set_back(&[Setback {
@@ -277,6 +277,7 @@ impl Sorted {
         let events = self
             .done
             .into_iter()
+            .filter(|(row, _, _)| known.contains(&row.id))
             .map(|(row, id, _)| result_event(mirror, &row, id, now))
             .collect();
         flush::append(world, events)

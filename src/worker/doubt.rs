@@ -5,8 +5,8 @@ use std::collections::HashMap;
 use crm_core::http::HttpRequest;
 use crm_core::model::{Millis, Record, WriteKind};
 
+use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::spi::Result;
-use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::worker::cases;
 use crate::worker::deliver::{adopt, kind_of, remember, result_event};
@@ -86,15 +86,15 @@ fn made(mirror: &Mirror, row: WriteRow, missing: bool) -> Result<()> {
 
 /// Opens a review for a create whose fate nobody can find out.
 pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
-    streams::open_review(
-        None,
-        mirror.id,
-        row.row_id,
-        row.entity,
-        None,
-        "a create may or may not have happened in the CRM",
-        &row.vals,
-    )?;
+    reviews::ask(&RowQuestion {
+        kind: Kind::Create,
+        link: None,
+        mirror: mirror.id,
+        row_id: row.row_id,
+        entity: row.entity,
+        reason: "a create may or may not have happened in the CRM",
+        candidates: &row.vals,
+    })?;
     writes::set_back(&[Setback {
         id: row.id,
         state: "held",

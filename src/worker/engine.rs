@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use crm_core::catalog::ServerCheck;
 use crm_core::connectors::{Connector, Keyset, ServerConfig};
 use crm_core::http::HttpRequest;
-use crm_core::model::{Millis, Page};
+use crm_core::model::{FieldType, Millis, Page};
 use crm_core::ranges::Ranges;
 use crm_core::secret::Secret;
 use crm_io::{Command, Event, IoThread, Replay};
 use std::cell::RefCell;
 use std::os::fd::RawFd;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
@@ -46,6 +47,8 @@ pub(crate) enum Job {
     Poll { mirror: i32, since: Keyset },
     /// A page of removed records.
     Removed { mirror: i32 },
+    /// What became of records that are gone.
+    Fate { mirror: i32, ids: Vec<String> },
     /// Records that events named.
     Read { mirror: i32, ids: Vec<String> },
     /// Records whose writes are in doubt.
@@ -69,6 +72,7 @@ impl Job {
             | Self::Poll { mirror, .. }
             | Self::Removed { mirror }
             | Self::Read { mirror, .. }
+            | Self::Fate { mirror, .. }
             | Self::Settle { mirror, .. }
             | Self::Highest { mirror, .. }
             | Self::Seek { mirror, .. }
@@ -249,10 +253,24 @@ impl Engine {
 
     /// Sends a request whose answer is a page of a mirror.
     pub(crate) fn fetch(&mut self, mirror: i32, request: HttpRequest, job: Job) -> bool {
+        match self.world.mirrors.get(&mirror) {
+            Some(m) => self.fetch_fields(mirror, request, job, m.fields.clone()),
+            None => false,
+        }
+    }
+
+    /// The same with other fields than the mirror's.
+    pub(crate) fn fetch_fields(
+        &mut self,
+        mirror: i32,
+        request: HttpRequest,
+        job: Job,
+        fields: Arc<Vec<(String, FieldType)>>,
+    ) -> bool {
         let Some(m) = self.world.mirrors.get(&mirror) else {
             return false;
         };
-        let (object, fields) = (m.object.clone(), m.fields.clone());
+        let object = m.object.clone();
         let Some(server) = self.server(&m.server).map(|s| s.id) else {
             return false;
         };

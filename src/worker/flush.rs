@@ -10,6 +10,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::pg::store::writes::{self, NewWrite};
 use crate::worker::cases::Case;
+use crate::worker::reviews;
 use crate::worker::world::{GroupInfo, World};
 
 /// Writes everything back: rows, states, outgoing writes, events.
@@ -35,6 +36,7 @@ pub(crate) fn flush(world: &World, mut cases: Vec<Case>, mut events: Vec<EventRo
         }
     }
     ledger::store_field_states(states)?;
+    reviews::note(world, &cases)?;
     streams::defer(rereads(world, &cases))?;
     let mut entity_of: HashMap<(i32, i64), i64> = HashMap::new();
     for case in &cases {

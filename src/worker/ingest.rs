@@ -14,8 +14,11 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
+use crate::worker::erasure;
 use crate::worker::flush;
+use crate::worker::merges::{self, Conversion};
 use crate::worker::record;
+use crate::worker::removals::{self, Removal};
 use crate::worker::world::{Mirror, World};
 
 /// A change that was taken (not a duplicate) for a mirror.
@@ -87,13 +90,14 @@ fn apply_mirror(
     let mut deferred = Deferred::new();
     let ids: BTreeSet<String> = items.iter().map(|i| i.change.record_id.clone()).collect();
     let ids: Vec<String> = ids.into_iter().collect();
-    let waiting: HashSet<String> = match world.rehearsal {
+    let mut waiting: HashSet<String> = match world.rehearsal {
         // What waits is what somebody asks about.
         Some(_) => HashSet::new(),
         None => streams::waiting(mirror.id, ids.clone())?
             .into_iter()
             .collect(),
     };
+    waiting.extend(merges::told(world, mirror, &items, now)?);
     let columns = touched(mirror, &items);
     let locked = lock_records(mirror, &columns, ids.clone())?;
     let row_ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
@@ -134,6 +138,7 @@ fn apply_mirror(
         }
     }
     work.finish()?;
+    let absent = erasure::absent(world, mirror, absent, now)?;
     apply_absent(world, mirror, absent, &mut deferred, now)?;
     Ok(deferred)
 }
@@ -179,7 +184,7 @@ struct Work<'w> {
     /// Rows whose values must be forgotten everywhere.
     erased: Vec<i64>,
     restored: Vec<i64>,
-    unlinked: Vec<i64>,
+    converted: Vec<Conversion>,
     now: Millis,
     mark: String,
 }
@@ -200,7 +205,7 @@ impl<'w> Work<'w> {
             deleted: Vec::new(),
             erased: Vec::new(),
             restored: Vec::new(),
-            unlinked: Vec::new(),
+            converted: Vec::new(),
             now,
             mark: format!("pg_crm_sync_{}", world.installation),
         }
@@ -248,8 +253,15 @@ impl<'w> Work<'w> {
         let index = *self.by_row.get(&row_id)?;
         match &item.change.kind {
             ChangeKind::Update | ChangeKind::Create => {
+                let row = self.cases[index].rows[self.mirror.side].as_ref();
+                if removals::back_again(row, item.change.occurred_at) {
+                    return Some("read");
+                }
                 // What cannot be read here is read from the CRM, and parked if it is no better there.
                 let legible = item.change.fields.is_empty() || self.decide(index, item);
+                let (record, fields) = (&item.change.record_id, &item.change.fields);
+                let told = merges::conversion(self.world, self.mirror, record, fields);
+                self.converted.extend(told);
                 // What our own write changed besides (a computed name) is
                 // brought by the next poll: an echo costs no call.
                 let ours = item.change.mark.contains(&self.mark);
@@ -269,14 +281,13 @@ impl<'w> Work<'w> {
             }
             ChangeKind::PrivacyDelete => {
                 self.erased.push(row_id);
-                self.deleted.push(row_id);
                 self.note(index, item, "privacy_delete", Vec::new());
             }
+            // A merge, perhaps: reading tells.
+            ChangeKind::Delete if merges::hidden(self.world, self.mirror) => return Some("read"),
             ChangeKind::Delete => {
                 self.deleted.push(row_id);
-                if self.cases[index].entity_id.is_some() {
-                    self.unlinked.push(row_id);
-                }
+                self.cases[index].stamp(self.mirror.side, item.change.occurred_at);
                 self.note(index, item, "delete", Vec::new());
             }
             ChangeKind::Association { .. } => self.note(index, item, "association", Vec::new()),
@@ -367,19 +378,18 @@ impl<'w> Work<'w> {
     fn finish(self) -> Result<()> {
         flush::flush(self.world, self.cases, self.events)?;
         let server = &self.mirror.server;
-        if !self.erased.is_empty() {
-            let columns: Vec<_> = self.mirror.columns.iter().collect();
-            rows::erase(&self.mirror.table, &columns, self.erased.clone())?;
-            ledger::erase(self.mirror.id, self.erased)?;
-        }
+        let now = self.now;
+        let removal = Removal::remote(self.mirror, now);
         if !self.deleted.is_empty() {
-            creates::after_remote_delete(self.world, self.mirror, &self.unlinked)?;
+            removals::removed(self.world, self.mirror, &self.deleted, removal)?;
             rows::mark_deleted(&self.mirror.table, self.deleted, true, server)?;
         }
         if !self.restored.is_empty() {
-            rows::mark_deleted(&self.mirror.table, self.restored, false, server)?;
+            rows::mark_deleted(&self.mirror.table, self.restored.clone(), false, server)?;
+            removals::restored(self.world, self.mirror, self.restored, now)?;
         }
-        Ok(())
+        merges::convert(self.world, self.mirror, self.converted, now)?;
+        erasure::erase(self.world, self.mirror, self.erased, Vec::new(), now)
     }
 }
 
@@ -402,14 +412,10 @@ fn apply_absent(
             && !item.change.fields.is_empty()
             && item.change.reread.is_empty();
         match item.change.kind {
-            ChangeKind::Association { .. } | ChangeKind::Overflow => {}
-            ChangeKind::Delete | ChangeKind::PrivacyDelete => {
+            ChangeKind::Association { .. } | ChangeKind::Overflow | ChangeKind::PrivacyDelete => {}
+            ChangeKind::Delete => {
                 inserts.push(tombstone(mirror, &item.change));
-                let kind = match item.change.kind {
-                    ChangeKind::Delete => "delete",
-                    _ => "privacy_delete",
-                };
-                let line = record::told(mirror, item.source, item.stream, &item.change, kind);
+                let line = record::told(mirror, item.source, item.stream, &item.change, "delete");
                 events.insert(item.change.record_id.clone(), line);
             }
             _ if whole && !events.contains_key(&item.change.record_id) => {

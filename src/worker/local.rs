@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crm_core::decide::{Observed, Source};
 use crm_core::guard::Window;
 use crm_core::model::{FieldType, Millis, Value};
+use crm_core::plan::DeletedBy;
 use crm_core::state::Interval;
 
 use crate::pg::capture::decode::OldValue;
@@ -21,6 +22,7 @@ use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::record::{self, Cause};
+use crate::worker::removals::{self, Removal};
 use crate::worker::world::{Mirror, World};
 
 /// What a drain did.
@@ -141,7 +143,11 @@ fn drain_mirror(
         .collect();
     let (mut loaded, blocked) = cases::load_drained(world, mirror, &all, locked, batch.rows)?;
     batch.take_back(world, &mut loaded);
-    let blocked: HashSet<i64> = blocked.into_iter().collect();
+    let mut blocked: HashSet<i64> = blocked.into_iter().collect();
+    let vanished = row_ids
+        .iter()
+        .filter(|r| !current.contains_key(r) && !busy.contains(r));
+    blocked.extend(removals::busy(world, mirror, vanished.copied().collect())?);
     drained.locked += busy.len() + blocked.len();
     let free: Vec<i64> = row_ids
         .into_iter()
@@ -415,8 +421,20 @@ impl Local<'_> {
             .push((row_id, cause.origin, last.tx, cause.held));
     }
 
-    fn finish(self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
         flush::flush(self.world, self.cases, self.events)?;
+        for (origin, tx, held, rows) in by_cause(self.deleted) {
+            let removal = Removal {
+                by: DeletedBy::Local,
+                origin: &origin,
+                tx: Some(tx),
+                held,
+                confirmed: false,
+                at: self.now,
+            };
+            let open = removals::removed(self.world, self.mirror, &rows, removal)?;
+            self.queue.retain(|w| !open.contains(&w.row_id));
+        }
         writes::enqueue(self.queue)?;
         for (origin, tx, held, rows) in by_cause(self.created) {
             creates::spread(
@@ -428,9 +446,6 @@ impl Local<'_> {
                 held,
                 self.now,
             )?;
-        }
-        for (origin, tx, held, rows) in by_cause(self.deleted) {
-            creates::spread_delete(self.world, self.mirror, &rows, &origin, Some(tx), held)?;
         }
         Ok(())
     }

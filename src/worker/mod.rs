@@ -4,6 +4,7 @@
 //! is there in the version of this library, and hands a [`SessionContext`] to
 //! [`session::run`]. Every wait of a session is [`SessionContext::wait`].
 
+mod accord;
 mod answers;
 mod backfill;
 mod batch;
@@ -13,17 +14,23 @@ pub(crate) mod credential;
 pub(crate) mod deliver;
 mod doubt;
 mod engine;
+mod erasure;
 mod flush;
 mod inbound;
 pub(crate) mod ingest;
 pub(crate) mod launcher;
+mod lifecycles;
 pub(crate) mod local;
+mod merges;
 mod pages;
+mod pending;
 mod policies;
 mod reading;
 mod record;
 pub(crate) mod rehearsal;
+mod removals;
 mod repolicy;
+mod reviews;
 mod schedule;
 mod servers;
 pub(crate) mod session;

@@ -13,8 +13,11 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
+use crate::worker::erasure;
 use crate::worker::flush;
+use crate::worker::merges;
 use crate::worker::record;
+use crate::worker::removals::{self, Removal};
 use crate::worker::world::{Mirror, World};
 
 /// How records came: as named in `crm.event.source`, and the row of
@@ -69,7 +72,10 @@ pub(crate) fn apply(
         ..PageApplied::default()
     };
     let ids: Vec<String> = records.iter().map(|r| r.id.clone()).collect();
-    let present: HashSet<String> = rows::present(&mirror.table, ids)?.into_iter().collect();
+    let present: HashSet<String> = rows::present(&mirror.table, ids.clone())?
+        .into_iter()
+        .collect();
+    let records = erasure::without_erased(mirror, records, &ids, &present)?;
     let (known, mut fresh): (Vec<Record>, Vec<Record>) =
         records.into_iter().partition(|r| present.contains(&r.id));
     // Pages that overlap show a record twice; the later one is the newer.
@@ -222,7 +228,8 @@ fn differing(
         free.insert(record.id.clone());
         let at = record.modified_at.unwrap_or(0);
         let older = at > 0 && interval(at).to < row.modified_at;
-        let equal = row.deleted == record.deleted && changed(mirror, page, &row, record).is_empty();
+        let equal = (row.deleted && !row.hidden) == record.deleted
+            && changed(mirror, page, &row, record).is_empty();
         // What was asked for by id may tell more than its values: what came last.
         let asked = page.via.asked_at.is_some();
         if !older && (!equal || asked || at > row.modified_at) {
@@ -262,6 +269,7 @@ fn compare_known(
         .extend(blocked.iter().filter_map(|row| ids.get(row).cloned()));
     let mut events = Vec::new();
     let (mut gone, mut back) = (Vec::new(), Vec::new());
+    let mut conversions = Vec::new();
     for case in &mut batch {
         let Some(row) = case.rows[mirror.side].clone() else {
             continue;
@@ -269,23 +277,40 @@ fn compare_known(
         let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) else {
             continue;
         };
-        if row.deleted != record.deleted {
+        if (row.deleted && !row.hidden) != record.deleted {
             let kind = if record.deleted { "delete" } else { "restore" };
             let at = record.modified_at.unwrap_or(now);
             events.push(existence(mirror, page.via, &row, kind, at));
             if record.deleted { &mut gone } else { &mut back }.push(row.row_id);
         }
+        conversions.extend(conversion_of(world, mirror, page, &row, record));
         events.extend(show(world, mirror, page, case, &row, record, now));
     }
     flush::flush(world, batch, events)?;
     if !gone.is_empty() {
-        creates::after_remote_delete(world, mirror, &gone)?;
+        removals::removed(world, mirror, &gone, Removal::remote(mirror, now))?;
         rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
     }
     if !back.is_empty() {
-        rows::mark_deleted(&mirror.table, back, false, &mirror.server)?;
+        rows::mark_deleted(&mirror.table, back.clone(), false, &mirror.server)?;
+        removals::restored(world, mirror, back, now)?;
     }
-    Ok(())
+    merges::convert(world, mirror, conversions, now)
+}
+
+/// The conversion that a record tells and its row did not show yet.
+fn conversion_of(
+    world: &World,
+    mirror: &Mirror,
+    page: &Compared<'_>,
+    row: &Row,
+    record: &Record,
+) -> Option<merges::Conversion> {
+    let fresh: Vec<(String, Value)> = changed(mirror, page, row, record)
+        .into_iter()
+        .map(|c| (mirror.columns[c].field.clone(), record.values[c].clone()))
+        .collect();
+    merges::conversion(world, mirror, &record.id, &fresh)
 }
 
 /// Lets a record of a page be decided against its row; the line for the ledger.

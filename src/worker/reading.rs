@@ -5,15 +5,15 @@ use crm_core::connectors;
 use crm_core::model::{Millis, Page, Record};
 
 use crate::pg::store::config;
-use crate::pg::store::ledger;
 use crate::pg::store::rows;
 use crate::pg::store::streams::{self, Poison};
 use crate::pg::tx::{self, SqlError};
-use crate::worker::creates;
 use crate::worker::engine::{Engine, Step};
 use crate::worker::flush;
 use crate::worker::inbound::{self, Arrival};
+use crate::worker::merges;
 use crate::worker::pages::{self, Via};
+use crate::worker::removals::{self, Removal};
 use crate::worker::world::{Mirror, World};
 
 /// Halves a failing page until the record that cannot be stored stands alone.
@@ -102,7 +102,10 @@ pub(crate) fn page(
     } else {
         Vec::new()
     };
+    let merged = page.merged;
     let whole = tx::in_transaction(|| {
+        // Whoever lives on under another id is known before anything is matched.
+        merges::shown(world, m, &merged, now)?;
         let applied = pages::apply(world, m, via, page.records, &page.unreadable, now)?;
         advance(&applied)?;
         Ok(applied)
@@ -126,38 +129,25 @@ pub(crate) fn page(
     Ok(applied)
 }
 
-/// Records that turned out not to exist, or to live on under another id.
+/// Records that turned out not to exist any more.
 pub(crate) fn gone(
     world: &World,
     mirror: &Mirror,
     missing: Vec<String>,
-    merged: Vec<(String, String)>,
     now: Millis,
 ) -> Result<(), SqlError> {
-    let lost: Vec<String> = missing
-        .into_iter()
-        .chain(merged.iter().map(|(old, _)| old.clone()))
-        .collect();
-    if lost.is_empty() {
+    if missing.is_empty() {
         return Ok(());
     }
-    let rows = rows::lock_by_record(&mirror.table, &[], lost)?;
-    let rows: Vec<_> = rows.iter().filter(|r| !r.deleted).collect();
+    let rows = rows::lock_by_record(&mirror.table, &[], missing)?;
+    let rows: Vec<_> = rows.iter().filter(|r| !r.deleted || r.hidden).collect();
     let row_ids: Vec<i64> = rows.iter().map(|r| r.row_id).collect();
     let lines = rows
         .iter()
         .map(|r| pages::existence(mirror, Via::asked("read"), r, "delete", now))
         .collect();
     flush::append(world, lines)?;
-    creates::after_remote_delete(world, mirror, &row_ids)?;
+    removals::removed(world, mirror, &row_ids, Removal::remote(mirror, now))?;
     rows::mark_deleted(&mirror.table, row_ids, true, &mirror.server)?;
-    let merged = merged
-        .into_iter()
-        .filter_map(|(old, new)| {
-            let row = rows.iter().find(|r| r.record_id.as_ref() == Some(&old))?;
-            Some((row.row_id, new))
-        })
-        .collect();
-    ledger::note_merges(mirror.id, merged)?;
     Ok(())
 }

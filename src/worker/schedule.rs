@@ -2,9 +2,10 @@
 //! deliveries, writes in doubt, housekeeping.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use crm_core::connectors::Keyset;
-use crm_core::model::{Change, Millis};
+use crm_core::model::{Change, FieldType, Millis};
 use crm_io::{Command, Replay};
 
 use crate::pg::store::streams;
@@ -230,6 +231,25 @@ impl Engine {
         }
     }
 
+    /// Asks what became of records that are gone; false where the CRM's events
+    /// have told.
+    pub(crate) fn ask_fate(&mut self, id: i32, ids: &[String]) -> bool {
+        let asked = self.world.mirrors.get(&id).and_then(|m| {
+            let server = self.server(&m.server)?;
+            let connector = server.connector;
+            connector.fate_request(&server.config, &m.object, ids)
+        });
+        let Some((request, field)) = asked else {
+            return false;
+        };
+        let fields = Arc::new(vec![(field.to_owned(), FieldType::Reference)]);
+        let job = Job::Fate {
+            mirror: id,
+            ids: ids.to_vec(),
+        };
+        self.fetch_fields(id, request, job, fields)
+    }
+
     /// Takes up again what waits for a lock, and asks for records that must be read.
     fn undefer(&mut self, now: Millis) -> Step<()> {
         let world = &self.world;
@@ -429,6 +449,7 @@ pub(crate) fn source_name(name: &str) -> &'static str {
         "pubsub" => "pubsub",
         "poll" => "poll",
         "read" => "read",
+        "sql" => "sql",
         _ => "webhook",
     }
 }

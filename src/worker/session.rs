@@ -22,6 +22,7 @@ use crate::pg::tx::{self, SqlError};
 use crate::pg::wal;
 use crate::worker::engine::{self, Engine, IoHandle, Job, Step};
 use crate::worker::inbound::Turn;
+use crate::worker::pending::{Pending, pending};
 use crate::worker::world::World;
 use crate::worker::{deliver, local, servers};
 
@@ -142,31 +143,6 @@ pub(super) struct Session {
     look_at: Millis,
 }
 
-/// What waits in the database, read in one statement.
-#[derive(Default)]
-struct Pending {
-    config: bool,
-    changes: bool,
-    webhooks: bool,
-}
-
-fn pending() -> Step<Option<Pending>> {
-    tx::in_transaction(|| {
-        let text = spi::read_text(
-            "SELECT concat_ws(' ', EXISTS (SELECT 1 FROM crm.config_change), EXISTS (SELECT 1 FROM crm.change_0) \
-             OR EXISTS (SELECT 1 FROM crm.change_1), EXISTS (SELECT 1 FROM crm.webhook_queue)) FROM crm.installation",
-        )?;
-        Ok(text.and_then(|text| {
-            let mut words = text.split(' ');
-            Some(Pending {
-                config: words.next()? == "t",
-                changes: words.next()? == "t",
-                webhooks: words.next()? == "t",
-            })
-        }))
-    })
-}
-
 impl Session {
     fn start(context: &mut SessionContext) -> Step<Self> {
         tx::in_transaction(|| {
@@ -273,6 +249,9 @@ impl Session {
             return Ok(if more { now } else { now + 5_000 });
         }
         let more = self.take_events(pending.webhooks, now)?;
+        if pending.answers {
+            self.answered(now)?;
+        }
         let rest = self.rest(context, pending.changes, now);
         // Not before the events are on disk; the claim of what follows from
         // them has usually brought them there.

@@ -122,4 +122,48 @@ impl Pair {
             .iter()
             .any(|k| record[k] == Value::Bool(true))
     }
+
+    /// The state and the tie of a person's rows: HubSpot's and Salesforce's, and whether they are one.
+    pub async fn states(&self, who: &Person) -> Vec<String> {
+        let sql = format!(
+        "SELECT coalesce(h._sync_state, 'live'), coalesce(s._sync_state, 'live'),
+                EXISTS (SELECT FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror <> a.mirror
+                        WHERE a.row_id = h._id AND a.mirror = (SELECT id FROM crm.mirror WHERE server = 'hubspot') AND b.row_id = s._id
+                          AND a.merged_into IS NULL AND b.merged_into IS NULL)
+         FROM hubspot.contacts h, salesforce.contact s WHERE h.id = '{}' AND s.id = '{}'",
+        who.hubspot, who.salesforce
+    );
+        self.db.table(&sql).await.concat()
+    }
+
+    /// Waits until [`Self::states`] is this.
+    pub async fn become_states(&self, who: &Person, expected: [&str; 3]) {
+        self.cluster
+            .wait_until(&format!("{who:?} is {expected:?}"), PATIENCE, async || {
+                (self.states(who).await == expected).then_some(())
+            })
+            .await;
+    }
+
+    /// Somebody does something to records in a CRM: `merge`, `restore`, `privacy-delete`, `convert-lead`.
+    pub fn deed(&self, crm: &str, deed: &str, body: Value) -> Value {
+        self.emulator
+            .admin("POST", &format!("/_admin/{crm}/{deed}"), Some(&body))
+    }
+
+    /// HubSpot takes no updates of contacts until [`crate::Emulator::clear_faults`].
+    pub fn hubspot_takes_nothing(&self) {
+        self.emulator.fault(json!({
+            "crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/update",
+            "remaining": 100_000, "action": {"reject": {"status": 503}},
+        }));
+    }
+
+    /// Gives people's cities to a steward.
+    pub async fn review_cities(&self) {
+        self.db
+            .exec("INSERT INTO crm.conflict_policy (link, field, strategy) VALUES ('contacts', 'city', 'review')")
+            .await;
+        self.worker_has_read().await;
+    }
 }

@@ -126,7 +126,7 @@ async fn an_edit_that_lost_to_a_held_value_stands_when_that_is_rejected() {
 async fn a_rejected_delete_that_would_have_spread_leaves_both_sides_alive() {
     let (pair, people) = guarded("2 s").await;
     pair.db
-        .exec("UPDATE crm.link SET on_delete = 'propagate'")
+        .exec("UPDATE crm.link SET on_left_delete = 'propagate', on_right_delete = 'propagate'")
         .await;
     pair.worker_has_read().await;
     let many = &people[..6];

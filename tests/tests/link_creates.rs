@@ -248,10 +248,10 @@ async fn an_ambiguous_match_is_asked_and_nothing_is_written_until_it_is_answered
         twins[1]
     );
     pair.db.exec(&answer).await;
-    assert!(
-        pair.db.table("SELECT 1 FROM crm.review").await.is_empty(),
-        "the question is closed"
-    );
+    let closed = "SELECT NOT EXISTS (SELECT FROM crm.review) AND EXISTS (SELECT FROM crm.review_history WHERE resolution = 'match')";
+    pair.db
+        .wait_true("the question is closed", PATIENCE, closed)
+        .await;
     pair.emulator
         .edit("hubspot", "contacts", &left, json!({"jobtitle": "Critic"}));
     pair.cluster

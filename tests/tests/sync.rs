@@ -190,7 +190,7 @@ async fn deletes_stay_on_their_side_unless_the_link_propagates_them() {
     assert!(!gone("hubspot", "contacts", &b.hubspot));
 
     pair.db
-        .exec("UPDATE crm.link SET on_delete = 'propagate'")
+        .exec("UPDATE crm.link SET on_left_delete = 'propagate', on_right_delete = 'propagate'")
         .await;
     pair.db.exec(&delete(c)).await;
     pair.db.exec("SELECT crm.wait_synced('60 s')").await;

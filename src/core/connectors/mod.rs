@@ -311,6 +311,27 @@ pub trait Connector: Send + Sync {
         let _ = object;
         None
     }
+    /// Removals of the object may be merges, which only [`Self::fate_request`] tells.
+    fn hides_merges(&self, object: &str) -> bool {
+        let _ = object;
+        false
+    }
+    /// Asks what became of removed records, and the field that names whom each
+    /// was merged into.
+    fn fate_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        ids: &[String],
+    ) -> Option<(HttpRequest, &'static str)> {
+        let _ = (config, object, ids);
+        None
+    }
+    /// Fields that name the record as which a record lives on: field and object.
+    fn successor_fields(&self, object: &str) -> &'static [(&'static str, &'static str)] {
+        let _ = object;
+        &[]
+    }
     /// Names of the fields of ours that an account may offer: unique key and source stamp.
     fn our_fields(&self) -> OurFields;
 

@@ -10,8 +10,8 @@ use crm_core::join::join;
 use crm_core::mapping::{Transform, Unmapped, between, project};
 use crm_core::matching::{KeyKind, normal_key};
 use crm_core::plan::{
-    ArrivalPlan, CreatePlan, DeleteRule, DeletedBy, Edit, Found, Standing, coalesce, plan_arrival,
-    plan_create, plan_delete,
+    ArrivalPlan, CreatePlan, DeletePlan, DeleteRule, DeletedBy, Edit, Found, Standing, coalesce,
+    delete_conflict, plan_arrival, plan_create, plan_delete,
 };
 use crm_core::state::Interval;
 use crm_core::strategy::{Strategy, strategies};
@@ -66,39 +66,72 @@ fn a_create_under_way_is_waited_for_and_one_that_waits_is_joined() {
     assert_eq!(plan_arrival(&[free]), ArrivalPlan::New);
 }
 
+fn deleted(w: &World, side: usize, by: DeletedBy, rule: DeleteRule) -> DeletePlan {
+    plan_delete(&w.group, &w.entity, side, by, &[rule, rule])
+}
+
 #[test]
 fn a_sql_delete_removes_the_record_it_names_and_no_other_unless_told() {
     let w = World::at_rest(policy(Strategy::LastWriteWins, &[]), "x");
-    let plan = plan_delete(
-        &w.group,
-        &w.entity,
-        A,
-        DeletedBy::Local,
-        DeleteRule::Unlink,
-        "local",
-    );
+    let plan = deleted(&w, A, DeletedBy::Local, DeleteRule::Unlink);
     assert_eq!((plan.send, plan.unlink), (vec![A], vec![A]));
-    let all = DeleteRule::Propagate;
-    let plan = plan_delete(&w.group, &w.entity, A, DeletedBy::Local, all, "local");
+    assert!(plan.mark.is_empty() && plan.hide.is_empty());
+    let plan = deleted(&w, A, DeletedBy::Local, DeleteRule::Propagate);
     assert_eq!((plan.send, plan.mark), (vec![A, B], vec![B]));
-    let plan = plan_delete(&w.group, &w.entity, A, DeletedBy::Remote, all, "alpha");
+    let plan = deleted(&w, A, DeletedBy::Remote, DeleteRule::Propagate);
     assert_eq!((plan.send, plan.mark), (vec![B], vec![A, B]));
 }
 
 #[test]
-fn a_delete_that_crosses_an_update_is_not_carried_out() {
+fn a_soft_delete_hides_the_other_row_and_both_stay_tied() {
+    let w = World::at_rest(policy(Strategy::LastWriteWins, &[]), "x");
+    let plan = deleted(&w, A, DeletedBy::Remote, DeleteRule::SoftDelete);
+    assert_eq!((&plan.mark[..], &plan.hide[..]), (&[A][..], &[B][..]));
+    assert!(plan.send.is_empty() && plan.unlink.is_empty(), "{plan:?}");
+    let plan = deleted(&w, A, DeletedBy::Local, DeleteRule::SoftDelete);
+    assert_eq!(
+        (plan.send, plan.hide, plan.unlink),
+        (vec![A], vec![B], vec![A])
+    );
+}
+
+#[test]
+fn an_ignored_delete_leaves_the_other_side_alone_and_tied() {
+    let w = World::at_rest(policy(Strategy::LastWriteWins, &[]), "x");
+    let plan = deleted(&w, A, DeletedBy::Remote, DeleteRule::Ignore);
+    let expected = DeletePlan {
+        mark: vec![A],
+        ..DeletePlan::default()
+    };
+    assert_eq!(plan, expected);
+}
+
+#[test]
+fn rules_of_a_delete_have_names() {
+    for (name, rule) in [
+        ("unlink", DeleteRule::Unlink),
+        ("propagate", DeleteRule::Propagate),
+        ("soft_delete", DeleteRule::SoftDelete),
+        ("ignore", DeleteRule::Ignore),
+    ] {
+        assert_eq!(DeleteRule::by_name(name), rule);
+    }
+}
+
+#[test]
+fn a_delete_that_crosses_an_update_is_a_conflict() {
     let mut w = World::at_rest(policy(Strategy::LastWriteWins, &[]), "x");
+    let crossing =
+        |w: &World, side, by, origin| delete_conflict(&w.group, &w.entity, side, by, origin);
     w.remote(A, "y", T);
-    let rule = DeleteRule::Propagate;
-    let plan = plan_delete(&w.group, &w.entity, B, DeletedBy::Remote, rule, "beta");
-    assert!(plan.held.unwrap().contains("phone"));
-    assert!(plan.send.is_empty() && plan.mark.is_empty());
+    let asked = crossing(&w, B, DeletedBy::Remote, "beta");
+    assert!(asked.unwrap().contains("phone"));
     w.send(B, "y", T + 100);
-    let plan = plan_delete(&w.group, &w.entity, B, DeletedBy::Remote, rule, "beta");
-    assert!(plan.held.is_none());
+    assert_eq!(crossing(&w, B, DeletedBy::Remote, "beta"), None);
     // SQL saw the row as decided: what waits for that record is moot.
     w.local(B, "z", T + 5_000);
-    let plan = plan_delete(&w.group, &w.entity, B, DeletedBy::Local, rule, "local");
+    assert_eq!(crossing(&w, B, DeletedBy::Local, "local"), None);
+    let plan = deleted(&w, B, DeletedBy::Local, DeleteRule::Propagate);
     assert_eq!(plan.cancel, [(B, 0), (A, 0)]);
 }
 

@@ -63,7 +63,9 @@ pub(crate) struct LinkRow {
     pub(crate) paused: bool,
     pub(crate) create_left: bool,
     pub(crate) create_right: bool,
-    pub(crate) on_delete: String,
+    pub(crate) on_left_delete: String,
+    pub(crate) on_right_delete: String,
+    pub(crate) on_delete_conflict: String,
     pub(crate) maps: Vec<FieldMapRow>,
 }
 

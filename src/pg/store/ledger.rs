@@ -308,6 +308,20 @@ pub(crate) fn link_rows(
     )
 }
 
+/// Makes rows one thing, of the entity that one of them belongs to already.
+pub(crate) fn tie(rows: &[(i32, i64)]) -> Result<()> {
+    let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
+    spi::write(
+        "WITH v AS (SELECT * FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id)), \
+         thing AS MATERIALIZED (SELECT coalesce((SELECT min(x.entity) FROM crm.xref x JOIN v USING (mirror, row_id) \
+           WHERE x.merged_into IS NULL), nextval('crm.entity_seq')) AS entity) \
+         INSERT INTO crm.xref (mirror, row_id, entity) SELECT v.mirror, v.row_id, thing.entity FROM v, thing \
+         ON CONFLICT (mirror, row_id) DO UPDATE SET entity = excluded.entity, merged_into = NULL, linked_at = now()",
+        &[mirrors.into(), row_ids.into()],
+    )?;
+    Ok(())
+}
+
 /// Takes rows out of their entities; the rest of each entity stays.
 pub(crate) fn unlink_rows(mirror: i32, row_ids: Vec<i64>) -> Result<usize> {
     spi::write(
@@ -376,7 +390,7 @@ pub(crate) fn last_shown(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
     spi::write_rows(
         "SELECT DISTINCT ON (e.row_id, f.name) e.row_id, f.name, f.value, (extract(epoch FROM e.occurred_at) * 1000)::bigint \
          FROM crm.event e CROSS JOIN LATERAL unnest(e.fields, e.new_values) AS f(name, value) \
-         WHERE e.mirror = $1 AND e.row_id = ANY($2) AND e.source NOT IN ('sql', 'result') \
+         WHERE e.mirror = $1 AND e.row_id = ANY($2) AND e.source NOT IN ('sql', 'result', 'review') \
          AND e.occurred_at > now() - interval '72 hours' \
          ORDER BY e.row_id, f.name, e.occurred_at DESC, e.seq DESC",
         &[mirror.into(), row_ids.into()],
@@ -389,41 +403,4 @@ pub(crate) fn last_shown(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
             })
         },
     )
-}
-
-/// Remembers under which id merged records live on: `(row, new id)`.
-pub(crate) fn note_merges(mirror: i32, merged: Vec<(i64, String)>) -> Result<()> {
-    if merged.is_empty() {
-        return Ok(());
-    }
-    let (rows, new): (Vec<i64>, Vec<String>) = merged.into_iter().unzip();
-    spi::write(
-        "UPDATE crm.xref x SET merged_into = v.new FROM unnest($2::bigint[], $3::text[]) AS v(row_id, new) \
-         WHERE x.mirror = $1 AND x.row_id = v.row_id",
-        &[mirror.into(), rows.into(), new.into()],
-    )?;
-    Ok(())
-}
-
-/// Forgets the values that the ledger, the queue, the dead letters and the
-/// review hold of rows. What happened, and when, stays.
-pub(crate) fn erase(mirror: i32, row_ids: Vec<i64>) -> Result<()> {
-    for sql in [
-        "DELETE FROM crm.field_state WHERE entity IN \
-         (SELECT entity FROM crm.xref WHERE mirror = $1 AND row_id = ANY($2))",
-        "UPDATE crm.event SET old_values = NULL, new_values = NULL, decision = NULL, actor = NULL, application = NULL, \
-         reason = NULL, carried = NULL WHERE mirror = $1 AND row_id = ANY($2)",
-        "UPDATE crm.event e SET carried = nullif(e.carried - ($1::int)::text, '{}') FROM crm.xref x, crm.xref y \
-         WHERE x.mirror = $1 AND x.row_id = ANY($2) AND y.entity = x.entity AND e.mirror = y.mirror \
-         AND e.row_id = y.row_id AND e.carried ? ($1::int)::text",
-        "DELETE FROM crm.write WHERE mirror = $1 AND row_id = ANY($2)",
-        "DELETE FROM crm.review_item WHERE mirror = $1 AND row_id = ANY($2)",
-        "DELETE FROM crm.poison WHERE mirror = $1 AND record_id IN \
-         (SELECT record_id FROM crm.event WHERE mirror = $1 AND row_id = ANY($2))",
-        "DELETE FROM crm.deferred WHERE mirror = $1 AND record_id IN \
-         (SELECT record_id FROM crm.event WHERE mirror = $1 AND row_id = ANY($2))",
-    ] {
-        spi::write(sql, &[mirror.into(), row_ids.clone().into()])?;
-    }
-    Ok(())
 }

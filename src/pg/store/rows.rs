@@ -32,6 +32,8 @@ pub(crate) struct Row {
     /// Milliseconds since 1970; 0 if never observed.
     pub(crate) modified_at: i64,
     pub(crate) deleted: bool,
+    /// Shown as deleted because its linked record is; its own CRM keeps it.
+    pub(crate) hidden: bool,
     pub(crate) values: Vec<Option<String>>,
 }
 
@@ -70,7 +72,7 @@ fn output(column: &ColumnRow) -> String {
 }
 
 /// Canonical text from `v.c<index>` as the column's type.
-fn input(column: &ColumnRow, index: usize) -> String {
+pub(super) fn input(column: &ColumnRow, index: usize) -> String {
     match column.column_type.as_str() {
         "text" => format!("v.c{index}"),
         "text[]" => format!("string_to_array(v.c{index}, ';')"),
@@ -103,7 +105,7 @@ pub(crate) fn look(table: &Table, columns: &[&ColumnRow], ids: Vec<i64>) -> Resu
 fn select(table: &Table, columns: &[&ColumnRow], rest: &str, arg: Arg<'_>) -> Result<Vec<Row>> {
     let sql = format!(
         "SELECT m._id, m.id, coalesce((extract(epoch FROM m._remote_modified_at) * 1000)::bigint, 0), \
-         m._deleted_at IS NOT NULL{} FROM {} m WHERE {rest}",
+         m._deleted_at IS NOT NULL, coalesce(m._sync_state = 'soft_deleted', false){} FROM {} m WHERE {rest}",
         select_list(columns),
         table.name,
     );
@@ -111,13 +113,14 @@ fn select(table: &Table, columns: &[&ColumnRow], rest: &str, arg: Arg<'_>) -> Re
         spi::write_rows(&sql, &[arg], |row| {
             let mut values = Vec::with_capacity(columns.len());
             for i in 0..columns.len() {
-                values.push(row.get::<String>(5 + i)?.filter(|v| !v.is_empty()));
+                values.push(row.get::<String>(6 + i)?.filter(|v| !v.is_empty()));
             }
             Ok(Row {
                 row_id: row.get(1)?.unwrap_or_default(),
                 record_id: row.get(2)?,
                 modified_at: row.get(3)?.unwrap_or_default(),
                 deleted: row.get(4)?.unwrap_or_default(),
+                hidden: row.get(5)?.unwrap_or_default(),
                 values,
             })
         })
@@ -141,6 +144,7 @@ pub(crate) fn read(table: &Table, columns: &[&ColumnRow], row_id: i64) -> Result
             record_id: row.get(2)?,
             modified_at: 0,
             deleted: row.get(3)?.unwrap_or_default(),
+            hidden: false,
             values,
         })
     })?;
@@ -381,19 +385,6 @@ pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) 
     );
     as_owner(table, || spi::write(&sql, &[row_id.into()]))?;
     Ok(())
-}
-
-/// Forgets the values of rows: the CRM erased the person.
-pub(crate) fn erase(table: &Table, columns: &[&ColumnRow], row_ids: Vec<i64>) -> Result<usize> {
-    let sets = columns.iter().fold(String::new(), |mut sets, column| {
-        let _ = write!(sets, "{} = NULL, ", column.quoted);
-        sets
-    });
-    let sql = format!(
-        "UPDATE {} m SET {sets}_sync_error = NULL WHERE m._id = ANY($1)",
-        table.name
-    );
-    as_owner(table, || spi::write(&sql, &[row_ids.into()]))
 }
 
 /// Loads rows of a first copy that are known to be new, by COPY. The mirror has

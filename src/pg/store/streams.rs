@@ -328,32 +328,6 @@ pub(crate) fn add_usage(server: &str, purpose: &str, calls: i64, limited: i64) -
     )
 }
 
-/// Opens a question for a steward.
-pub(crate) fn open_review(
-    link: Option<&str>,
-    mirror: i32,
-    row_id: i64,
-    entity: Option<i64>,
-    field: Option<&str>,
-    reason: &str,
-    candidates: &str,
-) -> Result<usize> {
-    spi::write(
-        "INSERT INTO crm.review_item (link, mirror, row_id, entity, field, reason, candidates) \
-         VALUES ($1, $2, $3, $4, $5, $6, $7::jsonb) \
-         ON CONFLICT (link, mirror, row_id, field) DO UPDATE SET reason = excluded.reason, candidates = excluded.candidates",
-        &[
-            link.into(),
-            mirror.into(),
-            row_id.into(),
-            entity.into(),
-            field.into(),
-            reason.into(),
-            candidates.into(),
-        ],
-    )
-}
-
 /// Removes what nobody needs any more: identities past the redelivery
 /// horizon, settled field states, old check results.
 pub(crate) fn purge() -> Result<usize> {

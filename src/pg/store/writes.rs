@@ -208,9 +208,14 @@ pub(crate) fn in_flight_to_unknown() -> Result<usize> {
     )
 }
 
-/// Removes finished writes.
-pub(crate) fn finish(ids: Vec<i64>) -> Result<usize> {
-    spi::write("DELETE FROM crm.write WHERE id = ANY($1)", &[ids.into()])
+/// Removes finished writes; those that were still there. One whose row was
+/// erased meanwhile is gone, and leaves no trace.
+pub(crate) fn finish(ids: Vec<i64>) -> Result<Vec<i64>> {
+    spi::write_rows(
+        "DELETE FROM crm.write WHERE id = ANY($1) RETURNING id",
+        &[ids.into()],
+        |row| Ok(row.get::<i64>(1)?.unwrap_or_default()),
+    )
 }
 
 /// Tells queued writes of a record its CRM id.
@@ -308,6 +313,26 @@ pub(crate) fn take_unknown(limit: i64) -> Result<Vec<WriteRow>> {
          RETURNING {COLUMNS}"
     );
     spi::write_rows(&sql, &[limit.into()], row)
+}
+
+/// Answers what became of a create that was held because nobody knew: `made`
+/// under that id, else sent again, or given up.
+pub(crate) fn answer_held_create(
+    mirror: i32,
+    row_id: i64,
+    made: Option<String>,
+    give_up: bool,
+) -> Result<usize> {
+    let held = "mirror = $1 AND row_id = $2 AND kind = 'create' AND state = 'held' AND error_code = 'unknown_create'";
+    if give_up {
+        let sql = format!("DELETE FROM crm.write WHERE {held}");
+        return spi::write(&sql, &[mirror.into(), row_id.into()]);
+    }
+    let sql = format!(
+        "UPDATE crm.write SET state = CASE WHEN $3 IS NULL THEN 'queued' ELSE 'unknown' END, record_id = $3, attempts = 0, \
+         not_before = NULL, status = NULL, error = NULL, error_code = NULL, error_class = NULL, advice = NULL WHERE {held}"
+    );
+    spi::write(&sql, &[mirror.into(), row_id.into(), made.into()])
 }
 
 /// Sends writes again.

@@ -237,6 +237,27 @@ impl Connector for Salesforce {
         push::pushed(kind, unique_field, writes, response)
     }
 
+    fn hides_merges(&self, object: &str) -> bool {
+        request::MERGEABLE.contains(&object)
+    }
+
+    fn fate_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        ids: &[String],
+    ) -> Option<(HttpRequest, &'static str)> {
+        let asks = self.hides_merges(object) && !ids.is_empty();
+        asks.then(|| (request::fate(config, object, ids), request::MASTER))
+    }
+
+    fn successor_fields(&self, object: &str) -> &'static [(&'static str, &'static str)] {
+        match object {
+            "Lead" => &[("ConvertedContactId", "Contact")],
+            _ => &[],
+        }
+    }
+
     fn topic(&self, object: &str) -> Option<String> {
         let name = match object.strip_suffix("__c") {
             Some(custom) => format!("{custom}__ChangeEvent"),

@@ -181,6 +181,24 @@ pub(crate) fn read(
     with_body(Method::Post, target, body, Purpose::ReadBack)
 }
 
+/// Objects whose losers of merges go to the recycle bin with a pointer to the
+/// survivor; their events tell a removal only.
+pub(crate) const MERGEABLE: &[&str] = &["Account", "Contact", "Lead", "Case"];
+
+/// Names the survivor of a merge.
+pub(crate) const MASTER: &str = "MasterRecordId";
+
+/// Whom removed records were merged into.
+pub(crate) fn fate(config: &ServerConfig, object: &str, ids: &[String]) -> HttpRequest {
+    let list: Vec<String> = ids.iter().map(|id| literal(id)).collect();
+    let soql = format!(
+        "SELECT Id,SystemModstamp,IsDeleted,{MASTER} FROM {} WHERE Id IN ({}) ORDER BY Id LIMIT {QUERY_LIMIT}",
+        name(object),
+        list.join(",")
+    );
+    query(config, &soql, true, Purpose::ReadBack)
+}
+
 pub(crate) fn find(
     config: &ServerConfig,
     object: &str,

@@ -1,0 +1,134 @@
+//! Entities whose records end: merged, converted, removed, erased.
+
+use super::spi::{self, Result};
+
+/// Takes rows out of their entities, because their records live on as `into`.
+/// The line stays, so that the successor finds the entity.
+pub(crate) fn note_merged(mirror: i32, row_ids: Vec<i64>, into: &str) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.xref SET merged_into = $3 WHERE mirror = $1 AND row_id = ANY($2)",
+        &[mirror.into(), row_ids.into(), into.into()],
+    )
+}
+
+/// Entities that records of a server inherit: `(record, entity)`. Only those
+/// that have no row of this mirror any more.
+pub(crate) fn inherited(mirror: i32, records: Vec<String>) -> Result<Vec<(String, i64)>> {
+    spi::write_rows(
+        "SELECT DISTINCT ON (x.merged_into) x.merged_into, x.entity FROM crm.xref x \
+         JOIN crm.mirror o ON o.id = x.mirror JOIN crm.mirror m ON m.id = $1 AND m.server = o.server \
+         WHERE x.merged_into = ANY($2) AND NOT EXISTS \
+           (SELECT FROM crm.xref y WHERE y.entity = x.entity AND y.mirror = $1 AND y.merged_into IS NULL) \
+         ORDER BY x.merged_into, x.entity",
+        &[mirror.into(), records.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// Puts rows into an entity.
+pub(crate) fn join_entity(entity: i64, rows: &[(i32, i64)]) -> Result<()> {
+    let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
+    spi::write(
+        "INSERT INTO crm.xref (mirror, row_id, entity) SELECT v.mirror, v.row_id, $3 \
+         FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         ON CONFLICT (mirror, row_id) DO UPDATE SET entity = excluded.entity, merged_into = NULL, linked_at = now()",
+        &[mirrors.into(), row_ids.into(), entity.into()],
+    )?;
+    Ok(())
+}
+
+/// Questions about fields of entities that have no two sides left are moot.
+pub(crate) fn close_lonely(entities: Vec<i64>) -> Result<()> {
+    let lonely = "entity = ANY($1) AND (SELECT count(*) FROM crm.xref x WHERE x.entity = q.entity AND x.merged_into IS NULL) < 2";
+    for sql in [
+        format!("DELETE FROM crm.review_item q WHERE q.kind = 'field' AND q.{lonely}"),
+        format!("DELETE FROM crm.field_state q WHERE q.state ? 'hold' AND q.{lonely}"),
+    ] {
+        spi::write(&sql, &[entities.clone().into()])?;
+    }
+    Ok(())
+}
+
+/// Forgets the states of an entity's fields: its rows are the base again.
+pub(crate) fn forget_states(entity: i64) -> Result<()> {
+    for sql in [
+        "DELETE FROM crm.field_state WHERE entity = $1",
+        "DELETE FROM crm.review_item WHERE kind = 'field' AND entity = $1",
+    ] {
+        spi::write(sql, &[entity.into()])?;
+    }
+    Ok(())
+}
+
+/// Unsent changes of rows: `(row, values as JSON)`; they are gone afterwards.
+pub(crate) fn drop_unsent(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<(i64, String)>> {
+    spi::write_rows(
+        "DELETE FROM crm.write WHERE mirror = $1 AND row_id = ANY($2) AND kind <> 'delete' \
+         AND state IN ('queued', 'would_send', 'held', 'dead') RETURNING row_id, vals::text",
+        &[mirror.into(), row_ids.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// Tells a row's unsent changes the id under which its record lives on.
+pub(crate) fn readdress(mirror: i32, row_id: i64, record_id: &str) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.write SET record_id = $3, not_before = NULL, \
+           state = CASE WHEN state = 'dead' AND error_class = 'gone' THEN 'queued' ELSE state END \
+         WHERE mirror = $1 AND row_id = $2 AND kind <> 'create' AND state IN ('queued', 'would_send', 'held', 'dead')",
+        &[mirror.into(), row_id.into(), record_id.into()],
+    )
+}
+
+/// A record's id, where it had one, and its values by field.
+pub(crate) type Deleted = (Option<String>, Vec<(String, Option<String>)>);
+
+/// The last deleted state of a row: its record and its values by field.
+pub(crate) fn last_deleted(mirror: i32, row_id: i64) -> Result<Option<Deleted>> {
+    let head = spi::write_rows(
+        "SELECT e.seq, e.record_id FROM crm.event e WHERE e.mirror = $1 AND e.row_id = $2 AND e.kind = 'delete' AND e.source = 'sql' \
+         ORDER BY e.seq DESC LIMIT 1",
+        &[mirror.into(), row_id.into()],
+        |row| {
+            Ok((
+                row.get::<i64>(1)?.unwrap_or_default(),
+                row.get::<String>(2)?,
+            ))
+        },
+    )?;
+    let Some((seq, record)) = head.into_iter().next() else {
+        return Ok(None);
+    };
+    let values = spi::write_rows(
+        "SELECT f.name, f.value FROM crm.event e CROSS JOIN LATERAL unnest(e.fields, e.old_values) AS f(name, value) WHERE e.seq = $1",
+        &[seq.into()],
+        |row| {
+            Ok((
+                row.get::<String>(1)?.unwrap_or_default(),
+                row.get::<String>(2)?,
+            ))
+        },
+    )?;
+    Ok(Some((record, values)))
+}
+
+/// Forgets all values that the engine's own tables hold of these rows and
+/// records, and of the entities they belong to. That something happened, and
+/// when, stays.
+pub(crate) fn erase(mirror: i32, row_ids: Vec<i64>, records: Vec<String>) -> Result<()> {
+    spi::write(
+        "SELECT crm._erase($1, $2, $3)",
+        &[mirror.into(), row_ids.into(), records.into()],
+    )?;
+    Ok(())
+}

@@ -1,0 +1,35 @@
+//! Whether anything waits for the session, at the price of one statement.
+
+use crate::pg::store::spi;
+use crate::pg::tx;
+use crate::worker::engine::Step;
+
+/// What waits in the database, read in one statement.
+#[derive(Default)]
+pub(super) struct Pending {
+    pub(super) config: bool,
+    pub(super) changes: bool,
+    pub(super) webhooks: bool,
+    /// Stewards have answered questions.
+    pub(super) answers: bool,
+}
+
+/// Looks once; none before the installation has begun.
+pub(super) fn pending() -> Step<Option<Pending>> {
+    tx::in_transaction(|| {
+        let text = spi::read_text(
+            "SELECT concat_ws(' ', EXISTS (SELECT 1 FROM crm.config_change), EXISTS (SELECT 1 FROM crm.change_0) \
+             OR EXISTS (SELECT 1 FROM crm.change_1), EXISTS (SELECT 1 FROM crm.webhook_queue), \
+             EXISTS (SELECT 1 FROM crm.review_item WHERE resolution IS NOT NULL)) FROM crm.installation",
+        )?;
+        Ok(text.and_then(|text| {
+            let mut words = text.split(' ');
+            Some(Pending {
+                config: words.next()? == "t",
+                changes: words.next()? == "t",
+                webhooks: words.next()? == "t",
+                answers: words.next()? == "t",
+            })
+        }))
+    })
+}

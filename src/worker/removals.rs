@@ -1,0 +1,467 @@
+//! Records that are removed, or come back: what it means for the other sides.
+
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+
+use crm_core::model::{Millis, Value};
+use crm_core::plan::{self, DeletePlan, DeleteRule, DeletedBy};
+use crm_core::state::{Entity, SideRecord};
+use crm_core::value::format_instant;
+
+use crate::pg::store::ledger::{self, EventRow, XrefRow};
+use crate::pg::store::reviews::{self, Kind, RowQuestion};
+use crate::pg::store::rows::{self, Row};
+use crate::pg::store::spi::Result;
+use crate::pg::store::writes::{self, NewWrite};
+use crate::pg::store::{ends, lives, streams};
+use crate::worker::cases::{self, Partners};
+use crate::worker::creates;
+use crate::worker::flush;
+use crate::worker::record;
+use crate::worker::world::{GroupInfo, Mirror, World};
+
+/// Who removed records, and how.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Removal<'a> {
+    pub(crate) by: DeletedBy,
+    pub(crate) origin: &'a str,
+    pub(crate) tx: Option<i64>,
+    /// Its writes wait for approval.
+    pub(crate) held: bool,
+    /// A person has said that it stands.
+    pub(crate) confirmed: bool,
+    pub(crate) at: Millis,
+}
+
+impl<'a> Removal<'a> {
+    /// Somebody removed records in their CRM.
+    pub(crate) fn remote(mirror: &'a Mirror, at: Millis) -> Self {
+        Self {
+            by: DeletedBy::Remote,
+            origin: &mirror.server,
+            tx: None,
+            held: false,
+            confirmed: false,
+            at,
+        }
+    }
+}
+
+/// What is known of the entities of removed rows.
+struct Removed<'w> {
+    world: &'w World,
+    mirror: &'w Mirror,
+    info: &'w GroupInfo,
+    xrefs: Vec<XrefRow>,
+    partners: Partners,
+}
+
+/// Carries out what the removal of rows means for the other sides. Answers the
+/// rows whose removal does not stand: a person is asked first, or the row is
+/// back.
+pub(crate) fn removed(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: &[i64],
+    removal: Removal<'_>,
+) -> Result<HashSet<i64>> {
+    let mut open = HashSet::new();
+    if row_ids.is_empty() {
+        return Ok(open);
+    }
+    let info = &world.groups[mirror.group];
+    let xrefs = ledger::entities_of(mirror.id, row_ids.to_vec())?;
+    let states = cases::load_states(info, &xrefs)?;
+    let partners = cases::lock_partners(world, info, mirror, &[], &xrefs)?;
+    let known = Removed {
+        world,
+        mirror,
+        info,
+        xrefs,
+        partners,
+    };
+    let mut unlink = Vec::new();
+    for row in row_ids {
+        let Some(entity_id) = known.entity_of(*row) else {
+            continue;
+        };
+        let mut entity = known.entity(entity_id);
+        entity.fields = states.get(&entity_id).cloned().unwrap_or_default();
+        let side = mirror.side;
+        let crossed = plan::delete_conflict(&info.group, &entity, side, removal.by, removal.origin)
+            .filter(|_| !removal.confirmed);
+        if let Some(reason) = crossed {
+            match known.on_conflict() {
+                "delete" => {}
+                "keep" => {
+                    open.insert(*row);
+                    known.bring_back(*row, entity_id, removal)?;
+                    continue;
+                }
+                _ => {
+                    open.insert(*row);
+                    known.ask(*row, entity_id, &entity, &reason, removal)?;
+                    if removal.by == DeletedBy::Local {
+                        unlink.push(*row);
+                    }
+                    continue;
+                }
+            }
+        }
+        let rules = rules(info, side);
+        let plan = plan::plan_delete(&info.group, &entity, side, removal.by, &rules);
+        known.carry_out(entity_id, &plan, removal)?;
+        if plan.unlink.contains(&side) {
+            unlink.push(*row);
+        }
+    }
+    ledger::unlink_rows(mirror.id, unlink)?;
+    let entities: BTreeSet<i64> = known.xrefs.iter().map(|x| x.entity).collect();
+    ends::close_lonely(entities.into_iter().collect())?;
+    Ok(open)
+}
+
+/// Removed rows of which a user holds a counterpart: they wait.
+pub(crate) fn busy(world: &World, mirror: &Mirror, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    if row_ids.is_empty() {
+        return Ok(row_ids);
+    }
+    let info = &world.groups[mirror.group];
+    let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
+    let partners = cases::lock_partners(world, info, mirror, &[], &xrefs)?;
+    let complete = |entity: i64| {
+        let all = xrefs.iter().filter(|x| x.entity == entity);
+        let others = all.filter(|x| x.mirror != mirror.id).count();
+        partners.get(&entity).map_or(0, Vec::len) >= others
+    };
+    let own = xrefs.iter().filter(|x| x.mirror == mirror.id);
+    Ok(own
+        .filter(|x| !complete(x.entity))
+        .map(|x| x.row_id)
+        .collect())
+}
+
+/// What each side does when a record of `side` goes, by the links in between.
+fn rules(info: &GroupInfo, side: usize) -> Vec<DeleteRule> {
+    let place = |mirror: i32| info.group.sides.iter().position(|s| s.mirror == mirror);
+    let mut rules = vec![DeleteRule::Unlink; info.group.sides.len()];
+    let mut met = HashSet::from([side]);
+    let mut todo = VecDeque::from([side]);
+    while let Some(from) = todo.pop_front() {
+        for link in info.links.iter().filter(|l| l.mode == "live") {
+            let (left, right) = (place(link.left_mirror), place(link.right_mirror));
+            let (to, rule) = if left == Some(from) {
+                (right, &link.on_left_delete)
+            } else if right == Some(from) {
+                (left, &link.on_right_delete)
+            } else {
+                continue;
+            };
+            let Some(to) = to.filter(|t| met.insert(*t)) else {
+                continue;
+            };
+            rules[to] = DeleteRule::by_name(rule);
+            // What goes there means something for those beyond.
+            if rules[to] == DeleteRule::Propagate {
+                todo.push_back(to);
+            }
+        }
+    }
+    rules
+}
+
+impl Removed<'_> {
+    fn entity_of(&self, row: i64) -> Option<i64> {
+        let own = |x: &&XrefRow| x.mirror == self.mirror.id && x.row_id == row;
+        self.xrefs.iter().find(own).map(|x| x.entity)
+    }
+
+    fn partner(&self, entity: i64, side: usize) -> Option<&Row> {
+        let all = self.partners.get(&entity)?;
+        all.iter().find(|(s, _, _)| *s == side).map(|(_, _, r)| r)
+    }
+
+    fn entity(&self, id: i64) -> Entity {
+        let record = |side: usize| match self.partner(id, side) {
+            _ if side == self.mirror.side => SideRecord {
+                exists: true,
+                ..SideRecord::default()
+            },
+            Some(row) => SideRecord {
+                exists: true,
+                record_id: row.record_id.clone(),
+                deleted: row.deleted,
+                values: Vec::new(),
+            },
+            None => SideRecord::default(),
+        };
+        Entity {
+            records: (0..self.info.group.sides.len()).map(record).collect(),
+            ..Entity::default()
+        }
+    }
+
+    /// What the first link of the mirror says about a removal that crosses a change.
+    fn on_conflict(&self) -> &str {
+        let own = |l: &&crate::pg::store::config::LinkRow| {
+            l.left_mirror == self.mirror.id || l.right_mirror == self.mirror.id
+        };
+        let link = self.info.links.iter().find(own);
+        link.map_or("review", |l| l.on_delete_conflict.as_str())
+    }
+
+    fn ask(
+        &self,
+        row: i64,
+        entity_id: i64,
+        entity: &Entity,
+        reason: &str,
+        removal: Removal<'_>,
+    ) -> Result<()> {
+        let table = &self.mirror.table.name;
+        let mut candidates = vec![serde_json::json!({
+            "origin": removal.origin, "table": table, "deleted": true, "at": format_instant(removal.at),
+        })];
+        for (field, state) in &entity.fields {
+            let Some(clock) = &state.clock else { continue };
+            let sent = state
+                .sides
+                .get(self.mirror.side)
+                .and_then(|s| s.sent.last());
+            let Some(sent) = sent.filter(|_| clock.origin != removal.origin) else {
+                continue;
+            };
+            candidates.push(serde_json::json!({
+                "origin": clock.origin, "table": table, "field": self.info.group.fields[*field].name,
+                "value": sent.value, "at": format_instant(clock.at.to),
+            }));
+        }
+        let link = self.info.links.first().map(|l| l.name.as_str());
+        reviews::ask(&RowQuestion {
+            kind: Kind::Delete,
+            link,
+            mirror: self.mirror.id,
+            row_id: row,
+            entity: Some(entity_id),
+            reason,
+            candidates: &serde_json::Value::Array(candidates).to_string(),
+        })?;
+        if removal.by == DeletedBy::Remote {
+            // What was on its way there cannot arrive any more.
+            ends::drop_unsent(self.mirror.id, vec![row])?;
+        }
+        Ok(())
+    }
+
+    /// The record is made anew from what its row shows.
+    fn bring_back(&self, row: i64, entity: i64, removal: Removal<'_>) -> Result<()> {
+        match removal.by {
+            DeletedBy::Remote => revive(self.world, self.mirror, row, Some(entity)),
+            DeletedBy::Local => reinsert(self.mirror, row, Some(entity)),
+        }
+    }
+
+    fn carry_out(&self, entity: i64, plan: &DeletePlan, removal: Removal<'_>) -> Result<()> {
+        let mut events = Vec::new();
+        for side in (0..self.info.group.sides.len()).filter(|s| *s != self.mirror.side) {
+            let (Some(row), Some(other)) = (
+                self.partner(entity, side),
+                self.world.mirrors.get(&self.info.group.sides[side].mirror),
+            ) else {
+                continue;
+            };
+            let sends = plan.send.contains(&side);
+            if sends {
+                writes::enqueue(vec![delete_write(self.world, other, row, removal)])?;
+            }
+            // What is held is there until somebody approves, see `deliver`.
+            if plan.mark.contains(&side) && !removal.held {
+                rows::mark_deleted(&other.table, vec![row.row_id], true, removal.origin)?;
+            }
+            if plan.hide.contains(&side) {
+                lives::hide(&other.table, vec![row.row_id], removal.origin)?;
+            }
+            if plan.unlink.contains(&side) {
+                ledger::unlink_rows(other.id, vec![row.row_id])?;
+            }
+            if sends || plan.hide.contains(&side) {
+                let rule = if sends { "propagate" } else { "soft_delete" };
+                events.push(followed(other, row, entity, rule, removal));
+            }
+            let moot = (plan.cancel.iter().filter(|(s, _)| *s == side))
+                .filter_map(|(_, f)| Some(self.info.group.column(*f, side)?.field.clone()))
+                .map(|field| (other.id, row.row_id, field))
+                .collect();
+            writes::cancel(moot)?;
+        }
+        flush::append(self.world, events)
+    }
+}
+
+pub(crate) fn delete_write(
+    world: &World,
+    mirror: &Mirror,
+    row: &Row,
+    removal: Removal<'_>,
+) -> NewWrite {
+    NewWrite {
+        mirror: mirror.id,
+        row_id: row.row_id,
+        entity: None,
+        kind: "delete",
+        record_id: row.record_id.clone(),
+        vals: "{}".to_owned(),
+        old_vals: "{}".to_owned(),
+        origin: removal.origin.to_owned(),
+        state: flush::state_of(world, mirror.id, false, removal.held),
+        txs: removal.tx.into_iter().collect(),
+    }
+}
+
+/// The line of the ledger about a row that went with another one.
+fn followed(mirror: &Mirror, row: &Row, entity: i64, rule: &str, removal: Removal<'_>) -> EventRow {
+    let decision =
+        serde_json::json!([{"step": "delete_rule", "rule": rule, "winner": removal.origin}]);
+    EventRow {
+        mirror: mirror.id,
+        row_id: Some(row.row_id),
+        record_id: row.record_id.clone(),
+        entity: Some(entity),
+        kind: "delete",
+        origin: removal.origin.to_owned(),
+        source: "link".to_owned(),
+        occurred_at: removal.at,
+        decision: Some(decision.to_string()),
+        ..EventRow::default()
+    }
+}
+
+/// A record that its CRM has no more is made there again, with what its row
+/// shows; the row, its key and its ties stay.
+pub(crate) fn revive(
+    world: &World,
+    mirror: &Mirror,
+    row_id: i64,
+    entity: Option<i64>,
+) -> Result<()> {
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let locked = cases::lock(mirror, &all, vec![row_id])?;
+    let Some(row) = locked.into_iter().next() else {
+        return Ok(());
+    };
+    ends::drop_unsent(mirror.id, vec![row_id])?;
+    lives::revive(&mirror.table, row_id)?;
+    if let Some(entity) = entity {
+        ends::forget_states(entity)?;
+    }
+    let vals: serde_json::Map<String, serde_json::Value> = mirror
+        .columns
+        .iter()
+        .zip(&row.values)
+        .filter(|(c, v)| v.is_some() && !c.read_only)
+        .map(|(c, v)| (c.field.clone(), serde_json::json!(v)))
+        .collect();
+    let shadow = world.groups[mirror.group].group.sides[mirror.side].shadow;
+    writes::enqueue(vec![NewWrite {
+        mirror: mirror.id,
+        row_id,
+        entity: None,
+        kind: "create",
+        record_id: None,
+        vals: serde_json::Value::Object(vals).to_string(),
+        old_vals: "{}".to_owned(),
+        origin: "local".to_owned(),
+        state: flush::state_of(world, mirror.id, shadow, false),
+        txs: Vec::new(),
+    }])
+}
+
+/// A row that SQL deleted comes back as the ledger has it, with its ties.
+pub(crate) fn reinsert(mirror: &Mirror, row_id: i64, entity: Option<i64>) -> Result<()> {
+    let Some((record, values)) = ends::last_deleted(mirror.id, row_id)? else {
+        return Ok(());
+    };
+    let mut values: HashMap<String, Value> = values.into_iter().collect();
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    let values = columns
+        .iter()
+        .map(|c| values.remove(&c.field).flatten())
+        .collect();
+    lives::reinsert(&mirror.table, &columns, row_id, record, values)?;
+    match entity {
+        Some(entity) => ends::join_entity(entity, &[(mirror.id, row_id)]),
+        None => Ok(()),
+    }
+}
+
+/// Whether an event is news of a removed record from after its removal: it must
+/// have come back.
+pub(crate) fn back_again(row: Option<&Row>, at: Millis) -> bool {
+    row.is_some_and(|r| r.deleted && !r.hidden && at > r.modified_at)
+}
+
+/// Records that are back: hidden partners come back with them, those without a
+/// tie are matched again, and what differs is decided as for a new tie.
+pub(crate) fn restored(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    now: Millis,
+) -> Result<()> {
+    if row_ids.is_empty() {
+        return Ok(());
+    }
+    reviews::close_deletes(mirror.id, row_ids.clone())?;
+    let info = &world.groups[mirror.group];
+    let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
+    let partners = cases::lock_partners(world, info, mirror, &[], &xrefs)?;
+    let mut reads = Vec::new();
+    for (side, _, row) in partners.values().flatten().filter(|(_, _, r)| r.hidden) {
+        let Some(other) = world.mirrors.get(&info.group.sides[*side].mirror) else {
+            continue;
+        };
+        rows::mark_deleted(&other.table, vec![row.row_id], false, &mirror.server)?;
+        // What its CRM showed meanwhile was ignored.
+        reads.extend(row.record_id.clone().map(|id| flush::reread(other.id, id)));
+    }
+    streams::defer(reads)?;
+    let tied: HashSet<i64> = (xrefs.iter().filter(|x| x.mirror == mirror.id))
+        .map(|x| x.row_id)
+        .collect();
+    let (tied, free): (Vec<i64>, Vec<i64>) = row_ids.into_iter().partition(|r| tied.contains(r));
+    agree(world, mirror, tied, now)?;
+    creates::after_remote_create(world, mirror, free, now)
+}
+
+/// Lets the policy decide where rows differ from those they are tied to, as
+/// for records that never agreed.
+pub(crate) fn agree(world: &World, mirror: &Mirror, row_ids: Vec<i64>, now: Millis) -> Result<()> {
+    if row_ids.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let locked = cases::lock(mirror, &all, row_ids)?;
+    let (mut batch, _) = cases::load(world, mirror, &all, locked)?;
+    let mut events = Vec::new();
+    for case in &mut batch {
+        let Some(row) = case.rows[mirror.side].clone() else {
+            continue;
+        };
+        let decisions = case.join(world, mirror.side, now);
+        if decisions.is_empty() {
+            continue;
+        }
+        events.push(EventRow {
+            mirror: mirror.id,
+            row_id: Some(row.row_id),
+            record_id: row.record_id.clone(),
+            kind: "join",
+            origin: mirror.server.clone(),
+            source: "link".to_owned(),
+            occurred_at: now,
+            decision: record::decision_json(world, mirror, &decisions),
+            carried: record::take_carried(world, case),
+            ..EventRow::default()
+        });
+    }
+    flush::flush(world, batch, events)
+}
