@@ -209,6 +209,7 @@ impl Again<'_> {
         let mut state = stored.clone();
         state.hold = None;
         state.turns = None;
+        state.rivals.clear();
         for side in &mut state.sides {
             side.flap = None;
         }

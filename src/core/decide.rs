@@ -10,6 +10,7 @@ use crate::evaluate::{Evaluation, Question};
 use crate::group::{Group, SideField};
 use crate::model::{Millis, Value};
 use crate::policy::{FieldLock, Policy, Rule};
+use crate::special;
 use crate::state::{Claim, Clock, Entity, FieldState, Interval, Sent, SideState};
 use crate::strategy::{Candidate, Contest, Strategy};
 use crate::timeline;
@@ -170,6 +171,8 @@ pub(crate) enum Keep {
     Review(String),
     /// Another value, made of both, stands.
     Merged(Value),
+    /// An earlier edit stands, which time cannot tell from this one.
+    Rival(Claim),
     /// It is not known yet what the edit was made on top of.
     Wait,
     /// A user's function is to be asked first.
@@ -367,7 +370,7 @@ fn decide_field(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut 
     let freeze = freeze.map(|reason| (reason, effect::incumbent_claim(case)));
     effect::carry_out(case, step, keep, outcome);
     if let Some((reason, incumbent)) = freeze {
-        effect::freeze(case, incumbent, reason, outcome);
+        special::freeze(case, incumbent, reason, outcome);
     }
     effect::store(case, stored, outcome);
 }

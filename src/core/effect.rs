@@ -6,8 +6,8 @@ use crate::group::Group;
 use crate::mapping::{between, fits};
 use crate::model::Value;
 use crate::policy::Rule;
+use crate::special;
 use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SideState, settle};
-use crate::timeline;
 use crate::value::same;
 
 static BLANK: Value = None;
@@ -102,7 +102,8 @@ pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &m
             decision.merged.extend([held, lost]);
             accept(case, &value, &mut decision, outcome);
         }
-        Keep::Wait => wait(case, &mut decision, outcome),
+        Keep::Rival(rival) => special::reinstate(case, &rival, lost, &mut decision, outcome),
+        Keep::Wait => special::wait(case, &mut decision, outcome),
         // Nothing is decided before the answer.
         Keep::Ask(_) => return,
         Keep::Incumbent => {
@@ -118,7 +119,7 @@ pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &m
     outcome.decisions.push(decision);
 }
 
-fn incumbent_origin(case: &Case<'_>) -> String {
+pub(crate) fn incumbent_origin(case: &Case<'_>) -> String {
     match (&case.state.clock, case.rule) {
         (Some(clock), _) => clock.origin.clone(),
         (None, Some(rule)) if rule.strategy.entry().every_change => {
@@ -142,7 +143,12 @@ fn ignore(case: &Case<'_>, step: Step, decision: &mut Decision, outcome: &mut Ou
 }
 
 /// A value stands on every side.
-fn accept(case: &mut Case<'_>, value: &Value, decision: &mut Decision, outcome: &mut Outcome) {
+pub(crate) fn accept(
+    case: &mut Case<'_>,
+    value: &Value,
+    decision: &mut Decision,
+    outcome: &mut Outcome,
+) {
     let side = case.observed.side;
     decision.winner.clone_from(&case.observed.origin);
     decision.value = value.clone();
@@ -153,35 +159,6 @@ fn accept(case: &mut Case<'_>, value: &Value, decision: &mut Decision, outcome: 
     put(case, side, value, decision, outcome);
     for other in (0..case.group.sides.len()).filter(|s| *s != side) {
         fan_out(case, side, other, value, decision, outcome);
-    }
-}
-
-/// The edit is kept until it is known what it was made on top of. A write under
-/// way is answered in any case; after it, only a look at the record helps.
-fn wait(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
-    let side = case.observed.side;
-    let (value, clock) = (case.value.clone(), case.clock.clone());
-    timeline::wait(case.here_mut(), &value, &clock);
-    decision.held = Some("waits for what became of our write".to_owned());
-    let answered = echo::last_own(case.here())
-        .is_some_and(|w| matches!(w.sent, Sent::Answered { .. } | Sent::Unknown { .. }));
-    if answered && !outcome.reread.contains(&side) {
-        outcome.reread.push(side);
-    }
-}
-
-/// Stops a field after its last decision until a person has looked.
-pub(crate) fn freeze(case: &mut Case<'_>, incumbent: Claim, reason: String, outcome: &mut Outcome) {
-    let rule = case.rule.map(|r| r.id);
-    let challenger = challenger_claim(case);
-    let hold = case.state.hold.get_or_insert_with(Hold::default);
-    hold.reason.clone_from(&reason);
-    hold.rule = rule;
-    hold.claim(incumbent);
-    hold.claim(challenger);
-    if let Some(decision) = outcome.decisions.last_mut() {
-        decision.step = Step::Flapping;
-        decision.held = Some(reason);
     }
 }
 
@@ -251,7 +228,7 @@ fn hold_note(decision: &mut Decision, group: &Group, side: usize, field: &str, r
 }
 
 /// The value held stands; the side that showed another is corrected.
-fn put_back(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
+pub(crate) fn put_back(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
     let side = case.observed.side;
     let field_type = case.column.field_type;
     let wanted = echo::stored_form(case.here(), owned_value(case), field_type);
@@ -297,7 +274,7 @@ fn owned_value(case: &Case<'_>) -> Value {
 
 /// Both values stay where they are, each mirror shows its own CRM, and what was
 /// queued against the newcomer is withdrawn.
-fn review(case: &mut Case<'_>, reason: &str, outcome: &mut Outcome) {
+pub(crate) fn review(case: &mut Case<'_>, reason: &str, outcome: &mut Outcome) {
     let side = case.observed.side;
     if let Some(place) = echo::queued(case.here()) {
         case.here_mut().sent.remove(place);

@@ -53,6 +53,7 @@ pub fn resolve(
         .unwrap_or_else(|| effect::fresh_state(group, entity, resolution.field));
     let question = state.hold.take();
     state.turns = None;
+    state.rivals.clear();
     for side in &mut state.sides {
         side.flap = None;
         for (value, clock) in std::mem::take(&mut side.waiting) {

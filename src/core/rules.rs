@@ -1,7 +1,9 @@
 //! The last steps of a decision: who may write, and what the policy row says.
 
 use crate::decide::{Case, Keep, Source};
+use crate::effect;
 use crate::evaluate::Question;
+use crate::order;
 use crate::policy::Rule;
 use crate::state::Turns;
 use crate::strategy::Verdict;
@@ -142,7 +144,11 @@ pub(crate) fn every_change(case: &mut Case<'_>) -> Option<Keep> {
 
 /// No conflict: the change applies.
 pub(crate) fn one_side(case: &mut Case<'_>) -> Option<Keep> {
-    (!case.conflict).then_some(Keep::Challenger)
+    if case.conflict {
+        return None;
+    }
+    case.state.rivals.clear();
+    Some(Keep::Challenger)
 }
 
 /// Two sides changed: the strategy decides.
@@ -150,8 +156,37 @@ pub(crate) fn conflict(case: &mut Case<'_>) -> Option<Keep> {
     Some(match case.rule {
         None => Keep::Review("no policy row decides this field".to_owned()),
         Some(rule) if rule.strategy.entry().evaluates => evaluated(case, rule),
+        Some(rule) if rule.strategy.entry().by_time => latest(case, rule),
         Some(rule) => keep((rule.strategy.entry().apply)(&case.contest(rule)), rule),
     })
+}
+
+/// All writers whose edits time cannot tell apart are looked at together.
+fn latest(case: &mut Case<'_>, rule: &Rule) -> Keep {
+    let pairwise = |case: &Case<'_>| keep((rule.strategy.entry().apply)(&case.contest(rule)), rule);
+    let Some(held) = case.state.clock.clone() else {
+        return pairwise(case);
+    };
+    if held.origin == case.clock.origin {
+        return pairwise(case);
+    }
+    let skew = case.policy.skew_ms;
+    let (incumbent, challenger) = (
+        effect::incumbent_claim(case),
+        effect::challenger_claim(case),
+    );
+    for claim in [&incumbent, &challenger] {
+        order::note(&mut case.state.rivals, claim.clone(), skew);
+    }
+    match order::latest(rule, skew, &case.state.rivals) {
+        Some(best) if best.clock.origin == case.clock.origin && *best == challenger => {
+            Keep::Challenger
+        }
+        Some(best) if best.clock != held && best.clock.origin != case.clock.origin => {
+            Keep::Rival(best.clone())
+        }
+        _ => Keep::Incumbent,
+    }
 }
 
 fn keep(verdict: Verdict, rule: &Rule) -> Keep {

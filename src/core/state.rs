@@ -262,6 +262,9 @@ pub struct FieldState {
     /// Writers that take turns.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub turns: Option<Turns>,
+    /// What each writer wrote last, where time could not tell the order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rivals: Vec<Claim>,
 }
 
 impl FieldState {

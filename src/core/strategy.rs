@@ -93,6 +93,8 @@ pub struct StrategyEntry {
     pub merge: Option<Merge>,
     /// A user's function is asked.
     pub evaluates: bool,
+    /// Time decides, so all recent writers count, not only two.
+    pub by_time: bool,
 }
 
 impl StrategyEntry {
@@ -107,6 +109,7 @@ impl StrategyEntry {
             apply: |_| Verdict::Review,
             merge: None,
             evaluates: false,
+            by_time: false,
         }
     }
 }
@@ -125,6 +128,7 @@ static STRATEGIES: [StrategyEntry; 9] = [
     },
     StrategyEntry {
         apply: last_write_wins,
+        by_time: true,
         ..StrategyEntry::new(Strategy::LastWriteWins, "last_write_wins")
     },
     StrategyEntry {

@@ -238,7 +238,7 @@ impl<'w> Work<'w> {
                         from: shown.at,
                         to: shown.at,
                     },
-                    seq: 0,
+                    seq: cases::order(),
                     origin: self.mirror.server.clone(),
                 };
                 side.seen = Some((shown.value, clock));
@@ -332,7 +332,7 @@ impl<'w> Work<'w> {
                 from: item.change.occurred_at,
                 to: item.change.occurred_at,
             },
-            seq: 0,
+            seq: cases::order(),
             mark_is_ours: item.change.mark.contains(&self.mark),
             ..Observed::default()
         };

@@ -364,7 +364,7 @@ impl Local<'_> {
             origin: cause.origin,
             values: values.into_iter().map(|(f, n, o, _)| (f, n, o)).collect(),
             at: Interval::instant(cause.at),
-            seq: change.flush,
+            seq: cases::order(),
             mark_is_ours: false,
             score: self.headers.get(&change.tx).and_then(|t| t.score),
             ..Observed::default()

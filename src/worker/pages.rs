@@ -346,7 +346,7 @@ fn show(
         origin: mirror.server.clone(),
         values,
         at: interval(at),
-        seq: 0,
+        seq: cases::order(),
         asked_at: page.via.asked_at,
         ..Observed::default()
     };

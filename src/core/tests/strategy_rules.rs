@@ -349,3 +349,75 @@ fn an_owner_that_is_challenged_over_and_over_keeps_its_value_when_the_field_stop
     }
     panic!("never stopped");
 }
+
+#[test]
+fn three_writers_end_the_same_in_whatever_order_their_edits_are_told() {
+    use crm_core::state::Interval;
+    // Each within the tolerance of the next, the first and the last beyond it.
+    for (gaps, winner) in [
+        ([0, 1_500, 3_000], "alpha"),
+        ([3_000, 1_500, 0], "alpha"),
+        ([0, 5_000, 5_900], "beta"),
+        ([0, 3_000, 9_000], "gamma"),
+        ([5_000, 0, 6_500], "alpha"),
+    ] {
+        for order in [
+            [0, 1, 2],
+            [0, 2, 1],
+            [1, 0, 2],
+            [1, 2, 0],
+            [2, 0, 1],
+            [2, 1, 0],
+        ] {
+            let mut w = world(LastWriteWins, &["alpha", "beta", "gamma"], "base");
+            let mut third = w.group.sides[B].clone();
+            third.origin = "gamma".to_owned();
+            w.group.sides.push(third);
+            let column = w.group.fields[0].sides[A].clone();
+            w.group.fields[0].sides.push(column);
+            let record = w.entity.records[A].clone();
+            w.entity.records.push(record);
+            for side in order {
+                let value = ["a", "b", "c"][side];
+                let mut event = w.event(side, Source::Remote, value, T + gaps[side]);
+                event.at = Interval::instant(T + gaps[side]);
+                w.observe(&event);
+            }
+            let expected = text(
+                ["a", "b", "c"][w
+                    .group
+                    .sides
+                    .iter()
+                    .position(|s| s.origin == winner)
+                    .unwrap()],
+            );
+            for side in 0..3 {
+                let told = format!("{gaps:?} told as {order:?}");
+                assert_eq!(w.row(side), expected, "{told}");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_database_knows_the_strategies_of_the_resolver_and_their_types() {
+    let sql = include_str!("../../../sql/042_policies.sql");
+    let list = sql.split("VALUES (").nth(1).unwrap();
+    let list = list.split("$$;").next().unwrap();
+    for entry in strategies() {
+        let line = list
+            .lines()
+            .find(|l| l.contains(&format!("'{}'", entry.name)));
+        let line = line.unwrap_or_else(|| panic!("{} is unknown to SQL", entry.name));
+        for field_type in entry.field_types {
+            let name = serde_json::to_value(field_type).unwrap();
+            assert!(line.contains(name.as_str().unwrap()), "{line}");
+        }
+        assert_eq!(
+            entry.field_types.is_empty(),
+            line.contains("NULL"),
+            "{line}"
+        );
+    }
+    assert_eq!(list.matches("('").count() + 1, strategies().len(), "{list}");
+}
