@@ -238,7 +238,7 @@ impl<'w> Work<'w> {
                         from: shown.at,
                         to: shown.at,
                     },
-                    seq: cases::order(),
+                    seq: 0,
                     origin: self.mirror.server.clone(),
                 };
                 side.seen = Some((shown.value, clock));
