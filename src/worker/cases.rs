@@ -1,7 +1,6 @@
 //! Records on their way through a decision: loaded and locked in batches,
 //! decided by the core one event at a time, written back in batches.
 
-use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{self, Decision, Observed, Outcome, Source};
@@ -13,7 +12,6 @@ use crate::pg::store::ledger;
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, WriteRow};
-use crate::worker::engine;
 use crate::worker::repolicy;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
@@ -165,19 +163,6 @@ impl Case {
     pub(super) fn needs_entity(&self) -> bool {
         self.entity_id.is_none() && !self.states.is_empty()
     }
-}
-
-/// The next number of the engine's own sequence: later than every one before,
-/// also of earlier sessions.
-pub(crate) fn order() -> i64 {
-    thread_local! {
-        static LAST: Cell<i64> = const { Cell::new(0) };
-    }
-    LAST.with(|last| {
-        let next = (last.get() + 1).max(engine::now().saturating_mul(1_000));
-        last.set(next);
-        next
-    })
 }
 
 /// Whether a state says more than the mirrors and the ledger do: something was

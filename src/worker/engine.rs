@@ -9,7 +9,7 @@ use crm_core::model::{FieldType, Millis, Page};
 use crm_core::ranges::Ranges;
 use crm_core::secret::Secret;
 use crm_io::{Command, Event, IoThread, Replay};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -335,6 +335,19 @@ impl Engine {
     pub(crate) fn watch(&mut self, mirror: i32) -> &mut Watch {
         self.watches.entry(mirror).or_default()
     }
+}
+
+/// The next number of the engine's own sequence: later than every one before,
+/// also of earlier sessions.
+pub(crate) fn order() -> i64 {
+    thread_local! {
+        static LAST: Cell<i64> = const { Cell::new(0) };
+    }
+    LAST.with(|last| {
+        let next = (last.get() + 1).max(now().saturating_mul(1_000));
+        last.set(next);
+        next
+    })
 }
 
 /// Milliseconds since 1970. The one place where the engine looks at a clock.

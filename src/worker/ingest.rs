@@ -14,6 +14,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
+use crate::worker::engine;
 use crate::worker::erasure;
 use crate::worker::flush;
 use crate::worker::merges::{self, Conversion};
@@ -332,7 +333,7 @@ impl<'w> Work<'w> {
                 from: item.change.occurred_at,
                 to: item.change.occurred_at,
             },
-            seq: cases::order(),
+            seq: engine::order(),
             mark_is_ours: item.change.mark.contains(&self.mark),
             ..Observed::default()
         };

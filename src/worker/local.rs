@@ -20,6 +20,7 @@ use crate::pg::tx::SqlError;
 use crate::worker::batch::{self, Batch};
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
+use crate::worker::engine;
 use crate::worker::flush;
 use crate::worker::record::{self, Cause};
 use crate::worker::removals::{self, Removal};
@@ -364,7 +365,7 @@ impl Local<'_> {
             origin: cause.origin,
             values: values.into_iter().map(|(f, n, o, _)| (f, n, o)).collect(),
             at: Interval::instant(cause.at),
-            seq: cases::order(),
+            seq: engine::order(),
             mark_is_ours: false,
             score: self.headers.get(&change.tx).and_then(|t| t.score),
             ..Observed::default()

@@ -13,6 +13,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
+use crate::worker::engine;
 use crate::worker::erasure;
 use crate::worker::flush;
 use crate::worker::merges;
@@ -346,7 +347,7 @@ fn show(
         origin: mirror.server.clone(),
         values,
         at: interval(at),
-        seq: cases::order(),
+        seq: engine::order(),
         asked_at: page.via.asked_at,
         ..Observed::default()
     };
