@@ -255,13 +255,13 @@ COMMENT ON COLUMN crm.event.row_id IS '_id of the row in the mirror.';
 COMMENT ON COLUMN crm.event.entity IS 'The real-world thing, where the record is linked: see crm.xref.';
 COMMENT ON COLUMN crm.event.tx IS 'For SQL: the transaction that made the change, see crm.change_tx.';
 COMMENT ON COLUMN crm.event.occurred_at IS 'When it happened, by the clock of the source: the CRM''s, or for SQL the start of the statement.';
-COMMENT ON COLUMN crm.event.received_at IS 'When it was decided and applied.';
+COMMENT ON COLUMN crm.event.received_at IS 'When it was decided and applied: the start of the worker''s transaction.';
 COMMENT ON COLUMN crm.event.mirror IS 'The mirror whose record changed; null for what concerns no record.';
 COMMENT ON COLUMN crm.event.stream IS 'The row of crm.stream that brought it; null for SQL, reads and results.';
 COMMENT ON COLUMN crm.event.policy_version IS 'Version of the policy that decided, see crm.policy_history.';
 COMMENT ON COLUMN crm.event.identity IS 'Stands for the source''s own event: equal for two deliveries of one change, see crm.event_seen; null where the source names none.';
-COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), resolved (a steward''s answer).';
-COMMENT ON COLUMN crm.event.origin IS 'Who wrote the value: a server''s name, local for SQL, or a named application.';
+COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), resolved (a steward''s answer), policy (a change of policy), tombstone (a row made only to remember that its record is deleted).';
+COMMENT ON COLUMN crm.event.origin IS 'Who wrote the value: a server''s name, local for SQL, or a named application; for a result, who caused our write.';
 COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, replay, sql, link (it followed from a linked record), review (a steward''s answer), or result (the CRM''s answer to a write of ours).';
 COMMENT ON COLUMN crm.event.actor IS 'The CRM''s user, or session_user of the SQL session; null if unknown.';
 COMMENT ON COLUMN crm.event.application IS 'What the CRM tells of the program that wrote, or application_name of the SQL session.';
@@ -376,26 +376,6 @@ BEGIN
         PERFORM pg_catalog.pg_extension_config_dump(format('crm.%I', t)::regclass, '');
     END LOOP;
 END $$;
-
--- The parent restores as a member of the extension and has no primary key;
--- partitions are ordinary tables, so a dump carries them with their rows.
-CREATE FUNCTION crm._event_partition_ensure(span bigint DEFAULT 1000000) RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    next_seq bigint := (SELECT last_value FROM crm.event_seq) + 1;
-    part     bigint;
-BEGIN
-    PERFORM set_config('lock_timeout', '500ms', true);
-    FOREACH part IN ARRAY ARRAY[next_seq / span, next_seq / span + 1] LOOP
-        IF to_regclass(format('crm.event_%s', part)) IS NULL THEN
-            EXECUTE format('CREATE TABLE crm.event_%s PARTITION OF crm.event FOR VALUES FROM (%s) TO (%s)',
-                           part, part * span, (part + 1) * span);
-            EXECUTE format('CREATE INDEX event_%s_row ON crm.event_%s (mirror, row_id)', part, part);
-            EXECUTE format('COMMENT ON TABLE crm.event_%s IS %L', part, 'Part of crm.event.');
-        END IF;
-    END LOOP;
-END $$;
-COMMENT ON FUNCTION crm._event_partition_ensure(bigint) IS 'Makes the current and the next partition of crm.event; called by the worker.';
 
 -- A row says "read the configuration again". Inserted, never updated: a counter
 -- would make every open transaction that touches configuration block the worker.

@@ -1,9 +1,5 @@
 -- What a DBA looks at. Every view says what to do about what it shows.
 
-CREATE FUNCTION crm._span(since timestamptz) RETURNS interval
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT date_trunc('milliseconds', clock_timestamp() - since) $$;
-COMMENT ON FUNCTION crm._span(timestamptz) IS 'How long ago.';
-
 -- Not to_regclass: it fails on schemas that the reader may not use.
 CREATE FUNCTION crm._relation_of(schema_name name, table_name name) RETURNS oid
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
@@ -134,7 +130,9 @@ SELECT 6, 'stream', concat_ws(' ', x.server, x.kind, nullif(x.object, '')), x.st
        concat_ws(', ', x.events || ' events', nullif(x.duplicates, 0) || ' duplicates', nullif(x.rejected, 0) || ' rejected', 'last event ' || date_trunc('seconds', x.last_event_at)),
        NULL, crm._span(x.last_ok_at), x.last_error, x.last_error_at,
        CASE WHEN x.last_error_at > coalesce(x.last_ok_at, '-infinity') THEN format('SELECT * FROM crm.server_check(%L); polling goes on meanwhile.', x.server) END
-FROM crm.stream x;
+FROM crm.stream x
+UNION ALL
+SELECT * FROM crm._ledger_status;
 COMMENT ON VIEW crm._status_parts IS 'The rows of crm.status with their rank.';
 
 CREATE VIEW crm.status AS
@@ -163,4 +161,4 @@ BEGIN
     END IF;
     RETURN state;
 END $$;
-COMMENT ON FUNCTION crm.sync_state(regclass, bigint) IS 'How one row of a mirror stands: synced, pending, would_send (shadow), held, error, deleted, soft_deleted (its linked record is), erased, local (never sent); null if there is no such row.';
+COMMENT ON FUNCTION crm.sync_state(regclass, bigint) IS 'How one row of a mirror stands: synced, pending, would_send (shadow), held, error, deleted, local (never sent); null if there is no such row.';

@@ -68,7 +68,7 @@ DECLARE
 BEGIN
     FOR f IN SELECT p.oid::regprocedure AS signature, p.proname AS name, p.prosecdef AS definer FROM pg_proc p WHERE p.pronamespace = 'crm'::regnamespace LOOP
         -- Helpers run with the caller's rights; these do not and trust their arguments.
-        IF f.name NOT IN ('_as_engine', '_fence_write', '_role_ensure', '_event_partition_ensure') THEN
+        IF f.name NOT IN ('_as_engine', '_fence_write', '_role_ensure', '_event_partition_ensure', '_event_retain', '_event_seen_forget') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
         END IF;
         IF f.name IN ('pause', 'resume', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_discard', '_pause_set', '_ask', '_request',
@@ -77,6 +77,13 @@ BEGIN
         END IF;
         IF f.name IN ('review_match', 'review_resolve') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_steward', f.signature);
+        END IF;
+        IF f.name IN ('replay', 'consumer_create', 'consumer_drop', '_ledger_start', '_stream_named') THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
+        END IF;
+        IF f.name IN ('lineage', 'record_as_of', 'consumer_read', 'consumer_commit', '_consumer_named', '_ledger_end', '_keep', '_event_partitions', '_event_seq_at',
+                      '_record_row', '_field_checked', '_mapped_fields', '_record_rows', '_outcome', '_decided', '_undrained', '_undo', '_as_of_checked', '_as_of_row') THEN
+            EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
         IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_review_answers', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
                       '_mirror_named', '_host_allowed') OR f.name ~ '^(why|_why.*|_clauses|_clause_ends|explain|_explain.*)$' THEN
@@ -92,6 +99,8 @@ GRANT USAGE ON ALL SEQUENCES IN SCHEMA crm TO crm_admin;
 GRANT UPDATE (paused) ON crm.mirror, crm.link, crm.server_state TO crm_operator;
 GRANT INSERT ON crm.server_state, crm.installation TO crm_operator;
 GRANT UPDATE (resolution, value) ON crm.review TO crm_steward;
+GRANT INSERT, DELETE ON crm.consumer_offset TO crm_operator;
+GRANT UPDATE (committed, committed_at) ON crm.consumer_offset TO crm_reader;
 GRANT USAGE ON FOREIGN DATA WRAPPER pg_crm_sync TO crm_admin;
 
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA crm TO crm_worker;

@@ -50,7 +50,13 @@ extension_sql_file!(
     requires = ["delivery"]
 );
 extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["review"]);
-extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["api"]);
+extension_sql_file!("../sql/062_ledger.sql", name = "ledger", requires = ["api"]);
+extension_sql_file!(
+    "../sql/063_consumers.sql",
+    name = "consumers",
+    requires = ["ledger"]
+);
+extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["consumers"]);
 extension_sql_file!("../sql/070_views.sql", name = "views", requires = ["ask"]);
 extension_sql_file!("../sql/900_grants.sql", name = "grants", finalize);
 

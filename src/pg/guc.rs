@@ -34,6 +34,8 @@ static GUARD_HARD_ROWS: Int = Int::new(100_000);
 static GUARD_HARD_DELETES: Int = Int::new(10_000);
 static GUARD_WINDOW: Int = Int::new(60);
 static GUARD_WINDOW_ROWS: Int = Int::new(20_000);
+static RETENTION: Int = Int::new(90 * 24 * 60);
+static RETENTION_MAX: Int = Int::new(0);
 static CHANGE_SEGMENT_SIZE: Int = Int::new(64 * 1024);
 
 /// Defines every setting and reserves the prefix, so that a typo is an error.
@@ -41,6 +43,7 @@ pub(crate) fn register() {
     register_addresses();
     register_names();
     register_worker_limits();
+    register_retention();
     register_guard();
     register_guard_window();
     // SAFETY: called from _PG_init with a static string.
@@ -169,6 +172,26 @@ fn register_worker_limits() {
         &CHANGE_SEGMENT_SIZE,
         (64, 16 * 1024 * 1024),
         GucFlags::UNIT_KB,
+    );
+}
+
+/// How long the ledger is kept; read in SQL.
+fn register_retention() {
+    let minutes = |name, doc, note, at: &'static Int| {
+        let (context, flags) = (GucContext::Sighup, GucFlags::UNIT_MIN);
+        GucRegistry::define_int_guc(name, doc, note, at, 0, i32::MAX, context, flags);
+    };
+    minutes(
+        c"pg_crm_sync.retention",
+        c"How long events are kept in crm.event; longer if a consumer has not committed them.",
+        c"0 means for ever.",
+        &RETENTION,
+    );
+    minutes(
+        c"pg_crm_sync.retention_max",
+        c"Age at which events are dropped although a consumer has not committed them.",
+        c"0 means never.",
+        &RETENTION_MAX,
     );
 }
 

@@ -15,6 +15,7 @@ use crate::pg::store::writes::{self, NewWrite};
 use crate::worker::cases;
 use crate::worker::flush;
 use crate::worker::merges;
+use crate::worker::record;
 use crate::worker::world::{Mirror, World};
 
 /// The value of our unique field for a row: names installation, mirror and row.
@@ -317,6 +318,7 @@ fn create_counterparts(
     let columns: Vec<_> = other.columns.iter().collect();
     let shadow = world.groups[mirror.group].group.sides[other.side].shadow;
     let mut queue = Vec::new();
+    let mut lines = Vec::new();
     let mut ties = (Vec::new(), Vec::new(), Vec::new());
     let sources = cases::lock(mirror, &all, orphans)?;
     for source in sources.iter().filter(|r| !r.deleted) {
@@ -340,6 +342,13 @@ fn create_counterparts(
         ties.0.extend([source.row_id, source.row_id]);
         ties.1.extend([mirror.id, other.id]);
         ties.2.extend([source.row_id, row_id]);
+        lines.push(record::by_link(
+            other,
+            (row_id, None),
+            "create",
+            origin,
+            &vals,
+        ));
         queue.push(NewWrite {
             mirror: other.id,
             row_id,
@@ -356,6 +365,7 @@ fn create_counterparts(
     if !ties.0.is_empty() {
         ledger::link_rows(ties.0, ties.1, ties.2)?;
     }
+    flush::append(world, lines)?;
     writes::enqueue(queue)
 }
 

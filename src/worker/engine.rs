@@ -17,6 +17,7 @@ use std::sync::Arc;
 use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
 use crate::worker::deliver::Batch;
+use crate::worker::replay;
 use crate::worker::servers::{NextRefresh, Refresh};
 use crate::worker::world::World;
 
@@ -183,6 +184,9 @@ pub(crate) struct Engine {
     pub(crate) next_job: u64,
     /// Rows of `crm.stream` for the webhooks of each server.
     pub(crate) webhook_rows: HashMap<String, i32>,
+    /// A replay may be under way, and events of it decided at a time.
+    pub(crate) may_replay: bool,
+    pub(crate) replay_limit: i32,
     /// Something may be ready to send.
     pub(crate) may_send: bool,
     /// Something may wait in `crm.deferred`.
@@ -214,6 +218,8 @@ impl Engine {
             halves: VecDeque::new(),
             next_job: 0,
             webhook_rows: HashMap::new(),
+            may_replay: true,
+            replay_limit: replay::BATCH,
             may_send: true,
             may_undefer: true,
             policy_at: Some(0),

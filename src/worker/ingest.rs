@@ -20,6 +20,7 @@ use crate::worker::flush;
 use crate::worker::merges::{self, Conversion};
 use crate::worker::record;
 use crate::worker::removals::{self, Removal};
+use crate::worker::replay::{self, Heard, Tally};
 use crate::worker::world::{Mirror, World};
 
 /// A change that was taken (not a duplicate) for a mirror.
@@ -40,6 +41,8 @@ pub(crate) struct Applied {
     pub(crate) locked: usize,
     /// Events whose record must be read first.
     pub(crate) to_read: usize,
+    /// Events of a replay that changed nothing.
+    pub(crate) unchanged: usize,
     /// Mirrors that must be read again whole.
     pub(crate) overflowed: BTreeSet<i32>,
 }
@@ -63,7 +66,7 @@ pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<A
     }
     for id in order {
         if let (Some(mirror), Some(items)) = (world.mirrors.get(&id), of_mirror.remove(&id)) {
-            let deferred = apply_mirror(world, mirror, items, now)?;
+            let deferred = apply_mirror(world, mirror, items, now, &mut applied)?;
             applied.locked += deferred.iter().filter(|d| d.4 == "locked").count();
             applied.to_read += deferred.iter().filter(|d| d.4 == "read").count();
             streams::defer(deferred)?;
@@ -87,6 +90,7 @@ fn apply_mirror(
     mirror: &Mirror,
     items: Vec<Inbound>,
     now: Millis,
+    applied: &mut Applied,
 ) -> Result<Deferred> {
     let mut deferred = Deferred::new();
     let ids: BTreeSet<String> = items.iter().map(|i| i.change.record_id.clone()).collect();
@@ -138,6 +142,8 @@ fn apply_mirror(
             None => absent.push(item),
         }
     }
+    applied.unchanged += work.replayed.unchanged;
+    applied.to_read += work.replayed.too_late;
     work.finish()?;
     let absent = erasure::absent(world, mirror, absent, now)?;
     apply_absent(world, mirror, absent, &mut deferred, now)?;
@@ -159,6 +165,7 @@ fn lock_records(mirror: &Mirror, columns: &[usize], ids: Vec<String>) -> Result<
 }
 
 /// Rows for which an event is older than what the CRM already showed of the record.
+/// What a replay brings was found not to be overtaken.
 fn late_rows(items: &[Inbound], locked: &[Row]) -> Vec<i64> {
     let newest: HashMap<&str, (&Row, Millis)> = locked
         .iter()
@@ -168,7 +175,7 @@ fn late_rows(items: &[Inbound], locked: &[Row]) -> Vec<i64> {
         .iter()
         .filter_map(|i| {
             let (row, at) = newest.get(i.change.record_id.as_str())?;
-            (i.change.occurred_at < *at).then_some(row.row_id)
+            (i.change.occurred_at < *at && i.source != replay::SOURCE).then_some(row.row_id)
         })
         .collect();
     late.into_iter().collect()
@@ -186,6 +193,7 @@ struct Work<'w> {
     erased: Vec<i64>,
     restored: Vec<i64>,
     converted: Vec<Conversion>,
+    replayed: Tally,
     now: Millis,
     mark: String,
 }
@@ -207,6 +215,7 @@ impl<'w> Work<'w> {
             erased: Vec::new(),
             restored: Vec::new(),
             converted: Vec::new(),
+            replayed: Tally::default(),
             now,
             mark: format!("pg_crm_sync_{}", world.installation),
         }
@@ -320,6 +329,7 @@ impl<'w> Work<'w> {
         }
         if values.is_empty() {
             // Fields that this mirror does not hold are nobody's news here.
+            self.replayed.unchanged += usize::from(item.source == replay::SOURCE);
             self.cases[index].stamp(mirror.side, item.change.occurred_at);
             return legible;
         }
@@ -337,6 +347,16 @@ impl<'w> Work<'w> {
             mark_is_ours: item.change.mark.contains(&self.mark),
             ..Observed::default()
         };
+        if item.source == replay::SOURCE {
+            match replay::observe(world, case, &observed, self.now) {
+                Heard::Changed(decisions) => {
+                    self.note_decided(index, item, listed, &decisions);
+                }
+                Heard::Nothing => self.replayed.unchanged += 1,
+                Heard::TooLate => self.replayed.too_late += 1,
+            }
+            return legible;
+        }
         let decisions = case.observe(world, &observed, self.now);
         case.stamp(mirror.side, item.change.occurred_at);
         self.note_decided(index, item, listed, &decisions);
@@ -416,7 +436,8 @@ fn apply_absent(
             ChangeKind::Association { .. } | ChangeKind::Overflow | ChangeKind::PrivacyDelete => {}
             ChangeKind::Delete => {
                 inserts.push(tombstone(mirror, &item.change));
-                let line = record::told(mirror, item.source, item.stream, &item.change, "delete");
+                let line =
+                    record::told(mirror, item.source, item.stream, &item.change, "tombstone");
                 events.insert(item.change.record_id.clone(), line);
             }
             _ if whole && !events.contains_key(&item.change.record_id) => {

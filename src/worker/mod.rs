@@ -29,6 +29,7 @@ mod reading;
 mod record;
 pub(crate) mod rehearsal;
 mod removals;
+mod replay;
 mod repolicy;
 mod reviews;
 mod schedule;

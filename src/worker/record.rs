@@ -9,7 +9,8 @@ use serde_json::{Map, json};
 
 use crate::pg::store::changes::TxRow;
 use crate::pg::store::ledger::EventRow;
-use crate::worker::cases::Case;
+use crate::worker::cases::{self, Case};
+use crate::worker::engine;
 use crate::worker::world::{Mirror, World};
 
 /// Decisions as JSON, without those that say nothing: only this side had
@@ -144,10 +145,35 @@ pub(crate) fn by_sql(
         origin: cause.origin.clone(),
         source: "sql".to_owned(),
         occurred_at: cause.at,
+        micros: cause.micros,
         tx: Some(cause.tx),
         actor: cause.actor.clone(),
         application: cause.application.clone(),
         reason: cause.reason.clone(),
+        ..EventRow::default()
+    }
+}
+
+/// A line for a row that came or went because of its counterpart: `(row, record
+/// id)`, and the values that it was made with as JSON.
+pub(crate) fn by_link(
+    mirror: &Mirror,
+    (row_id, record_id): (i64, Option<String>),
+    kind: &'static str,
+    origin: &str,
+    vals: &str,
+) -> EventRow {
+    let (fields, new_values) = cases::json_values(vals).into_iter().unzip();
+    EventRow {
+        mirror: mirror.id,
+        row_id: Some(row_id),
+        record_id,
+        kind,
+        origin: origin.to_owned(),
+        source: "link".to_owned(),
+        occurred_at: engine::now(),
+        fields,
+        new_values,
         ..EventRow::default()
     }
 }
@@ -158,6 +184,7 @@ pub(crate) struct Cause {
     pub(crate) tx: i64,
     pub(crate) origin: String,
     pub(crate) at: Millis,
+    micros: i64,
     /// The guard holds its writes.
     pub(crate) held: bool,
     actor: Option<String>,
@@ -173,6 +200,7 @@ impl Cause {
             tx,
             origin: origin.unwrap_or_else(|| "local".to_owned()),
             at: header.map_or(now, |t| t.at),
+            micros: header.map_or(0, |t| t.micros),
             held: header.is_some_and(|t| t.held),
             actor: header.map(|t| t.user.clone()),
             application: header.map(|t| t.application.clone()),

@@ -72,8 +72,10 @@ impl Rehearsal {
         }
     }
 
-    /// Takes events that would go into the ledger.
+    /// Takes events that would go into the ledger. Rows that a link makes or
+    /// removes are told by the writes that follow.
     pub(crate) fn append(&self, events: Vec<EventRow>) {
+        let events = events.into_iter().filter(|e| e.source != "link");
         self.events.borrow_mut().extend(events);
     }
 

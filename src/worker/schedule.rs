@@ -49,6 +49,9 @@ impl Engine {
             self.carry_out_policy(now)?;
         }
         next = next.min(self.policy_at.unwrap_or(next));
+        if self.may_replay && self.replay(now)? {
+            next = now;
+        }
         if self.active {
             next = next.min(self.deliver(now)?);
             if now >= self.unknown_at {
@@ -60,6 +63,7 @@ impl Engine {
             self.housekeeping_at = now + 60_000;
             tx::in_transaction(|| {
                 config::prepare()?;
+                config::retain()?;
                 streams::purge()?;
                 changes::forget_transactions()?;
                 Ok(())
@@ -447,6 +451,7 @@ impl Engine {
 pub(crate) fn source_name(name: &str) -> &'static str {
     match name {
         "pubsub" => "pubsub",
+        "replay" => "replay",
         "poll" => "poll",
         "read" => "read",
         "sql" => "sql",

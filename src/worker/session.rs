@@ -338,6 +338,7 @@ impl Session {
         self.engine.may_send = true;
         self.engine.may_undefer = true;
         self.engine.policy_at = Some(0);
+        self.engine.may_replay = true;
         self.stale = false;
         self.engine.backfills_at = 0;
         self.engine.webhook_rows.clear();

@@ -118,7 +118,6 @@ async fn an_erased_person_leaves_no_value_anywhere_and_does_not_come_back() {
     pair.db
         .exec(&format!(
             "INSERT INTO crm.deferred (mirror, record_id, source, change, reason) VALUES ({HUBSPOT}, '{}', 'webhook', '{late}', 'locked');
-             SELECT crm.webhook('hubspot', 'POST', 'http://localhost/webhook/hubspot', '{{}}', convert_to('[\"canary-raw\"]', 'UTF8'));
              INSERT INTO crm.config_change DEFAULT VALUES; SELECT crm._wake()",
             who.hubspot
         ))

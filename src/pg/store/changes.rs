@@ -31,6 +31,8 @@ pub(crate) struct TxRow {
     pub(crate) origin: Option<String>,
     /// Milliseconds since 1970.
     pub(crate) at: i64,
+    /// Microseconds beyond them.
+    pub(crate) micros: i64,
     pub(crate) held: bool,
     /// How sure the writer is, in thousandths.
     pub(crate) score: Option<u16>,
@@ -127,7 +129,7 @@ pub(crate) fn take(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<ChangeRow>> {
 /// The headers of these transactions.
 pub(crate) fn transactions(txs: Vec<i64>) -> Result<Vec<TxRow>> {
     spi::write_rows(
-        "SELECT tx, \"session_user\"::text, application_name, reason, origin, (extract(epoch FROM at) * 1000)::bigint, held, \
+        "SELECT tx, \"session_user\"::text, application_name, reason, origin, (extract(epoch FROM at) * 1000000)::bigint, held, \
          round(score * 1000)::integer \
          FROM crm.change_tx WHERE tx = ANY($1)",
         &[txs.into()],
@@ -138,7 +140,8 @@ pub(crate) fn transactions(txs: Vec<i64>) -> Result<Vec<TxRow>> {
                 application: row.get(3)?.unwrap_or_default(),
                 reason: row.get(4)?,
                 origin: row.get(5)?,
-                at: row.get(6)?.unwrap_or_default(),
+                at: row.get::<i64>(6)?.unwrap_or_default().div_euclid(1000),
+                micros: row.get::<i64>(6)?.unwrap_or_default().rem_euclid(1000),
                 held: row.get(7)?.unwrap_or_default(),
                 score: row.get::<i32>(8)?.and_then(|s| u16::try_from(s).ok()),
             })

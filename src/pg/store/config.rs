@@ -120,6 +120,12 @@ pub(crate) fn prepare() -> Result<()> {
     Ok(())
 }
 
+/// Drops what of the ledger and of the identities of events need not be kept.
+pub(crate) fn retain() -> Result<()> {
+    spi::write("SELECT crm._event_retain(), crm._event_seen_forget()", &[])?;
+    Ok(())
+}
+
 /// Queues what was decided as "would send" after its link went live and before
 /// the worker had read so: `crm.go_live` could not see it yet.
 pub(crate) fn release_shown() -> Result<usize> {

@@ -16,6 +16,8 @@ pub(crate) struct EventRow {
     pub(crate) source: String,
     /// Milliseconds since 1970.
     pub(crate) occurred_at: i64,
+    /// Microseconds beyond them, where the source tells.
+    pub(crate) micros: i64,
     /// Row of `crm.stream` that brought it.
     pub(crate) stream: Option<i32>,
     /// Of the source's event: 32 hex digits, see [`crm_core::identity`].
@@ -80,7 +82,7 @@ const APPEND: &str = "INSERT INTO crm.event (seq, mirror, row_id, record_id, ent
      received_at, policy_version, stream, identity, tx, actor, application, reason, fields, old_values, \
      new_values, unknown, decision, carried) \
      SELECT $1 + v.ord - 1, v.mirror, v.row_id, v.record_id, v.entity, v.kind, v.origin, v.source, \
-     to_timestamp(v.at / 1000.0), now(), $2, v.stream, v.identity, v.tx, v.actor, v.application, v.reason, \
+     to_timestamp(v.at / 1000000.0::float8), now(), $2, v.stream, v.identity, v.tx, v.actor, v.application, v.reason, \
      v.fields::text[], v.olds::text[], v.news::text[], v.unknown::text[], v.decision::jsonb, v.carried::jsonb \
      FROM unnest($3::int[], $4::bigint[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[], \
      $10::bigint[], $11::int[], $12::uuid[], $13::bigint[], $14::text[], $15::text[], $16::text[], $17::text[], \
@@ -112,7 +114,7 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
         kind.push(e.kind);
         origin.push(e.origin);
         source.push(e.source);
-        occurred.push(e.occurred_at);
+        occurred.push(e.occurred_at * 1000 + e.micros);
         facts.push(
             (e.stream, e.identity, e.tx),
             (e.actor, e.application, e.reason),

@@ -10,6 +10,7 @@ pub(crate) mod lives;
 pub(crate) mod matches;
 pub(crate) mod past;
 pub(crate) mod policy;
+pub(crate) mod replays;
 pub(crate) mod reviews;
 pub(crate) mod rows;
 pub(crate) mod spi;

@@ -26,7 +26,7 @@ pub(crate) struct PastEvent {
 
 const PAST: &str = "SELECT e.seq, e.mirror, e.row_id, e.origin, e.source, (extract(epoch FROM e.occurred_at) * 1000)::bigint, \
      e.fields, e.old_values, e.new_values, e.unknown, e.decision::text, e.carried::text \
-     FROM crm.event e WHERE e.mirror = ANY($1) AND e.received_at >= $2 AND e.kind IN ('create', 'update') AND e.source <> 'result' \
+     FROM crm.event e WHERE e.mirror = ANY($1) AND e.received_at >= $2 AND e.kind IN ('create', 'update') AND e.source NOT IN ('result', 'link', 'replay') \
      AND e.row_id IS NOT NULL AND e.new_values IS NOT NULL ORDER BY e.seq";
 
 /// Hands the changes of these mirrors to `take`, in order, `size` at a time.

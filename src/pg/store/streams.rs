@@ -328,8 +328,7 @@ pub(crate) fn add_usage(server: &str, purpose: &str, calls: i64, limited: i64) -
     )
 }
 
-/// Removes what nobody needs any more: identities past the redelivery
-/// horizon, settled field states, old check results.
+/// Removes what nobody needs any more: settled field states.
 pub(crate) fn purge() -> Result<usize> {
     let states = spi::write(
         "DELETE FROM crm.field_state s WHERE s.at < now() - interval '72 hours' AND NOT EXISTS \
@@ -337,11 +336,7 @@ pub(crate) fn purge() -> Result<usize> {
          (SELECT 1 FROM crm.review_item r WHERE r.entity = s.entity)",
         &[],
     )?;
-    let seen = spi::write(
-        "DELETE FROM crm.event_seen WHERE seen_on < current_date - 4",
-        &[],
-    )?;
-    Ok(states + seen)
+    Ok(states)
 }
 
 /// Starts a first copy over: the CRM could not say what changed.
