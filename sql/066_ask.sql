@@ -407,6 +407,15 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm.explain(bigint, bigint) IS 'What would follow from an event that waits (event => id of crm.deferred), or what a write would send (write => id of crm.outbox); without effect.';
 
+CREATE FUNCTION crm.explain(policy jsonb, max_rows integer DEFAULT 1000)
+RETURNS TABLE (what text, server text, object text, record text, field text, value text, instead_of text, competing jsonb,
+               winner text, rule bigint, decided_by text, calls integer, verdict text, detail text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY SELECT * FROM crm._explain_policy(coalesce(policy, 'null'), coalesce(max_rows, 0));
+END $$;
+COMMENT ON FUNCTION crm.explain(jsonb, integer) IS 'What is open now (writes not sent, questions to people) and would be decided otherwise if crm.conflict_policy had these rows: call it as crm.explain(policy => ''[…]''). Without effect.';
+
 -- Rows of a policy that is only thought of, as {"link", "field", "strategy", …}: each replaces
 -- the row of its link and field; strategy null takes that row away. The caller undoes it.
 CREATE FUNCTION crm._policy_draft(draft jsonb) RETURNS void

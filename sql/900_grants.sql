@@ -9,6 +9,7 @@ COMMENT ON FUNCTION crm._tx_has_changes() IS 'Whether the running transaction ha
 COMMENT ON FUNCTION crm.explain(text, integer) IS 'What would follow from an INSERT, UPDATE, DELETE or MERGE on a mirror, without effect: per field the values that compete, the rule and the winner; the writes to the CRMs; the API calls they cost; what the guard says. The statement runs with the caller''s rights and is undone.';
 COMMENT ON FUNCTION crm._explain_pending(bigint, bigint) IS 'What would follow from an event that waits, or what a write would send.';
 COMMENT ON FUNCTION crm._what_if(jsonb, timestamptz, integer) IS 'Replays the ledger under a draft of the policy: see crm.what_if.';
+COMMENT ON FUNCTION crm._explain_policy(jsonb, integer) IS 'What is open and would be decided otherwise under a draft of the policy.';
 COMMENT ON FUNCTION crm._why_values(integer, bigint) IS 'Part of crm.why: fields that the row''s counterparts show differently, and what keeps it so.';
 COMMENT ON FUNCTION crm._as_engine(oid, text, jsonb) IS 'Runs a statement on a mirror as the engine does, uncaptured and with its owner''s rights; only through crm.reject().';
 COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker at once, outside the transaction; returns the ticket of its answer.';

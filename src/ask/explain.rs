@@ -15,11 +15,14 @@ use crate::pg::tx::{self, SqlError};
 use crate::pg::{guc, report, statement};
 use crate::worker::ingest::{self, Inbound};
 use crate::worker::rehearsal::Rehearsal;
+use crate::worker::repolicy::{self, Turn};
 use crate::worker::world::World;
 use crate::worker::{local, now, source_name};
 
 /// Most rows that anybody may ask for.
 const MAX_ROWS: i32 = 10_000;
+/// Steps of a change of policy at most: each takes some hundred entities.
+const TURNS_MAX: u32 = 1_000;
 
 type Row = (
     &'static str,
@@ -133,6 +136,39 @@ fn explain_pending(
     TableIterator::new(finished(told).into_iter().map(row))
 }
 
+/// What would be decided otherwise under a policy that is only thought of.
+#[pg_extern(name = "_explain_policy", volatile, parallel_unsafe)]
+#[allow(
+    clippy::type_complexity,
+    reason = "pgrx reads the names of the columns here"
+)]
+fn explain_policy(
+    policy: JsonB,
+    max_rows: i32,
+) -> TableIterator<
+    'static,
+    (
+        name!(what, &'static str),
+        name!(server, Option<String>),
+        name!(object, Option<String>),
+        name!(record, Option<String>),
+        name!(field, Option<String>),
+        name!(value, Option<String>),
+        name!(instead_of, Option<String>),
+        name!(competing, Option<JsonB>),
+        name!(winner, Option<String>),
+        name!(rule, Option<i64>),
+        name!(decided_by, Option<String>),
+        name!(calls, Option<i32>),
+        name!(verdict, String),
+        name!(detail, Option<String>),
+    ),
+> {
+    bounded(max_rows);
+    let told = tx::rehearse(|| of_policy(policy, max_rows));
+    TableIterator::new(finished(told).into_iter().map(row))
+}
+
 fn bounded(max_rows: i32) {
     if !(1..=MAX_ROWS).contains(&max_rows) {
         report::refuse(
@@ -153,7 +189,10 @@ fn finished(told: Result<Vec<Line>, SqlError>) -> Vec<Line> {
 
 /// The configuration, with connectors, for decisions without effect.
 fn rehearsing() -> Result<World, SqlError> {
-    let mut world = super::world(None);
+    with_connectors(super::world(None))
+}
+
+fn with_connectors(mut world: World) -> Result<World, SqlError> {
     for (server, server_type) in ask::servers()? {
         if let Some(connector) = crm_core::connectors::by_type(&server_type) {
             world.connectors.insert(server, connector);
@@ -331,6 +370,46 @@ fn of_event(id: i64) -> Result<Vec<Line>, SqlError> {
         Ok(ingest::apply(world, batch, now())?.locked)
     })?);
     Ok(lines)
+}
+
+/// What is open and would be decided otherwise under a draft of the policy. The
+/// worker's own tasks are left out: they go on under the policy that is.
+fn of_policy(draft: JsonB, max_rows: i32) -> Result<Vec<Line>, SqlError> {
+    let waiting = tx::as_worker(ask::last_task)?;
+    let json = ask::with_draft(draft)?;
+    tx::as_worker(|| {
+        let rows = serde_json::from_str(&json)
+            .map_err(|e| SqlError::new("XX000", format!("cannot read the configuration: {e}")))?;
+        let mut world = with_connectors(World::new(rows))?;
+        ask::forget_tasks(waiting)?;
+        let open = ask::unsettled(i64::from(max_rows) + 1)?;
+        if i32::try_from(open.len()).is_ok_and(|n| n > max_rows) {
+            return Err(SqlError {
+                detail: Some(
+                    "Each has a field that waits for a write, an answer or a person.".to_owned(),
+                ),
+                hint: Some(
+                    "Give a higher max_rows (at most 10000), or wait until less is under way."
+                        .to_owned(),
+                ),
+                ..SqlError::new(
+                    "54000",
+                    format!("more than {max_rows} records are not settled"),
+                )
+            });
+        }
+        rehearsed(&mut world, &open, |world| {
+            let mut turns = 0;
+            loop {
+                turns += 1;
+                match repolicy::step(world, now())? {
+                    Turn::More if turns < TURNS_MAX => {}
+                    Turn::Idle | Turn::More => return Ok(0),
+                    Turn::Locked => return Ok(1),
+                }
+            }
+        })
+    })
 }
 
 /// What a write that is not finished would send, and why it has not.

@@ -67,10 +67,16 @@ pub(super) fn decided(world: &World, judged: &Judged) -> Line {
         let holder = Some(&judged.holder).filter(|h| !h.is_empty());
         rivals.push(serde_json::json!({"origin": holder, "value": judged.held}));
     }
+    for (origin, value) in &decision.losers {
+        if *value != judged.held && *value != judged.came {
+            rivals.push(serde_json::json!({"origin": origin, "value": value}));
+        }
+    }
     let same =
         column.is_some_and(|c| crm_core::value::same(c.field_type, &decision.value, &judged.came));
     let verdict = match decision.step {
         _ if judged.asked => "review",
+        Step::Policy => "decided again",
         Step::Owner
         | Step::FillBlank
         | Step::OneSide

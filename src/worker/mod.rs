@@ -30,7 +30,7 @@ mod record;
 pub(crate) mod rehearsal;
 mod removals;
 mod replay;
-mod repolicy;
+pub(crate) mod repolicy;
 mod reviews;
 mod schedule;
 mod servers;

@@ -72,6 +72,36 @@ impl Rehearsal {
         }
     }
 
+    /// Notes fields that were decided again without anything new observed; `side`
+    /// is the one that the policy's rows speak of.
+    pub(crate) fn again(&self, world: &World, case: &Case, side: usize, outcome: &Outcome) {
+        let group = &world.groups[case.group].group;
+        for decision in &outcome.decisions {
+            let named = |s: &usize| group.column(decision.field, *s).is_some();
+            let Some(side) = [side].into_iter().chain(0..group.sides.len()).find(named) else {
+                continue;
+            };
+            let row = case.rows.get(side).and_then(Option::as_ref);
+            let record = case.entity.records.get(side);
+            let held = record.and_then(|r| r.values.get(decision.field).cloned().flatten());
+            let state = case.entity.fields.get(&decision.field);
+            let clock = state.and_then(|s| s.clock.as_ref());
+            let asked = (outcome.states.iter())
+                .any(|(f, s)| *f == decision.field && s.as_ref().is_some_and(|s| s.hold.is_some()));
+            self.decided.borrow_mut().push(Judged {
+                mirror: group.sides[side].mirror,
+                row_id: row.map_or(0, |r| r.row_id),
+                record_id: row.and_then(|r| r.record_id.clone()),
+                origin: decision.winner.clone(),
+                came: decision.value.clone(),
+                held,
+                holder: clock.map(|c| c.origin.clone()).unwrap_or_default(),
+                decision: decision.clone(),
+                asked,
+            });
+        }
+    }
+
     /// Takes events that would go into the ledger. Rows that a link makes or
     /// removes are told by the writes that follow.
     pub(crate) fn append(&self, events: Vec<EventRow>) {

@@ -154,6 +154,9 @@ impl Case {
     /// Keeps what follows from a decision without an observation; rows of sides
     /// other than `side` count as carried.
     fn take_up(&mut self, world: &World, outcome: Outcome, side: usize) -> Vec<Decision> {
+        if let Some(rehearsal) = &world.rehearsal {
+            rehearsal.again(world, self, side, &outcome);
+        }
         let winner = outcome.decisions.iter().map(|d| d.winner.as_str());
         let winner = winner.clone().find(|w| !w.is_empty()).unwrap_or(LOCAL);
         self.source = winner.to_owned();

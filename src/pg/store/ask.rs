@@ -232,3 +232,37 @@ pub(crate) fn with_draft(draft: pgrx::JsonB) -> Result<String> {
     spi::write("SELECT crm._policy_draft($1)", &[draft.into()])?;
     super::config::peek_now()
 }
+
+/// Number of the newest change of policy that the worker has not carried out.
+pub(crate) fn last_task() -> Result<i64> {
+    let found = spi::read_rows(
+        "SELECT coalesce(max(id), 0) FROM crm.policy_task",
+        &[],
+        |row| row.get::<i64>(1),
+    )?;
+    Ok(found.into_iter().next().flatten().unwrap_or_default())
+}
+
+/// Leaves those tasks out of a rehearsal.
+pub(crate) fn forget_tasks(until: i64) -> Result<()> {
+    spi::write(
+        "DELETE FROM crm.policy_task WHERE id <= $1",
+        &[until.into()],
+    )?;
+    Ok(())
+}
+
+/// Rows of entities with unsettled fields, one per entity, up to `limit`.
+pub(crate) fn unsettled(limit: i64) -> Result<Vec<(i32, i64)>> {
+    spi::write_rows(
+        "SELECT min(x.mirror), (array_agg(x.row_id ORDER BY x.mirror))[1] FROM crm.xref x \
+         WHERE x.entity IN (SELECT DISTINCT s.entity FROM crm.field_state s LIMIT $1) AND x.merged_into IS NULL GROUP BY x.entity",
+        &[limit.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
