@@ -170,13 +170,13 @@ BEGIN
             RETURN QUERY VALUES ('counterpart', 'ok', format('%s row %s', crm._table_of(other), tied), NULL);
             CONTINUE;
         END IF;
-        SELECT min(r.id) INTO asked FROM crm.review_item r WHERE r.mirror = m.id AND r.row_id = _why_links.row_id AND r.field IS NULL;
+        SELECT min(r.id) INTO asked FROM crm.review_item r WHERE r.mirror = m.id AND r.row_id = _why_links.row_id AND r.kind IN ('match', 'create');
         blank := CASE WHEN asked IS NULL THEN crm._why_blank(m, k, row_id) END;
         RETURN QUERY SELECT 'counterpart', CASE WHEN asked IS NOT NULL OR NOT makes THEN 'stops' ELSE 'differs' END,
             format('link "%s": %s has no counterpart of it', k.name, crm._table_of(other))
             || CASE WHEN asked IS NOT NULL THEN format(': question %s of crm.review is open', asked) WHEN blank IS NOT NULL THEN format(': nothing to find it by, %s is blank', blank) ELSE '' END
             || CASE WHEN makes THEN '' ELSE '; the link makes none' END,
-            CASE WHEN asked IS NOT NULL THEN format('SELECT * FROM crm.review WHERE id = %s; then crm.review_match.', asked)
+            CASE WHEN asked IS NOT NULL THEN format('SELECT * FROM crm.review WHERE id = %s; then answer it.', asked)
                  WHEN NOT makes THEN format('Create it there, or set %s of crm.link.', CASE k.left_mirror WHEN m.id THEN 'create_right' ELSE 'create_left' END)
                  ELSE 'One is made for a row that is new while the link is live; for an older one create it there, and the keys of the link tie them.' END;
     END LOOP;
@@ -234,8 +234,8 @@ BEGIN
     RETURN QUERY SELECT 'dead letter', 'stops', format('event %s from %s could not be applied: %s', p.id, crm._table_of(p.mirror), p.error),
             p.advice || format(' Then SELECT crm.dead_letter_retry(ARRAY[%s], ''in'');', p.id)
         FROM unnest(mirrors, records || rows::text[]) AS v (mirror, record) JOIN crm.poison p ON p.mirror = v.mirror AND p.record_id = v.record ORDER BY p.id LIMIT 20;
-    RETURN QUERY SELECT 'review', 'stops', format('question %s%s: %s', r.id, ' about ' || r.field, r.reason), 'Answer it in crm.review.'
-        FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.review_item r ON r.mirror = v.mirror AND r.row_id = v.row_id ORDER BY r.id LIMIT 20;
+    RETURN QUERY SELECT 'review', 'stops', format('question %s (%s): %s', r.id, r.kind, r.reason), 'Answer it in crm.review.'
+        FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.review_item r ON r.mirror = v.mirror AND r.row_id = v.row_id AND r.kind <> 'field' ORDER BY r.id LIMIT 20;
     RETURN QUERY SELECT 'merged', 'note', format('%s row %s lives on as %s', crm._table_of(x.mirror), x.row_id, x.merged_into), 'Look at that record instead.'
         FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.xref x ON x.mirror = v.mirror AND x.row_id = v.row_id WHERE x.merged_into IS NOT NULL;
 END $$;
@@ -247,9 +247,9 @@ RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RETURN QUERY SELECT CASE WHEN s.state #>> '{hold,reason}' LIKE '%keep overwriting each other%' THEN 'breaker' ELSE 'review' END, 'stops',
-            format('%s waits for a person: %s', s.field, s.state #>> '{hold,reason}'), 'Answer it in crm.review; the other fields go on.'
-        FROM crm.field_state s WHERE s.entity = _why_decisions.entity AND s.state -> 'hold' IS NOT NULL
-        AND NOT EXISTS (SELECT FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.review_item r ON r.mirror = v.mirror AND r.row_id = v.row_id AND r.field = s.field);
+            format('%s waits for a person: %s', s.field, s.state #>> '{hold,reason}'),
+            format('SELECT * FROM crm.review WHERE entity = %s; then answer it. The other fields go on.', s.entity)
+        FROM crm.field_state s WHERE s.entity = _why_decisions.entity AND s.state -> 'hold' IS NOT NULL;
     RETURN QUERY SELECT 'decision', 'note', format('%s: %s of %s lost to %s of %s at %s (%s, rule %s)', d ->> 'field', coalesce(quote_literal(left(o ->> 'value', 120)), 'empty'), o ->> 'origin',
                                                  coalesce(quote_literal(left(d ->> 'value', 120)), 'empty'), coalesce(nullif(d ->> 'winner', ''), 'what was there'),
                                                  date_trunc('seconds', e.received_at), coalesce(d ->> 'strategy', d ->> 'step'), coalesce(d ->> 'rule', 'none')),

@@ -120,7 +120,7 @@ pub(crate) fn questions(rows: &[(i32, i64)]) -> Result<Vec<(i64, i32, i64, Strin
     let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
     spi::write_rows(
         "SELECT r.id, r.mirror, r.row_id, r.reason FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
-         JOIN crm.review_item r USING (mirror, row_id) WHERE r.field IS NULL ORDER BY r.id",
+         JOIN crm.review_item r USING (mirror, row_id) WHERE r.kind <> 'field' ORDER BY r.id",
         &[mirrors.into(), row_ids.into()],
         |row| {
             Ok((
