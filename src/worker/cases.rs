@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{self, Decision, Observed, Outcome, Source};
 use crm_core::model::{Millis, Value};
-use crm_core::state::{Entity, FieldState, SideRecord, SideState};
+use crm_core::state::{Entity, FieldState, SideRecord};
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger;
@@ -470,21 +470,4 @@ pub(crate) fn json_values(json: &str) -> Vec<(String, Value)> {
         .into_iter()
         .map(|(name, value)| (name, value.as_str().map(str::to_owned)))
         .collect()
-}
-
-/// A settled field as a state, so that an observation can be put into it.
-pub(crate) fn settled_state(entity: &Entity, field: usize) -> FieldState {
-    FieldState {
-        sides: entity
-            .records
-            .iter()
-            .map(|record| SideState {
-                base: record
-                    .exists
-                    .then(|| record.values.get(field).cloned().flatten()),
-                ..SideState::default()
-            })
-            .collect(),
-        ..FieldState::default()
-    }
 }

@@ -12,6 +12,7 @@ use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
+use crate::worker::accord;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::engine;
@@ -239,7 +240,7 @@ impl<'w> Work<'w> {
             let Some(field) = field else { continue };
             let mut state = match case.entity.fields.remove(field) {
                 Some(state) => state,
-                None => cases::settled_state(&case.entity, *field),
+                None => accord::settled_state(&case.entity, *field),
             };
             let side = &mut state.sides[self.mirror.side];
             if side.seen.as_ref().is_none_or(|(_, c)| c.at.to < shown.at) {

@@ -110,28 +110,7 @@ async fn an_erased_person_leaves_no_value_anywhere_and_does_not_come_back() {
         ]]
     );
 
-    // An event from before that comes late.
-    let late = json!({
-        "object": "contacts", "record_id": who.hubspot, "kind": {"kind": "create"}, "fields": [["email", who.email], ["city", "canary-late"]],
-        "reread": [], "occurred_at": 1, "identity": "late", "actor": "", "mark": "", "transaction": null,
-    });
-    pair.db
-        .exec(&format!(
-            "INSERT INTO crm.deferred (mirror, record_id, source, change, reason) VALUES ({HUBSPOT}, '{}', 'webhook', '{late}', 'locked');
-             INSERT INTO crm.config_change DEFAULT VALUES; SELECT crm._wake()",
-            who.hubspot
-        ))
-        .await;
-    pair.quiet().await;
-    assert_eq!(holding(&pair, "canary").await, Vec::<String>::new());
-    let back: i64 = pair
-        .db
-        .one(&format!(
-            "SELECT count(*) FROM hubspot.contacts WHERE id = '{}' OR email = '{}'",
-            who.hubspot, who.email
-        ))
-        .await;
-    assert_eq!(back, 0, "nobody comes back");
+    comes_late(&pair, who).await;
     pair.db
         .exec("UPDATE crm.review SET resolution = 'delete'")
         .await;
@@ -145,6 +124,32 @@ async fn an_erased_person_leaves_no_value_anywhere_and_does_not_come_back() {
             },
         )
         .await;
+}
+
+/// Stored events and webhooks from before the erasure.
+async fn comes_late(pair: &Pair, who: &Person) {
+    let late = json!({
+        "object": "contacts", "record_id": who.hubspot, "kind": {"kind": "create"}, "fields": [["email", who.email], ["city", "canary-late"]],
+        "reread": [], "occurred_at": 1, "identity": "late", "actor": "", "mark": "", "transaction": null,
+    });
+    pair.db
+        .exec(&format!(
+            "INSERT INTO crm.deferred (mirror, record_id, source, change, reason) VALUES ({HUBSPOT}, '{}', 'webhook', '{late}', 'locked');
+             SELECT crm.webhook('hubspot', 'POST', 'http://localhost/webhook/hubspot', '{{}}', convert_to('[\"canary-raw\"]', 'UTF8'));
+             INSERT INTO crm.config_change DEFAULT VALUES; SELECT crm._wake()",
+            who.hubspot
+        ))
+        .await;
+    pair.quiet().await;
+    assert_eq!(holding(pair, "canary").await, Vec::<String>::new());
+    let back: i64 = pair
+        .db
+        .one(&format!(
+            "SELECT count(*) FROM hubspot.contacts WHERE id = '{}' OR email = '{}'",
+            who.hubspot, who.email
+        ))
+        .await;
+    assert_eq!(back, 0, "nobody comes back");
 }
 
 #[tokio::test(flavor = "multi_thread")]

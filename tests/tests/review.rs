@@ -1,7 +1,7 @@
 //! Questions for a steward: what stands in them, and what an answer does on every side.
 
 use crm_tests::{PATIENCE, Pair, PairOptions, Person};
-use serde_json::{Value, json};
+use serde_json::Value;
 
 /// Linked people under the policy `review` for `city`, and a steward `ann`.
 async fn asked(n: u64) -> (Pair, Vec<Person>) {
