@@ -36,7 +36,7 @@ SELECT pg_catalog.pg_extension_config_dump('crm.review_item_id_seq', '');
 CREATE FUNCTION crm._review_answers(kind text, candidates jsonb) RETURNS text[]
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT CASE kind
-        WHEN 'field' THEN ARRAY(SELECT DISTINCT coalesce(c ->> 'origin', c ->> 'table') FROM jsonb_array_elements(candidates) AS c) || ARRAY['value']
+        WHEN 'field' THEN ARRAY(SELECT DISTINCT coalesce(c ->> 'origin', c ->> 'table') FROM jsonb_array_elements(candidates) AS c ORDER BY 1) || ARRAY['value']
         WHEN 'match' THEN ARRAY['match', 'separate']
         WHEN 'create' THEN ARRAY['made', 'retry', 'discard']
         WHEN 'merge' THEN ARRAY['separate', 'delete']

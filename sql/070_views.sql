@@ -161,4 +161,4 @@ BEGIN
     END IF;
     RETURN state;
 END $$;
-COMMENT ON FUNCTION crm.sync_state(regclass, bigint) IS 'How one row of a mirror stands: synced, pending, would_send (shadow), held, error, deleted, local (never sent); null if there is no such row.';
+COMMENT ON FUNCTION crm.sync_state(regclass, bigint) IS 'How one row of a mirror stands: synced, pending, would_send (shadow), held, error, deleted, soft_deleted (its linked record is), erased, local (never sent); null if there is no such row.';

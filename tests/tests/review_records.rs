@@ -1,0 +1,166 @@
+//! Questions to a steward about whole records: which of them are one, and what became of a create.
+
+use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
+use serde_json::{Value, json};
+
+fn person(crm: &str, email: &str) -> Value {
+    match crm {
+        "hubspot" => json!({"email": email, "firstname": "Ada", "lastname": "King"}),
+        _ => json!({"Email": email, "FirstName": "Ada", "LastName": "King"}),
+    }
+}
+
+fn make(pair: &Pair, crm: &str, email: &str) -> String {
+    let object = if crm == "hubspot" {
+        "contacts"
+    } else {
+        "Contact"
+    };
+    let record = pair.emulator.create(crm, object, person(crm, email));
+    let id = record["id"].as_str().or_else(|| record["Id"].as_str());
+    id.unwrap_or_else(|| panic!("no id in {record}")).to_owned()
+}
+
+/// Twins in Salesforce for each of these addresses in HubSpot, linked and live: the HubSpot ids and the twins'.
+async fn twins(emails: &[&str]) -> (Pair, Vec<(String, [String; 2])>) {
+    let pair = Pair::start(PairOptions {
+        emulator: EmulatorOptions::default().contacts(20),
+        ..PairOptions::default()
+    })
+    .await;
+    let made = emails
+        .iter()
+        .map(|email| {
+            let twins = [
+                make(&pair, "salesforce", email),
+                make(&pair, "salesforce", email),
+            ];
+            (make(&pair, "hubspot", email), twins)
+        })
+        .collect();
+    pair.import("hubspot", &["contacts"]).await;
+    pair.import("salesforce", &["Contact"]).await;
+    pair.backfilled().await;
+    pair.db
+        .exec("SELECT crm.link('hubspot.contacts', 'salesforce.contact'); SELECT crm.go_live('contacts')")
+        .await;
+    pair.worker_has_read().await;
+    (pair, made)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_share_an_address_are_tied_or_kept_apart_by_one_update() {
+    let (pair, made) = twins(&["one@example.com", "apart@example.com"]).await;
+    let before = pair.live("salesforce", "Contact");
+    assert_eq!(pair.db.one::<i64>("SELECT count(*) FROM crm.review WHERE kind = 'match' AND answers = '{match,separate}'").await, 2);
+    let (one, apart) = (&made[0], &made[1]);
+    for (value, why) in [
+        ("7,8", "candidates"),
+        ("x", "candidates"),
+        ("", "candidates"),
+    ] {
+        let sql = format!("UPDATE crm.review SET resolution = 'match', value = '{value}'");
+        let error = pair.db.error(&sql).await;
+        assert_eq!(error.code().code(), "22023");
+        assert!(error.message().contains(why), "{error:?}");
+    }
+    pair.db
+        .exec(&format!(
+            "UPDATE crm.review SET resolution = CASE WHEN candidates ->> 'key' LIKE 'one%' THEN 'match' ELSE 'separate' END,
+                    value = CASE WHEN candidates ->> 'key' LIKE 'one%' THEN (SELECT _id::text FROM salesforce.contact WHERE id = '{}') END",
+            one.1[1]
+        ))
+        .await;
+    pair.db
+        .wait_true(
+            "both are answered",
+            PATIENCE,
+            "SELECT count(*) = 2 FROM crm.review_history WHERE kind = 'match'",
+        )
+        .await;
+    pair.emulator
+        .edit("hubspot", "contacts", &one.0, json!({"jobtitle": "Critic"}));
+    pair.reaches("salesforce", "Contact", &one.1[1], "Title", "Critic")
+        .await;
+    let own = format!(
+        "SELECT s.id IS NOT NULL AND s.id NOT IN ('{}', '{}') FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror <> a.mirror
+         JOIN hubspot.contacts h ON h._id = a.row_id JOIN salesforce.contact s ON s._id = b.row_id
+         WHERE h.id = '{}' AND a.mirror = (SELECT id FROM crm.mirror WHERE server = 'hubspot')",
+        apart.1[0], apart.1[1], apart.0
+    );
+    pair.db
+        .wait_true("the other got a counterpart of its own", PATIENCE, &own)
+        .await;
+    pair.quiet().await;
+    assert_eq!(
+        pair.live("salesforce", "Contact"),
+        before + 1,
+        "one and no more"
+    );
+    assert_eq!(
+        pair.emulator
+            .field("salesforce", "Contact", &one.1[0], "Title"),
+        None
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_in_doubt_is_named_sent_again_or_given_up() {
+    let emulator = EmulatorOptions::default()
+        .contacts(20)
+        .arg("--hubspot-sync-properties", "off")
+        .arg("--salesforce-external-id", "off");
+    let pair = Pair::contacts(PairOptions {
+        emulator,
+        ..PairOptions::default()
+    })
+    .await;
+    let before = pair.live("hubspot", "contacts");
+    for (n, name) in ["Again", "Never"].into_iter().enumerate() {
+        pair.emulator.fault(json!({"rules": [
+            {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/create", "action": "close"},
+        ]}));
+        pair.db
+            .exec(&format!(
+                "INSERT INTO hubspot.contacts (lastname) VALUES ('{name}')"
+            ))
+            .await;
+        let asked = format!(
+            "SELECT count(*) = {} FROM crm.review WHERE kind = 'create' AND answers = '{{made,retry,discard}}'",
+            n + 1
+        );
+        pair.db.wait_true("it is asked", PATIENCE, &asked).await;
+    }
+    let error = pair
+        .db
+        .error("UPDATE crm.review SET resolution = 'made' WHERE kind = 'create'")
+        .await;
+    assert!(error.message().contains("id"), "{error:?}");
+    pair.db
+        .exec(
+            "UPDATE crm.review r SET resolution = CASE (SELECT lastname FROM hubspot.contacts h WHERE h._id = r.row_id)
+                    WHEN 'Again' THEN 'retry' ELSE 'discard' END WHERE kind = 'create'",
+        )
+        .await;
+    pair.db
+        .wait_true(
+            "one is made",
+            PATIENCE,
+            "SELECT id IS NOT NULL FROM hubspot.contacts WHERE lastname = 'Again'",
+        )
+        .await;
+    pair.db
+        .wait_true(
+            "both are answered",
+            PATIENCE,
+            "SELECT count(*) = 2 FROM crm.review_history WHERE kind = 'create'",
+        )
+        .await;
+    pair.quiet().await;
+    assert_eq!(pair.live("hubspot", "contacts"), before + 1);
+    let given_up: i64 = pair
+        .db
+        .one("SELECT count(*) FROM crm.write WHERE state = 'held'")
+        .await;
+    assert_eq!(given_up, 0);
+}
