@@ -90,12 +90,17 @@ async fn shows(pair: &Pair, who: &Person, crm: &str, field: &str, good: impl Fn(
         return;
     }
     let ledger = format!(
-        "SELECT e.seq, e.mirror, e.source, e.occurred_at, e.fields, e.new_values, e.decision FROM crm.event e JOIN crm.xref x ON x.entity = e.entity
-         JOIN hubspot.contacts h ON h._id = x.row_id AND h.id = '{}' ORDER BY e.seq DESC LIMIT 14",
+        "SELECT concat_ws(' | ', e.seq, e.mirror, e.source, e.occurred_at, v.value, d.d) FROM crm.event e
+         CROSS JOIN LATERAL unnest(e.fields, e.new_values) AS v (field, value)
+         LEFT JOIN LATERAL (SELECT d FROM jsonb_array_elements(e.decision) d WHERE v.field IN (d ->> 'field', d ->> 'as')) d ON true
+         WHERE v.field = '{field}' AND e.entity = (SELECT x.entity FROM crm.xref x JOIN hubspot.contacts h ON h._id = x.row_id AND h.id = '{}'
+             JOIN crm.mirror m ON m.id = x.mirror AND m.server = 'hubspot') ORDER BY e.seq DESC LIMIT 20",
         who.hubspot
     );
     let ledger = pair.db.table(&ledger).await;
-    panic!("{crm}.{field} of {who:?} shows {last:?}; ledger: {ledger:#?}");
+    let states = "SELECT concat_ws(' ', s.field, s.state) FROM crm.field_state s WHERE s.state::text LIKE '%waiting%'";
+    let waiting = pair.db.table(states).await;
+    panic!("{crm}.{field} of {who:?} shows {last:?}; ledger: {ledger:#?}; waiting: {waiting:#?}");
 }
 
 /// The same on both, whatever one and the other call it.
