@@ -188,6 +188,8 @@ pub(crate) struct Notes<'a> {
     pub(crate) freeze: Option<String>,
     /// What a user's function said.
     pub(crate) evaluation: Option<Evaluation>,
+    /// What a page shows is no edit as far as can be told.
+    pub(crate) no_edit: bool,
 }
 
 /// One field of one observation on its way through the steps.

@@ -78,6 +78,7 @@ fn edit_seen(case: &mut Case<'_>) -> Result<crate::model::Value, Keep> {
     let field_type = case.column.field_type;
     let skew = case.policy.tolerance_ms();
     let asked_at = case.observed.asked_at;
+    let page = case.observed.source == Source::Page;
     let here = case.here_mut();
     match timeline::place(here, &value, at, field_type, skew) {
         Place::Known => Err(Keep::Nothing),
@@ -89,13 +90,18 @@ fn edit_seen(case: &mut Case<'_>) -> Result<crate::model::Value, Keep> {
             timeline::record(here, &value, &clock);
             Ok(saw)
         }
-        Place::Unclear if asked_at.is_some() => {
+        Place::Unclear { .. } if timeline::is_decisive(here, asked_at) => {
             timeline::record(here, &value, &clock);
             Err(Keep::Review(
                 "whether this edit was made before or after our write cannot be told".to_owned(),
             ))
         }
-        Place::Unclear => Err(Keep::Wait),
+        // A page from before our write, most likely: looked at again after it.
+        Place::Unclear { before: true } if page => {
+            case.notes.no_edit = true;
+            Err(Keep::Wait)
+        }
+        Place::Unclear { .. } => Err(Keep::Wait),
         Place::Unknown => {
             timeline::record(here, &value, &clock);
             Err(Keep::Review(

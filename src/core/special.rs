@@ -39,7 +39,9 @@ pub(crate) fn reinstate(
 pub(crate) fn wait(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut Outcome) {
     let side = case.observed.side;
     let (value, clock) = (case.value.clone(), case.clock.clone());
-    timeline::wait(case.here_mut(), &value, &clock);
+    if !case.notes.no_edit {
+        timeline::wait(case.here_mut(), &value, &clock);
+    }
     decision.held = Some("waits for what became of our write".to_owned());
     let answered = echo::last_own(case.here())
         .is_some_and(|w| matches!(w.sent, Sent::Answered { .. } | Sent::Unknown { .. }));

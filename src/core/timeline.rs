@@ -15,8 +15,9 @@ pub(crate) enum Place {
     Superseded,
     /// It was made on top of this value.
     After(Value),
-    /// Whether a write of ours came before or after it is not known.
-    Unclear,
+    /// Whether a write of ours came before or after it is not known. `before`:
+    /// the value is one that may have stood there anyway.
+    Unclear { before: bool },
     /// It is older than what is remembered, or the sides never agreed.
     Unknown,
 }
@@ -85,7 +86,28 @@ pub(crate) fn place(
     {
         return place;
     }
-    before(side, previous, at, field_type, skew_ms)
+    match before(side, previous, at, field_type, skew_ms) {
+        Ok(saw) if same(field_type, &saw, value) => Place::Known,
+        Ok(saw) => Place::After(saw),
+        Err(possible) if possible.is_empty() => Place::Unknown,
+        Err(possible) => Place::Unclear {
+            before: possible.iter().any(|v| same(field_type, v, value)),
+        },
+    }
+}
+
+/// Whether a record asked for at this time shows what our newest write left.
+pub(crate) fn is_decisive(side: &SideState, asked_at: Option<Millis>) -> bool {
+    let end = crate::echo::last_own(side).map(|w| w.sent);
+    match (end, asked_at) {
+        (_, None) => false,
+        (None, Some(_)) => true,
+        (
+            Some(Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. }),
+            Some(asked),
+        ) => asked > end,
+        (Some(Sent::Queued | Sent::InFlight { .. } | Sent::Failed), Some(_)) => false,
+    }
 }
 
 /// An edit that was followed by another counts only if a write of ours came
@@ -106,20 +128,20 @@ fn overtaken(side: &SideState, at: Interval, next: Interval, skew_ms: i64) -> Op
         unclear = true;
     }
     Some(if unclear {
-        Place::Unclear
+        Place::Unclear { before: false }
     } else {
         Place::Superseded
     })
 }
 
-/// The value on top of which an edit was made.
-fn before(
-    side: &SideState,
-    previous: Option<(&Value, Interval)>,
+/// The value on top of which an edit was made, or those that it may be.
+fn before<'s>(
+    side: &'s SideState,
+    previous: Option<(&'s Value, Interval)>,
     at: Interval,
     field_type: FieldType,
     skew_ms: i64,
-) -> Place {
+) -> Result<Value, Vec<&'s Value>> {
     let mut possible: Vec<&Value> = Vec::new();
     let mut ours = false;
     for write in side.sent.iter().rev() {
@@ -138,18 +160,14 @@ fn before(
         }
     }
     if !ours {
-        match previous.map(|(v, _)| v).or(side.base.as_ref()) {
-            Some(value) => possible.push(value),
-            None => return Place::Unknown,
-        }
+        let known = previous.map(|(v, _)| v).or(side.base.as_ref());
+        possible.push(known.ok_or_else(Vec::new)?);
     }
-    let Some((first, rest)) = possible.split_first() else {
-        return Place::Unknown;
-    };
-    if rest.iter().all(|v| same(field_type, first, v)) {
-        Place::After((*first).clone())
-    } else {
-        Place::Unclear
+    match possible.split_first() {
+        Some((first, rest)) if rest.iter().all(|v| same(field_type, first, v)) => {
+            Ok((*first).clone())
+        }
+        _ => Err(possible),
     }
 }
 

@@ -144,6 +144,34 @@ fn without_an_echo_the_record_is_read_and_tells_what_came_last() {
 }
 
 #[test]
+fn a_page_that_still_shows_our_write_before_is_no_edit_whatever_its_stamp() {
+    let mut w = world(Delta, &[], "10");
+    w.local(A, "15", T);
+    w.send(A, "15", T + 100);
+    w.remote(A, "15", T + 150);
+    w.remote(B, "12", T + 400);
+    assert_eq!(w.row(A), text("17"));
+    // Another field of the record has moved its stamp; 17 is not there yet.
+    let queued = w.page(A, "15", T + 600);
+    assert_eq!(only(&queued).step, Step::Known);
+    w.claim(A, "17", T + 700);
+    for asked_at in [None, Some(T + 710)] {
+        let mut page = w.event(A, Source::Page, "15", T + 705);
+        page.asked_at = asked_at;
+        let outcome = w.observe(&page);
+        assert!(
+            w.state().hold.is_none() && !w.state().has_waiting(),
+            "{outcome:?}"
+        );
+    }
+    // A late edit from between is counted, not taken for the page's past.
+    w.answer(A, "17", Answer::Done { echoed: None }, T + 900);
+    w.remote(A, "17", T + 750);
+    w.remote(A, "16", T + 500);
+    assert_eq!(both(&w), all("18"));
+}
+
+#[test]
 fn an_unknown_write_makes_an_edit_wait_until_it_is_settled() {
     let mut w = world(Delta, &[], "10");
     w.local(A, "15", T);
