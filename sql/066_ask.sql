@@ -338,12 +338,13 @@ BEGIN
     RETURN QUERY
     WITH c AS MATERIALIZED (SELECT w.*, row_number() OVER () AS n, array_position(ARRAY['stops', 'differs', 'waits', 'note', 'ok'], w.verdict) AS rank FROM crm._why(m, row_id, asked) w),
     s AS (SELECT min(c.rank) AS worst, coalesce(bool_or(c.verdict = 'differs' OR (c.verdict = 'stops' AND c.item IN ('values', 'outbox', 'dead letter', 'review', 'breaker', 'record', 'counterpart'))), false) AS apart,
+                 coalesce(bool_or(c.rank = 3), false) AS waits,
                  count(*) FILTER (WHERE c.rank <= 3) AS reasons FROM c)
     SELECT x.item, x.verdict, x.detail, x.advice FROM (
         SELECT 'summary', CASE WHEN s.apart THEN 'not in sync' WHEN s.worst = 1 THEN 'stopped' WHEN s.worst = 3 THEN 'on its way' ELSE 'in sync' END,
                format('%I.%I %s: %s', m.schema_name, m.table_name, coalesce('row ' || row_id, asked),
                       CASE WHEN s.reasons = 0 THEN 'all values agree and nothing stands in the way'
-                           WHEN s.worst = 1 AND NOT s.apart THEN 'all values agree, but a change would not go through'
+                           WHEN s.worst = 1 AND NOT s.apart AND NOT s.waits THEN 'all values agree, but a change would not go through'
                            ELSE s.reasons || CASE s.reasons WHEN 1 THEN ' reason' ELSE ' reasons' END END),
                NULL::text, 0 AS rank, 0::bigint AS n FROM s
         UNION ALL SELECT c.item, c.verdict, c.detail, c.advice, c.rank, c.n FROM c WHERE all_checks OR c.rank <= 4) AS x (item, verdict, detail, advice, rank, n)

@@ -253,7 +253,7 @@ fn decided(world: &mut World, staged: Staged) -> Result<Vec<Line>, SqlError> {
     let limit = |rows: Option<u64>| rows.map_or("never".to_owned(), |n| format!("above {n}"));
     let verdict = if staged.held { "held" } else { "passes" };
     let limits = format!(
-        "{} rows of this transaction, others of the session not counted; held {}, refused {} rows or {} deletes of a mirror",
+        "rows changed: {} (other transactions of the writer are not counted); held {}, refused {} rows or {} deletes of a mirror",
         rows.len(),
         limit(guc::guard_soft_rows()),
         limit(guc::guard_hard_rows()),
