@@ -315,9 +315,10 @@ BEGIN
         UPDATE crm.link x SET mode = 'live' WHERE x.id = k.id;
     END IF;
     UPDATE crm.mirror x SET mode = 'live' WHERE x.id = ANY (mirrors) AND x.mode = 'shadow';
-    UPDATE crm.write w SET state = 'queued' FROM crm.mirror x
-    WHERE x.id = w.mirror AND x.id = ANY (mirrors) AND x.mode = 'live' AND w.state = 'would_send';
-    GET DIAGNOSTICS sent = ROW_COUNT;
+    -- The worker lets them go, and notes on the rows and in crm.field_state what it then waits for.
+    SELECT count(*) INTO sent FROM crm.write w JOIN crm.mirror x ON x.id = w.mirror
+    WHERE x.id = ANY (mirrors) AND x.mode = 'live' AND w.state = 'would_send';
+    INSERT INTO crm.config_change DEFAULT VALUES;
     RETURN QUERY VALUES ('writes queued', sent);
     PERFORM crm._wake();
 END $$;

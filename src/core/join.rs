@@ -94,6 +94,20 @@ pub fn join(
     now: Millis,
     horizon_ms: i64,
 ) -> Outcome {
+    let all: Vec<usize> = (0..group.fields.len()).collect();
+    join_fields(group, policy, entity, &all, (stamps, seq), now, horizon_ms)
+}
+
+/// [`join`] of some fields; stamps per side, and the sequence.
+pub fn join_fields(
+    group: &Group,
+    policy: &Policy,
+    entity: &Entity,
+    fields: &[usize],
+    (stamps, seq): (&[Interval], i64),
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
     let mut outcome = Outcome::default();
     let clock = |side: usize| Clock {
         at: stamps
@@ -103,7 +117,7 @@ pub fn join(
         seq,
         origin: group.origin(side).to_owned(),
     };
-    for field in 0..group.fields.len() {
+    for &field in fields {
         let sides: Vec<usize> = (0..group.sides.len())
             .filter(|s| alive(entity, *s) && group.column(field, *s).is_some())
             .collect();

@@ -341,6 +341,13 @@ pub fn claimed(state: &mut FieldState, side: usize, value: &Value, now: Millis) 
     }
 }
 
+/// Notes that a value waits for a side in the outbox, in place of another.
+pub fn queue(state: &mut FieldState, side: usize, value: &Value, clock: &Clock) {
+    if let Some(side) = state.sides.get_mut(side) {
+        crate::echo::enqueue(side, value, clock);
+    }
+}
+
 /// Forgets what waits for a side in the outbox: it was taken out of there.
 pub fn withdraw(state: &mut FieldState, side: usize) {
     if let Some(side) = state.sides.get_mut(side) {

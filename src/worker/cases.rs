@@ -13,6 +13,7 @@ use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, WriteRow};
 use crate::worker::repolicy;
+use crate::worker::unsettled;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
 /// Events of the ledger and of the streams older than this cannot come again:
@@ -391,74 +392,11 @@ pub(super) fn load_states(
         )?;
         let out = |w: &&WriteRow| matches!(w.state.as_str(), "in_flight" | "unknown");
         for write in pending.iter().filter(out) {
-            overlay_claim(info, write, &mut states);
+            unsettled::overlay_claim(info, write, &mut states);
         }
-        forget_withdrawn(info, xrefs, &pending, &mut states);
+        unsettled::forget_withdrawn(info, xrefs, &pending, &mut states);
     }
     Ok(states)
-}
-
-/// What people took out of the outbox (rejected, discarded, unlinked) is not
-/// waited for: a state follows the writes that there are.
-fn forget_withdrawn(
-    info: &GroupInfo,
-    xrefs: &[ledger::XrefRow],
-    pending: &[WriteRow],
-    states: &mut HashMap<i64, BTreeMap<usize, FieldState>>,
-) {
-    let entity_of: HashMap<(i32, i64), i64> = xrefs
-        .iter()
-        .map(|x| ((x.mirror, x.row_id), x.entity))
-        .collect();
-    let mut waiting: HashSet<(i64, i32, String)> = HashSet::new();
-    for write in pending {
-        if let Some(entity) = entity_of.get(&(write.mirror, write.row_id)) {
-            for (name, _) in json_values(&write.vals) {
-                waiting.insert((*entity, write.mirror, name));
-            }
-        }
-    }
-    for (entity, fields) in states {
-        for (index, state) in fields {
-            for (side, member) in info.group.sides.iter().enumerate() {
-                let Some(column) = info.group.column(*index, side) else {
-                    continue;
-                };
-                if !waiting.contains(&(*entity, member.mirror, column.field.clone())) {
-                    crm_core::state::withdraw(state, side);
-                }
-            }
-        }
-    }
-}
-
-/// A claim is stored with the write only; the state learns of it here.
-fn overlay_claim(
-    info: &GroupInfo,
-    write: &WriteRow,
-    states: &mut HashMap<i64, BTreeMap<usize, FieldState>>,
-) {
-    let Some(fields) = write.entity.and_then(|e| states.get_mut(&e)) else {
-        return;
-    };
-    let Some(side) = info
-        .group
-        .sides
-        .iter()
-        .position(|s| s.mirror == write.mirror)
-    else {
-        return;
-    };
-    for (name, value) in json_values(&write.vals) {
-        let index = info
-            .group
-            .fields
-            .iter()
-            .position(|f| f.sides[side].as_ref().is_some_and(|s| s.field == name));
-        if let Some(state) = index.and_then(|i| fields.get_mut(&i)) {
-            crm_core::state::claimed(state, side, &value, write.claimed_at);
-        }
-    }
 }
 
 /// Field names and values of a write.

@@ -16,6 +16,7 @@ use crate::worker::cases;
 use crate::worker::flush;
 use crate::worker::merges;
 use crate::worker::record;
+use crate::worker::removals;
 use crate::worker::world::{Mirror, World};
 
 /// The value of our unique field for a row: names installation, mirror and row.
@@ -143,7 +144,7 @@ pub(crate) fn spread(
     origin: &str,
     tx: Option<i64>,
     held: bool,
-    _now: Millis,
+    now: Millis,
 ) -> Result<()> {
     if row_ids.is_empty() {
         return Ok(());
@@ -190,7 +191,9 @@ pub(crate) fn spread(
             }
         }
         if !pairs.0.is_empty() {
+            let tied = pairs.2.iter().step_by(2).copied().collect();
             ledger::link_rows(pairs.0, pairs.1, pairs.2)?;
+            removals::agree(world, mirror, tied, now)?;
         }
         if may_create {
             create_counterparts(world, mirror, other, orphans, origin, tx, held)?;

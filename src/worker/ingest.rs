@@ -13,6 +13,7 @@ use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::worker::accord;
+use crate::worker::arrivals;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::engine;
@@ -426,6 +427,7 @@ fn apply_absent(
 ) -> Result<()> {
     let mut inserts: Vec<RowInsert> = Vec::new();
     let mut events: BTreeMap<String, EventRow> = BTreeMap::new();
+    let mut wholes: HashMap<String, Inbound> = HashMap::new();
     for item in items {
         if creates::is_ours(world, mirror, &item.change)? {
             continue;
@@ -436,23 +438,34 @@ fn apply_absent(
         match item.change.kind {
             ChangeKind::Association { .. } | ChangeKind::Overflow | ChangeKind::PrivacyDelete => {}
             ChangeKind::Delete => {
-                inserts.push(tombstone(mirror, &item.change));
+                inserts.push(arrivals::tombstone(mirror, &item.change));
                 let line =
                     record::told(mirror, item.source, item.stream, &item.change, "tombstone");
                 events.insert(item.change.record_id.clone(), line);
             }
             _ if whole && !events.contains_key(&item.change.record_id) => {
-                let (row, event) = row_of(world, mirror, &item);
+                let (row, event) = arrivals::row_of(world, mirror, &item);
                 inserts.push(row);
                 events.insert(item.change.record_id.clone(), event);
+                wholes.insert(item.change.record_id.clone(), item);
             }
             _ => deferred.push(put_off(&item, "read")),
         }
     }
+    let met = arrivals::meet(world, mirror, inserts, now)?;
+    for record in &met.wait {
+        deferred.extend(wholes.get(record).map(|item| put_off(item, "locked")));
+    }
     let columns: Vec<_> = mirror.columns.iter().collect();
-    let made = rows::insert(&mirror.table, &columns, inserts)?;
+    let made = rows::insert(&mirror.table, &columns, met.new)?;
     let mut fresh = Vec::new();
     let mut lines = Vec::new();
+    for (record, row_id) in met.adopted {
+        lines.extend(events.remove(&record).map(|event| EventRow {
+            row_id: Some(row_id),
+            ..event
+        }));
+    }
     for (row_id, record) in made {
         if let Some(mut event) = record.and_then(|r| events.remove(&r)) {
             event.row_id = Some(row_id);
@@ -464,36 +477,4 @@ fn apply_absent(
     }
     flush::append(world, lines)?;
     creates::after_remote_create(world, mirror, fresh, now)
-}
-
-/// Keeps a page that was read before the deletion from bringing the record back.
-fn tombstone(mirror: &Mirror, change: &Change) -> RowInsert {
-    RowInsert {
-        record_id: Some(change.record_id.clone()),
-        source: mirror.server.clone(),
-        modified_at: change.occurred_at,
-        deleted: true,
-        values: vec![None; mirror.columns.len()],
-    }
-}
-
-fn row_of(world: &World, mirror: &Mirror, item: &Inbound) -> (RowInsert, EventRow) {
-    let mut values = vec![None; mirror.columns.len()];
-    let mut event = record::told(mirror, item.source, item.stream, &item.change, "create");
-    for (name, raw) in &item.change.fields {
-        if let Some(column) = mirror.by_field.get(name).copied() {
-            let value = world.canonical(mirror, column, raw).flatten();
-            event.fields.push(name.clone());
-            event.new_values.push(value.clone());
-            values[column] = value;
-        }
-    }
-    let row = RowInsert {
-        record_id: Some(item.change.record_id.clone()),
-        source: mirror.server.clone(),
-        modified_at: item.change.occurred_at,
-        deleted: false,
-        values,
-    };
-    (row, event)
 }

@@ -6,6 +6,7 @@
 
 mod accord;
 mod answers;
+mod arrivals;
 mod backfill;
 mod batch;
 pub(crate) mod cases;
@@ -28,6 +29,7 @@ mod policies;
 mod reading;
 mod record;
 pub(crate) mod rehearsal;
+mod release;
 mod removals;
 mod replay;
 pub(crate) mod repolicy;
@@ -35,6 +37,7 @@ mod reviews;
 mod schedule;
 mod servers;
 pub(crate) mod session;
+mod unsettled;
 pub(crate) mod world;
 
 pub(crate) use engine::now;

@@ -11,6 +11,7 @@ use crate::pg::store::ledger::EventRow;
 use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
+use crate::worker::arrivals;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
 use crate::worker::engine;
@@ -115,7 +116,7 @@ fn insert_fresh(
     let mut stamps: HashMap<String, Millis> = HashMap::new();
     let inserts: Vec<RowInsert> = fresh
         .into_iter()
-        .filter(|r| keep_deleted || !r.deleted)
+        .filter(|r| (keep_deleted || !r.deleted) && !r.id.is_empty())
         .map(|mut r| {
             r.values.truncate(mirror.columns.len());
             stamps.insert(r.id.clone(), r.modified_at.unwrap_or_default());
@@ -133,30 +134,31 @@ fn insert_fresh(
         applied.inserted = rows::load(&mirror.table, &columns, &inserts)?;
         return Ok(());
     }
-    let made = rows::insert(&mirror.table, &columns, inserts)?;
-    applied.inserted = made.len();
     if via.source == "backfill" {
+        applied.inserted = rows::insert(&mirror.table, &columns, inserts)?.len();
         return Ok(());
     }
-    let mut events = Vec::with_capacity(made.len());
-    let mut row_ids = Vec::with_capacity(made.len());
-    for (row_id, record) in made {
-        row_ids.push(row_id);
-        events.push(EventRow {
-            mirror: mirror.id,
-            row_id: Some(row_id),
-            occurred_at: record
-                .as_ref()
-                .and_then(|r| stamps.get(r).copied())
-                .unwrap_or(now),
-            record_id: record,
-            kind: "create",
-            origin: mirror.server.clone(),
-            source: via.source.to_owned(),
-            stream: via.stream,
-            ..EventRow::default()
-        });
-    }
+    let met = arrivals::meet(world, mirror, inserts, now)?;
+    applied.locked.extend(met.wait);
+    let made = rows::insert(&mirror.table, &columns, met.new)?;
+    applied.inserted = made.len() + met.adopted.len();
+    let line = |row_id: i64, record: Option<String>| EventRow {
+        mirror: mirror.id,
+        row_id: Some(row_id),
+        occurred_at: record
+            .as_ref()
+            .and_then(|r| stamps.get(r).copied())
+            .unwrap_or(now),
+        record_id: record,
+        kind: "create",
+        origin: mirror.server.clone(),
+        source: via.source.to_owned(),
+        stream: via.stream,
+        ..EventRow::default()
+    };
+    let row_ids = made.iter().map(|(row_id, _)| *row_id).collect();
+    let mut events: Vec<EventRow> = made.into_iter().map(|(row, r)| line(row, r)).collect();
+    events.extend(met.adopted.into_iter().map(|(r, row)| line(row, Some(r))));
     flush::append(world, events)?;
     creates::after_remote_create(world, mirror, row_ids, now)
 }
@@ -183,7 +185,7 @@ pub(crate) fn existence(
 }
 
 /// The instant a record's stamp stands for: whole seconds are a second wide.
-fn interval(at: Millis) -> Interval {
+pub(super) fn interval(at: Millis) -> Interval {
     let width = if at % 1000 == 0 { 999 } else { 0 };
     Interval {
         from: at,

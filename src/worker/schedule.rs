@@ -15,6 +15,7 @@ use crate::worker::deliver::{self, Batch};
 use crate::worker::doubt;
 use crate::worker::engine::{self, Engine, Job, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
+use crate::worker::release;
 use crate::worker::repolicy;
 
 /// Batches of writes on the way per mirror.
@@ -61,6 +62,7 @@ impl Engine {
         }
         if now >= self.housekeeping_at {
             self.housekeeping_at = now + 60_000;
+            self.release(now)?;
             tx::in_transaction(|| {
                 config::prepare()?;
                 config::retain()?;
@@ -164,6 +166,16 @@ impl Engine {
             self.poll_from(id, &since);
         }
         Ok(now + interval)
+    }
+
+    /// Lets writes go that were only shown until their link went live; what a
+    /// user holds a row of stays for the next time.
+    pub(crate) fn release(&mut self, now: Millis) -> Step<()> {
+        let world = &self.world;
+        while tx::in_transaction(|| Ok(release::release(world, now)?))? > 0 {
+            self.may_send = true;
+        }
+        Ok(())
     }
 
     /// Asks for the page of changes after a keyset.

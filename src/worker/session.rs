@@ -313,9 +313,9 @@ impl Session {
         if !self.inert {
             tx::in_transaction(|| {
                 config::prepare()?;
-                self.engine.may_send |= config::release_shown()? > 0;
                 Ok(())
             })?;
+            self.engine.release(engine::now())?;
         }
         servers::load(&mut self.engine)?;
         let wanted: Vec<(String, String)> = self

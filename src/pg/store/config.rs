@@ -126,17 +126,6 @@ pub(crate) fn retain() -> Result<()> {
     Ok(())
 }
 
-/// Queues what was decided as "would send" after its link went live and before
-/// the worker had read so: `crm.go_live` could not see it yet.
-pub(crate) fn release_shown() -> Result<usize> {
-    spi::write(
-        "UPDATE crm.write w SET state = 'queued' FROM crm.mirror m \
-         WHERE w.state = 'would_send' AND m.id = w.mirror AND m.mode = 'live' AND coalesce( \
-           (SELECT bool_or(l.mode = 'live') FROM crm.link l WHERE m.id IN (l.left_mirror, l.right_mirror)), true)",
-        &[],
-    )
-}
-
 /// Reads the whole configuration as JSON text, and takes note of the changes
 /// that it shows: what commits later leaves a new one.
 pub(crate) fn read() -> Result<String> {

@@ -96,7 +96,7 @@ pub(crate) fn candidates(
 
 /// SQL text of a key's normal form: the one that `crm._match` compares, so that
 /// a new row meets what a whole match would have met.
-fn normal_form(column: &str, domain: bool) -> Result<String> {
+pub(crate) fn normal_form(column: &str, domain: bool) -> Result<String> {
     let transform = if domain { "domain_of_url" } else { "identity" };
     let text = spi::write_text(
         "SELECT crm._match_expr($1, $2, $2)",

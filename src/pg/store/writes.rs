@@ -335,6 +335,89 @@ pub(crate) fn answer_held_create(
     spi::write(&sql, &[mirror.into(), row_id.into(), made.into()])
 }
 
+/// A write that was shown and not sent, of a link or mirror that is live by now.
+#[derive(Clone, Debug)]
+pub(crate) struct Shown {
+    pub(crate) id: i64,
+    pub(crate) mirror: i32,
+    pub(crate) row_id: i64,
+    pub(crate) kind: String,
+    pub(crate) vals: String,
+    pub(crate) origin: String,
+    /// Milliseconds since 1970.
+    pub(crate) queued_at: i64,
+}
+
+const SHOWN: &str = "SELECT w.id, w.mirror, w.row_id, w.kind, w.vals::text, w.origin, \
+     (extract(epoch FROM w.queued_at) * 1000)::bigint FROM crm.write w";
+
+fn shown_row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<Shown> {
+    Ok(Shown {
+        id: row.get(1)?.unwrap_or_default(),
+        mirror: row.get(2)?.unwrap_or_default(),
+        row_id: row.get(3)?.unwrap_or_default(),
+        kind: row.get(4)?.unwrap_or_default(),
+        vals: row.get(5)?.unwrap_or_default(),
+        origin: row.get(6)?.unwrap_or_default(),
+        queued_at: row.get(7)?.unwrap_or_default(),
+    })
+}
+
+/// The oldest writes that were only shown and may be sent now.
+pub(crate) fn shown(limit: i64) -> Result<Vec<Shown>> {
+    let sql = format!(
+        "{SHOWN} JOIN crm.mirror m ON m.id = w.mirror WHERE w.state = 'would_send' AND m.mode = 'live' AND coalesce( \
+           (SELECT bool_or(l.mode = 'live') FROM crm.link l WHERE m.id IN (l.left_mirror, l.right_mirror)), true) \
+         ORDER BY w.id LIMIT $1"
+    );
+    spi::write_rows(&sql, &[limit.into()], shown_row)
+}
+
+/// Shown updates of these rows.
+pub(crate) fn shown_of(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
+    let sql = format!(
+        "{SHOWN} WHERE w.mirror = $1 AND w.row_id = ANY($2) AND w.state = 'would_send' AND w.kind = 'update'"
+    );
+    spi::write_rows(&sql, &[mirror.into(), row_ids.into()], shown_row)
+}
+
+/// Takes the creates of rows out of the queue: somebody else made the record.
+pub(crate) fn withdraw_creates(mirror: i32, row_ids: Vec<i64>) -> Result<usize> {
+    spi::write(
+        "DELETE FROM crm.review_item r WHERE r.mirror = $1 AND r.row_id = ANY($2) AND r.link IS NULL AND r.field IS NULL",
+        &[mirror.into(), row_ids.clone().into()],
+    )?;
+    spi::write(
+        "DELETE FROM crm.write w WHERE w.mirror = $1 AND w.row_id = ANY($2) AND w.kind = 'create'",
+        &[mirror.into(), row_ids.into()],
+    )
+}
+
+/// Rows of a mirror that wait for their own create and share a key with one of
+/// `keys`: position in `keys`, row, and whether the create may have happened.
+pub(crate) fn waiting_creates(
+    mirror: i32,
+    field: &str,
+    normal: impl Fn(&str) -> Result<String>,
+    keys: Vec<Option<String>>,
+) -> Result<Vec<(usize, i64, bool)>> {
+    let sql = format!(
+        "SELECT v.ord, w.row_id, w.state IN ('in_flight', 'unknown') FROM crm.write w \
+         JOIN unnest($3::text[]) WITH ORDINALITY AS v(key, ord) ON {} = {} \
+         WHERE w.mirror = $1 AND w.kind = 'create' ORDER BY 1, 2",
+        normal("v.key")?,
+        normal("(w.vals ->> $2)")?,
+    );
+    spi::write_rows(&sql, &[mirror.into(), field.into(), keys.into()], |row| {
+        let ord = row.get::<i64>(1)?.unwrap_or(1);
+        Ok((
+            usize::try_from(ord - 1).unwrap_or_default(),
+            row.get(2)?.unwrap_or_default(),
+            row.get(3)?.unwrap_or_default(),
+        ))
+    })
+}
+
 /// Sends writes again.
 pub(crate) fn requeue(ids: Vec<i64>) -> Result<usize> {
     spi::write(
