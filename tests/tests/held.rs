@@ -3,7 +3,7 @@
 use crm_tests::{EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person};
 use serde_json::json;
 
-/// Holds above 5 rows. Within `skew` the SQL change counts as the later one.
+/// Holds above 5 rows; the later of two changes wins, told apart by more than `skew`.
 async fn guarded(skew: &str) -> (Pair, Vec<Person>) {
     let cluster = Options::default().setting("pg_crm_sync.guard_soft_rows", "5");
     let options = PairOptions {
@@ -106,7 +106,11 @@ async fn a_rejection_restores_old_values_only_where_nothing_changed_since() {
 /// While the SQL value stands, the CRM's newer one lost to it; once it is refused, nothing outranks the CRM's.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_that_lost_to_a_held_value_stands_when_that_is_rejected() {
-    let (pair, people) = guarded("1 hour").await;
+    let (pair, people) = guarded("2 s").await;
+    pair.db
+        .exec("UPDATE crm.conflict_policy SET strategy = 'priority', winner = 'local'")
+        .await;
+    pair.worker_has_read().await;
     let many = &people[..8];
     let tx = hold(&pair, many).await;
     pair.edit("hubspot", &many[1], "jobtitle", "Countess");
