@@ -3,7 +3,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 export PG_CONFIG ?=
 
-.PHONY: help setup demo demo-stop test bench lint install uninstall clean
+.PHONY: help setup demo demo-stop test sim bench lint install uninstall clean
 
 help: ## list the targets
 	@awk 'BEGIN { FS = ":.*## " } /^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
@@ -20,6 +20,9 @@ demo-stop: ## stop what `make demo` left running and delete it
 
 test: setup ## every test: core, emulators, third-party clients, PostgreSQL 15, smoke on 16 and 18
 	@scripts/test
+
+sim: ## simulate histories of edits, faults and decisions; SEED=, HISTORIES=, DURATION= (seconds): the first limit stops
+	@scripts/sim
 
 bench: setup ## measure; one table, also in target/bench.json
 	@benches/run

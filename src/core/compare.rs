@@ -200,6 +200,7 @@ mod tests {
             confirmed: false,
             normal: None,
             after: None,
+            before: None,
         };
         let mut state = FieldState {
             sides: vec![SideState::default(), SideState::default()],

@@ -4,6 +4,7 @@
 //! What follows from the opinion (rows, writes, corrections) is in `effect`.
 //! Nothing here reads a clock or knows a CRM.
 
+use crate::broken::{Mistake, made};
 use crate::echo::{self, Order};
 use crate::effect;
 use crate::evaluate::{Evaluation, Question};
@@ -235,7 +236,7 @@ pub fn decide(
     let decide = |entity: &Entity, observed: &Observed| {
         decide_one(group, policy, entity, observed, now, horizon_ms)
     };
-    crate::replay::waiting(entity, &fields, outcome, &decide)
+    crate::replay::waiting(entity, &fields, observed, outcome, &decide)
 }
 
 fn decide_one(
@@ -342,7 +343,8 @@ fn held_before(
 }
 
 fn decide_field(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut Outcome) {
-    if let (true, Some(asked_at)) = (case.merges(), case.observed.asked_at) {
+    let counted = case.merges() && case.observed.source == Source::Page;
+    if let (true, Some(asked_at)) = (counted, case.observed.asked_at) {
         let (field_type, skew) = (case.column.field_type, case.policy.tolerance_ms());
         let (value, at) = (case.value, case.observed.at);
         timeline::order_by_page(case.here_mut(), value, at, asked_at, field_type, skew);
@@ -414,6 +416,9 @@ impl<'a> Case<'a> {
 
     /// Whether the two values were written without knowledge of each other.
     pub(crate) fn concurrent(&self) -> bool {
+        if made(Mistake::NoConflictSeen) {
+            return false;
+        }
         if self.observed.source == Source::Local {
             return self
                 .old

@@ -1,14 +1,17 @@
 //! What a CRM may hold now, and which of its events are our own writes.
 
+use crate::broken::{Mistake, made};
 use crate::model::{FieldType, Value};
 use crate::state::{Clock, Interval, SENT_MAX, Sent, SentWrite, SideState};
 use crate::value::same;
 
 /// The newest write that may have taken effect.
 pub(crate) fn last_own(side: &SideState) -> Option<&SentWrite> {
+    let unknown = |w: &&SentWrite| matches!(w.sent, Sent::Unknown { .. });
     side.sent
         .iter()
         .rev()
+        .filter(|w| !(made(Mistake::UnknownIgnored) && unknown(w)))
         .find(|w| !matches!(w.sent, Sent::Queued | Sent::Failed))
 }
 
@@ -143,6 +146,13 @@ pub(crate) fn find_marked(
     side.sent
         .iter()
         .rposition(|w| possible(w) && alike(&w.value, value))
+        // One that lands long after it was given up.
+        .or_else(|| {
+            let sent = |w: &SentWrite| w.attempt(skew_ms).is_some();
+            side.sent
+                .iter()
+                .rposition(|w| sent(w) && alike(&w.value, value))
+        })
         .or_else(|| {
             side.sent
                 .iter()
@@ -193,7 +203,7 @@ pub(crate) fn record_seen(side: &mut SideState, value: &Value, clock: &Clock) {
         .seen
         .as_ref()
         .is_some_and(|(_, seen)| clock.at.before(seen.at));
-    if !older {
+    if !older && !made(Mistake::SeenForgotten) {
         side.seen = Some((value.clone(), clock.clone()));
     }
 }
@@ -213,6 +223,7 @@ pub(crate) fn enqueue(side: &mut SideState, value: &Value, clock: &Clock) {
         sent: Sent::Queued,
         clock: clock.clone(),
         after: None,
+        before: None,
         landed: None,
         confirmed: false,
         normal: None,

@@ -1,5 +1,6 @@
 //! What follows from a decision: rows, writes, corrections, remembered state.
 
+use crate::broken::{Mistake, made};
 use crate::decide::{Case, Decision, Keep, Outcome, Source, Step};
 use crate::echo::{self, Order};
 use crate::group::Group;
@@ -107,7 +108,9 @@ pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &m
         // Nothing is decided before the answer.
         Keep::Ask(_) => return,
         Keep::Incumbent => {
-            decision.losers.push(lost);
+            if !made(Mistake::LoserNotNamed) {
+                decision.losers.push(lost);
+            }
             put_back(case, &mut decision, outcome);
         }
         Keep::Review(reason) => {
@@ -153,6 +156,13 @@ pub(crate) fn accept(
     decision.winner.clone_from(&case.observed.origin);
     decision.value = value.clone();
     case.state.clock = Some(case.clock.clone());
+    if made(Mistake::ClockOfArrival) {
+        let at = Interval::instant(case.now);
+        case.state.clock = Some(Clock {
+            at,
+            ..case.clock.clone()
+        });
+    }
     // SQL's row shows the value already, unless a decision on another mirror of
     // the same transaction came between.
     row(case, side, value, outcome);
@@ -240,6 +250,9 @@ pub(crate) fn put_back(case: &mut Case<'_>, decision: &mut Decision, outcome: &m
         return;
     }
     decision.value = wanted.clone();
+    if made(Mistake::LoserNotCorrected) {
+        return;
+    }
     let local = case.observed.source == Source::Local;
     if local || !same(case.column.field_type, &wanted, &case.held) {
         outcome.rows.push((side, case.field, wanted.clone()));
@@ -398,7 +411,9 @@ fn put(
     if echo::holds(state, wanted, column.field_type, skew) {
         if let Some(place) = waiting {
             state.sent.remove(place);
-            outcome.cancel.push((side, field));
+            if !made(Mistake::CancelDropped) {
+                outcome.cancel.push((side, field));
+            }
         }
         // What was refused before is wanted no more.
         while state.sent.last().is_some_and(|w| w.sent == Sent::Failed) {
@@ -424,7 +439,7 @@ fn put(
         .last()
         .is_some_and(|w| w.sent == Sent::Failed && w.value == *wanted);
     let asked = waiting.is_some_and(|place| state.sent[place].value == *wanted);
-    if refused {
+    if refused && !made(Mistake::RefusedSentAgain) {
         hold_note(
             decision,
             case.group,
@@ -449,7 +464,8 @@ fn carried_clock(case: &Case<'_>) -> Clock {
 /// Stores the state if the observation changed it.
 pub(crate) fn store(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut Outcome) {
     let state = std::mem::take(&mut case.state);
-    let at_rest = settle(&state, case.now, case.horizon_ms);
+    let early = made(Mistake::SettledTooEarly);
+    let at_rest = early || settle(&state, case.now, case.horizon_ms);
     match stored {
         Some(_) if at_rest => outcome.states.push((case.field, None)),
         Some(before) if *before == state => {}

@@ -7,7 +7,7 @@ use crate::group::Group;
 use crate::mapping::between;
 use crate::model::{Millis, Value};
 use crate::policy::Policy;
-use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, SideState};
+use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SentWrite, SideState};
 use crate::strategy::{Candidate, Contest, LOCAL, Verdict};
 use crate::value::same;
 
@@ -129,6 +129,7 @@ pub fn join_fields(
             let shown = || (mirror_value(entity, side, field).clone(), clock(side));
             state.sides.push(SideState {
                 seen: sides.contains(&side).then(shown),
+                sent: under_way(entity, field, side),
                 ..SideState::default()
             });
         }
@@ -162,6 +163,13 @@ pub fn join_fields(
         }
     }
     outcome
+}
+
+/// What was written there before can still come back as an event.
+fn under_way(entity: &Entity, field: usize, side: usize) -> Vec<SentWrite> {
+    let before = entity.fields.get(&field).and_then(|f| f.sides.get(side));
+    let sent = before.into_iter().flat_map(|s| &s.sent);
+    sent.filter(|w| w.sent != Sent::Queued).cloned().collect()
 }
 
 /// What each side shows, as candidates.

@@ -7,6 +7,7 @@
 #![forbid(unsafe_code)]
 
 pub mod again;
+pub mod broken;
 pub mod catalog;
 pub mod compare;
 pub mod connectors;

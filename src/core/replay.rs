@@ -1,13 +1,14 @@
 //! Edits that waited are decided as soon as what they waited for is known.
 
 use crate::decide::{Observed, Outcome, Source, Step};
-use crate::model::Value;
-use crate::state::{Clock, Entity};
+use crate::model::{Millis, Value};
+use crate::state::{Clock, Entity, Sent, SentWrite, SideState};
 
 /// Decides again what waits in these fields, on top of an outcome.
 pub(crate) fn waiting(
     entity: &Entity,
     fields: &[usize],
+    page: &Observed,
     mut outcome: Outcome,
     decide: &dyn Fn(&Entity, &Observed) -> Outcome,
 ) -> Outcome {
@@ -29,6 +30,7 @@ pub(crate) fn waiting(
                 values: vec![(*field, value, None)],
                 at: clock.at,
                 seq: clock.seq,
+                asked_at: looked(here, side, page),
                 ..Observed::default()
             };
             let later = decide(&without, &observed);
@@ -47,6 +49,20 @@ pub(crate) fn waiting(
         }
     }
     outcome
+}
+
+/// When the record was looked at after all that we sent there had ended: what is
+/// unclear then stays unclear.
+fn looked(here: &SideState, side: usize, page: &Observed) -> Option<Millis> {
+    let asked_at = page.asked_at.filter(|_| page.side == side)?;
+    let ended = |w: &SentWrite| match w.sent {
+        Sent::Queued | Sent::Failed => true,
+        Sent::InFlight { .. } => false,
+        Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => {
+            end < asked_at
+        }
+    };
+    here.sent.iter().all(ended).then_some(asked_at)
 }
 
 /// What waits, oldest first.

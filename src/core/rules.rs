@@ -1,6 +1,8 @@
 //! The last steps of a decision: who may write, and what the policy row says.
 
+use crate::broken::{Mistake, made};
 use crate::decide::{Case, Keep, Source};
+use crate::echo::{self, Order};
 use crate::effect;
 use crate::evaluate::Question;
 use crate::order;
@@ -15,6 +17,9 @@ pub(crate) const TURNS_LIMIT: u32 = 20;
 
 /// A field that only some may write: what others write is put back.
 pub(crate) fn locked(case: &mut Case<'_>) -> Option<Keep> {
+    if made(Mistake::LockIgnored) {
+        return None;
+    }
     let lock = case.policy.lock(&case.group.fields[case.field].name)?;
     if lock.origins.contains(&case.observed.origin) {
         return None;
@@ -79,6 +84,15 @@ fn edit_seen(case: &mut Case<'_>) -> Result<crate::model::Value, Keep> {
     let skew = case.policy.tolerance_ms();
     let asked_at = case.observed.asked_at;
     let page = case.observed.source == Source::Page;
+    // What stood there before our write is nobody's edit, whatever its stamp.
+    let old = echo::known(case.here()).is_some_and(|k| case.is(k));
+    let before = matches!(
+        case.order(),
+        Order::Before | Order::NoWrite | Order::Unclear
+    );
+    if page && old && before && case.here().waiting.is_empty() {
+        return Err(Keep::Nothing);
+    }
     let here = case.here_mut();
     match timeline::place(here, &value, at, field_type, skew) {
         Place::Known => Err(Keep::Nothing),
@@ -160,6 +174,7 @@ pub(crate) fn one_side(case: &mut Case<'_>) -> Option<Keep> {
 /// Two sides changed: the strategy decides.
 pub(crate) fn conflict(case: &mut Case<'_>) -> Option<Keep> {
     Some(match case.rule {
+        Some(_) if made(Mistake::AsksAboutEverything) => Keep::Review("asked".to_owned()),
         None => Keep::Review("no policy row decides this field".to_owned()),
         Some(rule) if rule.strategy.entry().evaluates => evaluated(case, rule),
         Some(rule) if rule.strategy.entry().by_time => latest(case, rule),

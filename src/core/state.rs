@@ -104,6 +104,9 @@ pub struct SentWrite {
     /// lands later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Millis>,
+    /// Stamp of an edit there that was seen to have come later.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub before: Option<Millis>,
     /// When it landed by the CRM's clock, told by its event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landed: Option<Interval>,
@@ -392,7 +395,16 @@ pub fn answered(
                 claimed,
                 answered: now,
             };
+            if crate::broken::made(crate::broken::Mistake::AnswerIsLanding) {
+                write.landed = Some(Interval::instant(now));
+                write.confirmed = true;
+            }
             let echoed = echoed?;
+            // Something else than a form of ours: somebody's edit, or the CRM kept
+            // what it had (a stage that only goes forward). What it shows tells.
+            if !crate::echo::alike(&echoed, &write.value) {
+                return None;
+            }
             write.confirmed = true;
             let changed = echoed != write.value;
             if changed && write.normal.is_none() {

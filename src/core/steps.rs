@@ -1,5 +1,6 @@
 //! The steps of a decision, in order. Each says what it wants done, or nothing.
 
+use crate::broken::{Mistake, made};
 use crate::decide::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
 use crate::effect;
@@ -43,6 +44,9 @@ pub(crate) const STEPS: &[(Step, StepFn)] = &[
 ];
 
 fn tombstone(case: &mut Case<'_>) -> Option<Keep> {
+    if made(Mistake::NoTombstone) {
+        return None;
+    }
     case.entity.records[case.observed.side]
         .deleted
         .then_some(Keep::Ignore)
@@ -56,7 +60,7 @@ fn too_late(case: &mut Case<'_>) -> Option<Keep> {
 }
 
 fn own_write(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source == Source::Local {
+    if case.observed.source == Source::Local || made(Mistake::NoEchoCheck) {
         return None;
     }
     let (at, page) = (case.observed.at, case.observed.source == Source::Page);
@@ -79,6 +83,18 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     if form {
         return Some(Keep::RowOnly);
     }
+    if place.is_none()
+        && let Some(keep) = shows_our_form(case)
+    {
+        return Some(keep);
+    }
+    let past = !case.merges()
+        && shows_own_past(case)
+        && case.order() == Order::Before
+        && !shows_earlier_write(case);
+    if place.is_none() && !case.merges() && (past || still_shows_ours(case)) {
+        return Some(Keep::Nothing);
+    }
     place?;
     if page && shows_earlier_write(case) {
         return None;
@@ -98,10 +114,12 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
 /// then: somebody may have set the value back. What is held is sent again.
 fn shows_earlier_write(case: &Case<'_>) -> bool {
     let field_type = case.column.field_type;
-    let written = |w: &SentWrite| w.sent != Sent::Queued && case.is(w.result());
     let Some(newest) = echo::last_own(case.here()) else {
         return false;
     };
+    let current = echo::alike(&newest.value, case.value);
+    let form = |w: &SentWrite| !current && echo::alike(&w.value, case.value);
+    let written = |w: &SentWrite| w.sent != Sent::Queued && (case.is(w.result()) || form(w));
     if same(field_type, newest.result(), case.value) || !case.here().sent.iter().any(written) {
         return false;
     }
@@ -113,6 +131,61 @@ fn shows_earlier_write(case: &Case<'_>) -> bool {
         }
         _ => false,
     }
+}
+
+/// A page that shows what our newest write left there, under the stamp of
+/// another field: nobody has changed it since.
+fn still_shows_ours(case: &Case<'_>) -> bool {
+    let skew = case.policy.tolerance_ms();
+    let seen = case.here().seen.as_ref().map(|(_, clock)| clock.at);
+    let replaced = |w: &SentWrite| {
+        let window = w.window(skew);
+        seen.is_some_and(|seen| window.is_some_and(|w| w.before(seen)))
+    };
+    case.observed.source == Source::Page
+        && echo::last_own(case.here()).is_some_and(|w| case.is(w.result()) && !replaced(w))
+}
+
+/// A page that shows our newest write as this CRM seems to spell it: a page has
+/// no mark, and nobody wrote there since. Learned as the form of our write.
+fn shows_our_form(case: &mut Case<'_>) -> Option<Keep> {
+    let skew = case.policy.tolerance_ms();
+    let (value, field_type) = (case.value.clone(), case.column.field_type);
+    let (held, seen) = (case.held.clone(), case.here().seen.clone());
+    let news = case.observed.source == Source::Page
+        && !case.merges()
+        && matches!(case.order(), Order::After | Order::Unclear)
+        && !echo::known(case.here()).is_some_and(|k| case.is(k))
+        && !case.here().sent.iter().any(|w| case.is(w.result()));
+    let own = echo::last_own_mut(case.here_mut()).filter(|_| news)?;
+    let window = own.window(skew);
+    let replaced = seen.is_some_and(|(_, c)| window.is_none_or(|w| !c.at.before(w)));
+    let unknown = own.normal.is_none() && !same(field_type, &own.value, &value);
+    if replaced || !unknown || !echo::alike(&own.value, &value) {
+        return None;
+    }
+    own.confirmed = true;
+    own.normal = Some(value);
+    Some(if same(field_type, &own.value, &held) {
+        Keep::RowOnly
+    } else {
+        Keep::Nothing
+    })
+}
+
+/// A page that shows what one of our earlier writes left there: its stamp is of
+/// another field, so the write's own window does not tell.
+fn shows_own_past(case: &Case<'_>) -> bool {
+    let sent = &case.here().sent;
+    let written = |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::Failed);
+    let newest = sent.iter().rposition(written).unwrap_or(0);
+    // Its form of the newest one is news.
+    let alike = |w: &SentWrite| echo::alike(&w.value, case.value);
+    let current = sent.get(newest).is_some_and(alike);
+    case.observed.source == Source::Page
+        && sent[..newest]
+            .iter()
+            .any(|w| written(w) && (case.is(w.result()) || (alike(w) && !current)))
 }
 
 /// Notes that the CRM shows what our newest write carried, if that is surely
@@ -142,11 +215,19 @@ fn confirm_newest(
 
 /// Bouncing our own value's normal form would never end.
 fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source == Source::Local || !case.observed.mark_is_ours {
+    if made(Mistake::NormalFormIsAnEdit)
+        || case.observed.source == Source::Local
+        || !case.observed.mark_is_ours
+    {
         return None;
     }
     let (at, value) = (case.observed.at, case.value.clone());
     let place = echo::find_marked(case.here(), case.value, at, case.policy.tolerance_ms())?;
+    // What was there before is no form of what was sent over it.
+    let alike = echo::alike(&case.here().sent[place].value, &value);
+    if !alike && echo::known(case.here()).is_some_and(|k| case.is(k)) {
+        return Some(Keep::Nothing);
+    }
     let page = case.observed.source == Source::Page;
     let field_type = case.column.field_type;
     let here = case.here_mut();
@@ -194,6 +275,15 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
 
 fn stale(case: &mut Case<'_>) -> Option<Keep> {
     let at = case.observed.at;
+    if made(Mistake::StaleByRecord) {
+        let side = case.observed.side;
+        let mut shown = case
+            .entity
+            .fields
+            .values()
+            .filter_map(|f| f.sides.get(side)?.seen.as_ref());
+        return shown.any(|(_, c)| at.before(c.at)).then_some(Keep::Ignore);
+    }
     let older = case.observed.source != Source::Local
         && !case.merges()
         && case
@@ -224,7 +314,13 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     if !lost {
         return None;
     }
-    case.record_seen();
+    // What we left there ourselves is not what its users wrote; but where it
+    // stands against an answer, it is what must be overcome.
+    let answered =
+        echo::last_own(case.here()).is_some_and(|w| !matches!(w.sent, Sent::Unknown { .. }));
+    if before || answered {
+        case.record_seen();
+    }
     Some(Keep::Nothing)
 }
 
@@ -233,7 +329,7 @@ fn unsettled(case: &mut Case<'_>) -> Option<Keep> {
     let in_flight = case.observed.source == Source::Page
         && case.order() == Order::Unclear
         && echo::last_own(case.here()).is_some_and(|w| matches!(w.sent, Sent::InFlight { .. }))
-        && echo::known(case.here()).is_some_and(|k| case.is(k));
+        && (echo::known(case.here()).is_some_and(|k| case.is(k)) || shows_own_past(case));
     in_flight.then_some(Keep::Ignore)
 }
 
@@ -273,20 +369,23 @@ fn without_effect(case: &mut Case<'_>) -> Option<Keep> {
 /// the same value after our write is somebody setting it back.
 fn known(case: &mut Case<'_>) -> Option<Keep> {
     if case.observed.source == Source::Local
+        || made(Mistake::OldStateIsNews)
         || case.merges()
         || !echo::known(case.here()).is_some_and(|k| case.is(k))
     {
         return None;
     }
-    let told_again = case
-        .here()
-        .seen
-        .as_ref()
-        .is_some_and(|(_, seen)| seen.at.overlaps(case.observed.at));
+    let seen = case.here().seen.as_ref().filter(|(v, _)| case.is(v));
+    let told_again = seen.is_some_and(|(_, seen)| seen.at.overlaps(case.observed.at));
+    // It stood there after our newest write already.
+    let stands = case.observed.source == Source::Page
+        && seen.is_some_and(|(_, seen)| {
+            echo::order(case.here(), seen.at, case.policy.tolerance_ms()) == Order::After
+        });
     match case.order() {
-        Order::After => return None,
+        Order::After if !told_again && !stands => return None,
         Order::Unclear if !told_again => return None,
-        Order::Unclear | Order::Before | Order::NoWrite => {}
+        Order::After | Order::Unclear | Order::Before | Order::NoWrite => {}
     }
     case.record_seen();
     Some(Keep::Nothing)
@@ -313,7 +412,7 @@ fn on_hold(case: &mut Case<'_>) -> Option<Keep> {
             .iter()
             .all(|c| effect::says_the_same(case, c.side, &c.value))
     });
-    if agreed {
+    if agreed && !case.merges() {
         case.state.hold = None;
         return Some(Keep::Challenger);
     }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::broken::{Mistake, made};
 use crate::merge::{self, Merge};
 use crate::model::{FieldType, Value};
 use crate::policy::Rule;
@@ -183,7 +184,7 @@ impl Strategy {
 fn owner(contest: &Contest<'_>) -> Verdict {
     let named = contest.rule.winner.len();
     let rank = contest.rule.rank(contest.challenger.origin);
-    if !contest.named_present {
+    if !contest.named_present || made(Mistake::OwnerIsAnybody) {
         return Verdict::Challenger;
     }
     if rank == named {

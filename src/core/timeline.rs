@@ -2,6 +2,7 @@
 //! users, our own writes. An edit is counted against what stood there before
 //! it, and once, whatever number of times and in whatever order it is told.
 
+use crate::broken::{Mistake, made};
 use crate::model::{FieldType, Millis, Value};
 use crate::state::{Clock, Interval, PAST_MAX, SENT_MAX, Sent, SentWrite, SideState};
 use crate::value::same;
@@ -40,17 +41,18 @@ fn fate(write: &SentWrite) -> Fate {
 }
 
 /// When, by the CRM's clock, a write may have taken effect: not before the edits
-/// that we had been told of when it left.
+/// that we had been told of when it left, nor after one that replaced it.
 fn window(write: &SentWrite, skew_ms: i64) -> Option<Interval> {
-    let window = write.window(skew_ms)?;
-    let told = write.after.filter(|_| write.landed.is_none());
-    Some(match told {
-        Some(after) if after >= window.from => Interval {
-            from: after.saturating_add(1),
-            to: window.to.max(after.saturating_add(1)),
-        },
-        _ => window,
-    })
+    let mut window = write.window(skew_ms)?;
+    if let Some(after) = write.after.filter(|after| *after >= window.from) {
+        window.from = after.saturating_add(1);
+        window.to = window.to.max(window.from);
+    }
+    if let Some(before) = write.before.filter(|before| *before <= window.to) {
+        window.to = before.saturating_sub(1);
+        window.from = window.from.min(window.to);
+    }
+    Some(window)
 }
 
 /// Edits that were counted, with their times.
@@ -69,6 +71,9 @@ pub(crate) fn place(
 ) -> Place {
     let told = |(v, t): (&Value, Interval)| t.overlaps(at) && same(field_type, v, value);
     if edits(side).any(told) {
+        if made(Mistake::DuplicatesCount) {
+            return Place::After(side.base.clone().flatten());
+        }
         return Place::Known;
     }
     let previous = edits(side)
@@ -213,7 +218,12 @@ pub(crate) fn order_by_page(
         .iter()
         .map(|(v, c)| (v.clone(), c.at))
         .collect();
-    let Some(write) = crate::echo::last_own_mut(side).filter(|w| w.landed.is_none()) else {
+    // A stamp that shows whole seconds leaves open what came first in its second.
+    let open = |w: &SentWrite| match w.landed {
+        None => true,
+        Some(landed) => waiting.iter().any(|(_, t)| t.overlaps(landed)),
+    };
+    let Some(write) = crate::echo::last_own_mut(side).filter(|w| open(w)) else {
         return;
     };
     let (Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. }) = write.sent
@@ -224,14 +234,13 @@ pub(crate) fn order_by_page(
         return;
     };
     if same(field_type, write.result(), shown) {
-        let after = waiting.iter().map(|(_, t)| t.to.saturating_add(1)).max();
-        if let Some(from) = after {
-            let from = from.max(window.from);
-            write.landed = Some(Interval {
-                from,
-                to: window.to.max(from),
-            });
-        }
+        let last = waiting.iter().map(|(_, t)| t.to).max();
+        let Some(last) = last else { return };
+        write.after = write.after.max(Some(last));
+        write.confirmed = true;
+    } else if write.landed.is_some() {
+        let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
+        write.before = edit.map(|(_, t)| t.from).or(write.before);
     } else if matches!(write.sent, Sent::Answered { .. }) {
         let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
         let edit = match edit {

@@ -1,66 +1,162 @@
-//! A CRM as the outside world sees it: one record, one field, its own clock.
+//! A CRM as the outside world sees it: records, its own clock, its own habits.
 
 use crm_core::model::Value;
 use crm_core::state::Interval;
 
-/// What differs between CRMs.
+use crate::world::{Habits, Kind};
+
+/// A record as it was.
 #[derive(Clone, Debug)]
-pub struct Habits {
-    /// Its clock minus ours.
-    pub offset: i64,
-    /// Stamps show whole seconds.
-    pub seconds: bool,
-    /// Stores text in lower case.
-    pub lower: bool,
-    /// Refuses this value for good.
-    pub refuses: Option<&'static str>,
-    /// Its answers show the stored value.
-    pub echoes: bool,
-    /// Its events say which client wrote.
-    pub marks: bool,
-    /// Length of its field.
-    pub length: usize,
+pub struct Past {
+    /// Our time.
+    pub at: i64,
+    pub values: Vec<Value>,
+    /// Its stamp.
+    pub stamp: i64,
+    pub deleted: bool,
+}
+
+/// One record.
+#[derive(Clone, Debug)]
+pub struct Record {
+    /// What identifies the thing in the world (an e-mail address).
+    pub key: u32,
+    /// Our unique property.
+    pub unique: Option<String>,
+    /// We made it.
+    pub ours: bool,
+    pub values: Vec<Value>,
+    /// Record stamp, by its own clock.
+    pub stamp: i64,
+    pub deleted: bool,
+    /// It became part of this record.
+    pub merged: Option<usize>,
+    /// Earlier states, for readers that lag.
+    pub history: Vec<Past>,
 }
 
 /// One CRM.
 #[derive(Clone, Debug)]
 pub struct Crm {
     pub habits: Habits,
-    pub value: Value,
-    /// Record stamp, by its own clock.
-    pub stamp: i64,
-    /// Earlier states, for readers that lag: our time, value, stamp.
-    pub history: Vec<(i64, Value, i64)>,
+    pub kinds: Vec<Kind>,
+    pub records: Vec<Record>,
+    /// Writes of ours that it accepted and ignored.
+    pub ignored: u32,
+    /// Which columns it has.
+    pub columns: Vec<bool>,
+}
+
+/// Place of a stage in the order of stages.
+fn stage(value: &Value) -> Option<u32> {
+    value.as_ref()?.chars().last()?.to_digit(10)
 }
 
 impl Crm {
     /// What it makes of a value.
-    pub fn stored(&self, value: &Value) -> Value {
+    pub fn stored(&self, field: usize, value: &Value, ours: bool) -> Value {
+        if self.kinds[field] != Kind::Text {
+            return value.clone();
+        }
         value.as_ref().map(|v| {
-            let cut: String = v.chars().take(self.habits.length).collect();
+            let mut text: String = v.chars().take(self.habits.length).collect();
             if self.habits.lower {
-                cut.to_lowercase()
-            } else {
-                cut
+                text = text.to_lowercase();
             }
+            if ours && self.habits.adorns && !text.ends_with('~') {
+                text.push('~');
+            }
+            text
         })
     }
 
-    /// Stores a value; whether anything changed.
-    pub fn set(&mut self, value: &Value, now: i64) -> bool {
-        let stored = self.stored(value);
-        let changed = stored != self.value;
-        if changed {
-            self.value = stored;
-            self.touch(now);
+    /// Stores values; which fields changed.
+    pub fn set(
+        &mut self,
+        record: usize,
+        values: &[(usize, Value)],
+        now: i64,
+        ours: bool,
+    ) -> Vec<usize> {
+        let mut changed = Vec::new();
+        for (field, value) in values.iter().filter(|(f, _)| self.columns[*f]) {
+            let stored = self.stored(*field, value, ours);
+            let held = &self.records[record].values[*field];
+            if stored == *held {
+                continue;
+            }
+            let back = stage(&stored) < stage(held);
+            if ours && self.kinds[*field] == Kind::Stage && self.habits.forward_only && back {
+                self.ignored += 1;
+                continue;
+            }
+            self.records[record].values[*field] = stored;
+            changed.push(*field);
+        }
+        if !changed.is_empty() {
+            self.touch(record, now);
         }
         changed
     }
 
-    /// Another field of the record changed.
-    pub fn touch(&mut self, now: i64) {
-        self.stamp = now + self.habits.offset;
-        self.history.push((now, self.value.clone(), self.stamp));
+    /// Something of the record changed.
+    pub fn touch(&mut self, record: usize, now: i64) {
+        let stamp = now + self.habits.offset;
+        let record = &mut self.records[record];
+        record.stamp = stamp;
+        record.history.push(Past {
+            at: now,
+            values: record.values.clone(),
+            stamp,
+            deleted: record.deleted,
+        });
+    }
+
+    /// Makes a record.
+    pub fn create(
+        &mut self,
+        key: u32,
+        values: &[(usize, Value)],
+        unique: Option<String>,
+        now: i64,
+        ours: bool,
+    ) -> usize {
+        let mut record = Record {
+            key,
+            unique,
+            ours,
+            values: vec![None; self.kinds.len()],
+            stamp: 0,
+            deleted: false,
+            merged: None,
+            history: Vec::new(),
+        };
+        for (field, value) in values.iter().filter(|(f, _)| self.columns[*f]) {
+            record.values[*field] = self.stored(*field, value, ours);
+        }
+        self.records.push(record);
+        let id = self.records.len() - 1;
+        self.touch(id, now);
+        id
+    }
+
+    /// Removes a record or brings it back; whether that changed anything.
+    pub fn set_deleted(&mut self, record: usize, deleted: bool, now: i64) -> bool {
+        let there = &mut self.records[record];
+        if there.merged.is_some() || there.deleted == deleted {
+            return false;
+        }
+        there.deleted = deleted;
+        self.touch(record, now);
+        true
+    }
+
+    /// Records that are there with this key.
+    pub fn with_key(&self, key: u32) -> Vec<usize> {
+        let there = |r: &Record| r.key == key && !r.deleted && r.merged.is_none();
+        (0..self.records.len())
+            .filter(|i| there(&self.records[*i]))
+            .collect()
     }
 
     /// A stamp as precise as this CRM shows it.
@@ -73,14 +169,9 @@ impl Crm {
     }
 
     /// What a reader sees whose index is as old as `at`.
-    pub fn as_of(&self, at: i64) -> (Value, i64) {
-        self.history
-            .iter()
-            .rev()
-            .find(|(time, _, _)| *time <= at)
-            .or(self.history.first())
-            .map_or((self.value.clone(), self.stamp), |(_, v, s)| {
-                (v.clone(), *s)
-            })
+    pub fn as_of(&self, record: usize, at: i64) -> Past {
+        let history = &self.records[record].history;
+        let past = history.iter().rev().find(|p| p.at <= at);
+        past.unwrap_or(&history[0]).clone()
     }
 }

@@ -1,487 +1,454 @@
-//! One history: random edits on all sides, a bad network, then quiet and a
-//! last read of every side; then what must hold.
+//! One history: random acts on all sides over a bad network, then quiet and a
+//! last read of every record; then what must hold.
 
-use crm_core::decide::Source;
 use crm_core::model::Value;
-use crm_core::policy::{Policy, Rule};
-use crm_core::state::{Answer, Interval, settle};
-use crm_core::strategy::Strategy;
+use crm_core::state::{Interval, SideRecord};
 
-use crate::crm::{Crm, Habits};
-use crate::engine::{Engine, HORIZON};
+use crate::crm::Crm;
+use crate::engine::Engine;
+use crate::model::{EDITS_MAX, Made, Model, Sight, Writer, token, value_of};
+use crate::network::Network;
 use crate::rng::Rng;
+use crate::trace::note;
+use crate::world::{Kind, STAGES, World, draw_rule};
 
-/// Tolerance of the policy.
-const SKEW: i64 = 2_000;
-/// Edits further apart than this have an order that every clock shows.
-const CLEAR: i64 = SKEW + 4_000;
-
-/// Something under way.
-enum Message {
-    Event {
-        side: usize,
-        value: Value,
-        at: Interval,
-        ours: bool,
-    },
-    Page {
-        side: usize,
-        value: Value,
-        at: Interval,
-    },
-    Apply {
-        side: usize,
-        value: Value,
-        claim: i64,
-        fate: Fate,
-    },
-    Result {
-        side: usize,
-        claim: i64,
-        answer: Answer,
-    },
-}
-
-/// What happens to a call.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Fate {
-    Fine,
-    Refused,
-    LostBefore,
-    LostAfter,
-}
-
-/// An edit by a person or program, in true time.
-#[derive(Clone, Debug)]
-struct Made {
-    at: i64,
-    /// `None` for SQL.
-    side: Option<usize>,
-    value: Value,
-    /// The engine can know of it.
-    told: bool,
-}
-
+/// Everything of one history.
 pub struct History {
-    rng: Rng,
+    pub seed: u64,
+    pub world: World,
     pub crms: Vec<Crm>,
     pub engine: Engine,
-    net: Vec<(i64, Message)>,
-    now: i64,
-    made: Vec<Made>,
-    /// Last time anything touched a record without editing the field.
-    bumped: i64,
-    faults: bool,
-    next: u32,
+    pub net: Network,
+    pub now: i64,
+    pub model: Model,
+    pub rng: Rng,
+    /// Things go wrong.
+    pub faults: bool,
+    /// What a stand-by knows: since when, and what.
+    pub standby: Option<(i64, Box<Engine>)>,
+    /// Field and time of the last change of a rule.
+    pub reformed: Vec<Option<i64>>,
+    /// A stand-by took over at this time.
+    pub failed_over: Option<i64>,
+    /// Keys whose records were removed, restored or merged.
+    pub disturbed: Vec<u32>,
+    keys: u32,
 }
-
-const POLICIES: [(Strategy, &[&str]); 6] = [
-    (
-        Strategy::LastWriteWins,
-        &["alpha", "beta", "gamma", "local"],
-    ),
-    (Strategy::LastWriteWins, &[]),
-    (Strategy::Owner, &["alpha"]),
-    (Strategy::Priority, &["local", "beta", "alpha"]),
-    (Strategy::FillBlank, &["local"]),
-    (Strategy::Review, &[]),
-];
 
 impl History {
     pub fn new(seed: u64) -> Self {
-        let mut rng = Rng(seed);
-        let sides = 2 + rng.below(2) as usize;
-        let lower = rng.chance(30).then(|| rng.below(sides as u64) as usize);
-        let crms: Vec<Crm> = (0..sides)
-            .map(|side| {
-                let habits = Habits {
-                    offset: rng.below(2_000) as i64 - 1_000,
-                    seconds: side == 1,
-                    lower: lower == Some(side),
-                    refuses: (side == 1 && rng.chance(10)).then_some("refused"),
-                    echoes: side == 0,
-                    marks: lower == Some(side) || rng.chance(70),
-                    length: if side == 2 { 4 } else { 40 },
-                };
-                let value = Some("base".to_owned());
-                Crm {
-                    habits,
-                    value,
-                    stamp: 0,
-                    history: Vec::new(),
-                }
-            })
-            .collect();
-        let (strategy, winner) = POLICIES[rng.below(POLICIES.len() as u64) as usize];
-        let policy = Policy {
-            version: 1,
-            rules: vec![Rule {
-                id: 1,
-                field: None,
-                strategy,
-                winner: winner.iter().map(|w| (*w).to_owned()).collect(),
-                ..Rule::default()
-            }],
-            skew_ms: SKEW,
-            ..Policy::default()
-        };
-        Self {
-            engine: Engine::new(policy, &crms),
-            crms,
-            rng,
-            net: Vec::new(),
+        let world = World::draw(seed);
+        let crms = world.habits.iter().enumerate().map(|(side, habits)| Crm {
+            habits: habits.clone(),
+            kinds: world.kinds.clone(),
+            records: Vec::new(),
+            ignored: 0,
+            columns: (0..world.kinds.len())
+                .map(|f| world.mapped(f, side))
+                .collect(),
+        });
+        let mut history = Self {
+            seed,
+            crms: crms.collect(),
+            engine: Engine::new(&world),
+            net: Network::default(),
             now: 1_000_000,
-            made: Vec::new(),
-            bumped: 0,
+            model: Model::default(),
+            rng: Rng::of(seed, 0),
             faults: true,
-            next: 0,
+            standby: None,
+            reformed: vec![None; world.kinds.len()],
+            failed_over: None,
+            disturbed: Vec::new(),
+            keys: 1,
+            world,
+        };
+        history.model.made.push(Made::base());
+        history.first_thing();
+        history
+    }
+
+    /// A thing that all sides have and agree about, long ago.
+    fn first_thing(&mut self) {
+        let thing = self.engine.new_thing(1);
+        for (side, crm) in self.crms.iter_mut().enumerate() {
+            let values: Vec<(usize, Value)> = (0..crm.kinds.len())
+                .map(|field| match crm.kinds[field] {
+                    Kind::Stage => (field, stage(side, 0)),
+                    Kind::Amount => (field, Some("0".to_owned())),
+                    Kind::Log => (field, Some("log".to_owned())),
+                    Kind::Choices => (field, Some("base".to_owned())),
+                    Kind::Text | Kind::Computed => (field, value_of(0, false)),
+                })
+                .collect();
+            let id = crm.create(1, &values, None, 0, false);
+            let record = &crm.records[id];
+            self.engine.things[thing].entity.records[side] = SideRecord {
+                exists: true,
+                record_id: Some(id.to_string()),
+                deleted: false,
+                values: record.values.clone(),
+            };
         }
     }
 
-    /// Runs it; what broke, if anything.
-    pub fn run(&mut self) -> Result<(), String> {
-        for _ in 0..6 + self.rng.below(30) {
+    /// Number of acts.
+    pub fn acts(&self) -> u64 {
+        6 + Rng::of(self.seed, 2_000_000).below(30) as u64
+    }
+
+    /// Runs the acts whose bit is set in `mask`; what broke, if anything.
+    pub fn run(&mut self, mask: u64) -> Result<(), String> {
+        for act in (0..self.acts()).filter(|a| mask >> a & 1 == 1) {
+            self.rng = Rng::of(self.seed, act + 1);
             self.act();
             self.advance();
         }
+        self.rng = Rng::of(self.seed, 3_000_000);
         self.quiet()?;
+        self.net.early = self.check_questions().err();
+        // What is under way while a person answers can lead to a new question.
+        for _ in 0..3 {
+            self.answer_all();
+            self.quiet()?;
+        }
         self.check()
     }
 
     fn act(&mut self) {
-        let side = self.rng.below(self.crms.len() as u64) as usize;
-        match self.rng.below(12) {
-            0..=3 => self.human(side),
-            4 | 5 => {
-                let length = self.crms[side].habits.length;
-                let value = self.value().map(|v| v.chars().take(length).collect());
-                if *self.engine.row(side) != value {
-                    self.made.push(Made {
-                        at: self.now,
-                        side: None,
-                        value: value.clone(),
-                        told: true,
-                    });
-                }
-                self.engine.sql(side, value, self.now);
-            }
-            6 => {
-                self.crms[side].touch(self.now);
-                self.bumped = self.now;
-            }
-            7 | 8 => {
-                let lag = self.rng.below(2_000) as i64;
-                self.read(side, lag);
-            }
-            9 => self.engine.restart(),
+        let side = self.rng.below(self.crms.len());
+        let (field, thing) = (
+            self.rng.below(self.world.kinds.len()),
+            self.rng.below(self.engine.things.len()),
+        );
+        match self.rng.below(24) {
+            0..=6 => self.human(side, field),
+            7..=10 => self.sql(thing, side, field),
+            11 => self.bump(side),
+            12..=14 => self.read_some(side),
+            15 => self.crash(),
+            16 if self.world.reforms => self.reform(field),
+            17 if self.world.failover => self.fail_over(),
+            18 => self.steward(thing, field),
+            19..=23 if self.world.records => self.record_act(side, thing),
             _ => {}
         }
     }
 
-    fn value(&mut self) -> Value {
-        self.next += 1;
-        match self.rng.below(12) {
-            0 => None,
-            1 => Some("base".to_owned()),
-            2 => Some("refused".to_owned()),
-            3 | 4 if !self.made.is_empty() => {
-                let old = self.rng.below(self.made.len() as u64) as usize;
-                self.made[old].value.clone()
-            }
-            5 => Some(format!("Long{}", self.next)),
-            _ => Some(format!("V{}", self.next)),
+    /// A value for a field, and whether it is one of its own.
+    pub fn value(&mut self, side: usize, field: usize) -> Value {
+        if self.world.kinds[field] == Kind::Stage {
+            let at = self.rng.below(STAGES.len());
+            return stage(side, at);
         }
-    }
-
-    fn human(&mut self, side: usize) {
-        let value = self.value();
-        if !self.crms[side].set(&value, self.now) {
-            return;
+        if self.world.kinds[field].counts() {
+            return None;
         }
-        let told = self.announce(side, false);
-        let value = self.crms[side].value.clone();
-        self.made.push(Made {
-            at: self.now,
-            side: Some(side),
-            value,
-            told,
-        });
-    }
-
-    /// The CRM tells of its newest change: maybe late, twice, or not at all.
-    fn announce(&mut self, side: usize, ours: bool) -> bool {
-        let crm = &self.crms[side];
-        let (value, at) = (crm.value.clone(), crm.shown(crm.stamp));
-        let ours = ours && crm.habits.marks;
-        let copies = match self.rng.below(20) {
-            0 if self.faults => 0,
-            1 | 2 if self.faults => 2,
-            _ => 1,
-        };
-        for _ in 0..copies {
-            let due = self.now + self.rng.delay();
-            let message = Message::Event {
-                side,
-                value: value.clone(),
-                at,
-                ours,
+        if self.world.repeats && self.rng.chance(30) {
+            return match self.rng.below(4) {
+                0 => None,
+                _ => value_of(self.rng.below(self.model.made.len()) as u32, false),
             };
-            self.net.push((due, message));
         }
-        copies > 0
-    }
-
-    fn read(&mut self, side: usize, lag: i64) {
-        let crm = &self.crms[side];
-        let (value, stamp) = crm.as_of(self.now - lag);
-        let at = crm.shown(stamp);
-        let due = self.now + self.rng.delay();
-        self.net.push((due, Message::Page { side, value, at }));
-    }
-
-    /// Lets time pass and everything due arrive.
-    fn advance(&mut self) {
-        let until = self.now + self.rng.delay();
-        loop {
-            if self.rng.chance(60) {
-                self.engine.drain(self.now);
-            }
-            self.engine.expire(self.now);
-            for side in 0..self.crms.len() {
-                if self.rng.chance(70) {
-                    self.send(side);
-                }
-            }
-            let next = self.net.iter().enumerate().min_by_key(|(_, (due, _))| *due);
-            match next.map(|(i, (due, _))| (i, *due)) {
-                Some((i, due)) if due <= until => {
-                    self.now = self.now.max(due);
-                    let (_, message) = self.net.swap_remove(i);
-                    self.handle(message);
-                }
-                _ => break,
-            }
+        if self.world.habits[side].refuses && self.rng.chance(10) {
+            return Some("refused".to_owned());
         }
-        self.now = until;
+        let long = self.rng.chance(20);
+        let value = value_of(self.model.next(), long);
+        let length = self.world.habits[side].length;
+        value.map(|v| v.chars().take(length).collect())
     }
 
-    fn send(&mut self, side: usize) {
-        let Some(value) = self.engine.claim(side, self.now) else {
+    /// What somebody makes of a value by adding something of their own.
+    fn added(&self, field: usize, held: &Value) -> Value {
+        let edit = self.model.next();
+        let text = held.clone().unwrap_or_default();
+        Some(match self.world.kinds[field] {
+            Kind::Amount => {
+                let number: i128 = text.parse().unwrap_or(0);
+                (number + amount_of(edit)).to_string()
+            }
+            Kind::Choices if text.is_empty() => format!("V{edit:03}"),
+            Kind::Choices => format!("{text};V{edit:03}"),
+            _ => format!("{text}\nV{edit:03}"),
+        })
+    }
+
+    /// Somebody edits a record at a CRM.
+    fn human(&mut self, side: usize, field: usize) {
+        let there = self.crms[side].records.len();
+        let id = self.rng.below(there);
+        if id >= there || !self.can_edit(side, id, field) {
             return;
-        };
-        let claim = self.now;
-        let fate = match self.rng.below(20) {
-            0 if self.faults => Fate::Refused,
-            1 if self.faults => Fate::LostBefore,
-            2 if self.faults => Fate::LostAfter,
-            // The process dies between claim and call.
-            3 if self.faults => return,
-            _ => Fate::Fine,
-        };
-        let due = self.now + self.rng.below(400) as i64;
-        self.net.push((
-            due,
-            Message::Apply {
-                side,
-                value,
-                claim,
-                fate,
-            },
-        ));
-    }
-
-    fn handle(&mut self, message: Message) {
-        match message {
-            Message::Event {
-                side,
-                value,
-                at,
-                ours,
-            } => {
-                self.engine
-                    .arrive(side, Source::Remote, value, at, ours, self.now);
-            }
-            Message::Page { side, value, at } => {
-                self.engine
-                    .arrive(side, Source::Page, value, at, false, self.now);
-            }
-            Message::Result {
-                side,
-                claim,
-                answer,
-            } => {
-                self.engine.result(side, claim, answer, self.now);
-            }
-            Message::Apply {
-                side,
-                value,
-                claim,
-                fate,
-            } => self.call(side, &value, claim, fate),
         }
+        let mut value = self.value(side, field);
+        if self.world.kinds[field].counts() {
+            let held = self.crms[side].records[id].values[field].clone();
+            value = self.added(field, &held);
+        }
+        self.edit_at_crm(side, id, (field, value), false);
     }
 
-    fn call(&mut self, side: usize, value: &Value, claim: i64, fate: Fate) {
-        let forbidden = self.crms[side].habits.refuses;
-        let answer = if value.is_some() && value.as_deref() == forbidden {
-            Answer::Failed
-        } else if fate == Fate::Refused {
-            Answer::Retry
-        } else {
-            if fate != Fate::LostBefore && self.crms[side].set(value, self.now) {
-                self.announce(side, true);
-            }
-            let crm = &self.crms[side];
-            Answer::Done {
-                echoed: crm.habits.echoes.then(|| crm.value.clone()),
-            }
-        };
-        let lost = matches!(fate, Fate::LostBefore | Fate::LostAfter);
-        let (after, answer) = if lost {
-            (10_000, Answer::Unknown)
-        } else {
-            (self.rng.below(300) as i64, answer)
-        };
-        self.net.push((
-            self.now + after,
-            Message::Result {
-                side,
-                claim,
-                answer,
-            },
-        ));
+    fn can_edit(&self, side: usize, id: usize, field: usize) -> bool {
+        let record = &self.crms[side].records[id];
+        self.model.made.len() < EDITS_MAX
+            && !record.deleted
+            && record.merged.is_none()
+            && self.world.kinds[field] != Kind::Computed
+            && self.world.mapped(field, side)
     }
 
-    /// Faults end, everything arrives, every side is read again until nothing
-    /// more follows.
-    fn quiet(&mut self) -> Result<(), String> {
-        self.faults = false;
-        let mut calm = 0;
-        for _ in 0..60 {
-            let before: usize = self.engine.sent.iter().sum();
-            while !self.net.is_empty() || self.engine.flying.iter().any(Option::is_some) {
-                self.now += 1_000;
-                self.advance();
-            }
-            self.now += 100_000;
-            self.advance();
-            let waiting = self.engine.queued.iter().any(Option::is_some);
-            for side in 0..self.crms.len() {
-                self.read(side, 0);
-            }
-            let idle = before == self.engine.sent.iter().sum::<usize>() && !waiting;
-            calm = if idle && self.engine.log.is_empty() {
-                calm + 1
+    /// An edit at a CRM, by people or by an automation; told of or not.
+    pub fn edit_at_crm(&mut self, side: usize, id: usize, edit: (usize, Value), quiet: bool) {
+        let (field, value) = edit;
+        let sights = self.sights(side, id, field);
+        let changed = self.crms[side].set(id, &[(field, value)], self.now, false);
+        if changed.is_empty() {
+            return;
+        }
+        let record = &self.crms[side].records[id];
+        let (key, value) = (record.key, record.values[field].clone());
+        note(|| format!("{} human s{side} r{id} f{field} {value:?}", self.now));
+        let told = quiet || self.announce(side, id, &changed, false);
+        self.made((key, field), Writer::Crm(side), value, sights, told);
+    }
+
+    /// What somebody sees at a CRM.
+    fn sights(&self, side: usize, id: usize, field: usize) -> Vec<Sight> {
+        let record = &self.crms[side].records[id];
+        let mut sights: Vec<Sight> = Vec::new();
+        for past in record.history.iter().rev() {
+            let Some(edit) = token(&past.values[field]).filter(|e| *e > 0) else {
+                continue;
+            };
+            let made = self.model.made.get(edit as usize);
+            // Two edits of one second have no order that could be told.
+            let near = if self.world.habits[side].seconds {
+                1_000
             } else {
                 0
             };
-            if calm == 3 {
-                return Ok(());
+            let own = made.is_some_and(|m| {
+                m.writer == Writer::Crm(side) && m.at + near < self.now.max(m.at + 1)
+            });
+            let first = sights.is_empty();
+            let last = sights.last_mut().filter(|s| s.edit == edit);
+            match last {
+                Some(sight) => sight.since = past.at,
+                None if own || first => sights.push(Sight {
+                    edit,
+                    since: past.at,
+                    own,
+                }),
+                // Seen before, and gone again: nobody can tell who knew of it.
+                None => sights.push(Sight {
+                    edit,
+                    since: i64::MAX,
+                    own: false,
+                }),
             }
         }
-        Err("never quiet".to_owned())
+        sights
     }
 
-    fn check(&mut self) -> Result<(), String> {
-        if let Some(fault) = self.engine.faults.first() {
-            return Err(fault.clone());
-        }
-        let writes: usize = self.engine.sent.iter().sum();
-        let bound = 12 * (self.made.len() + 4);
-        if writes > bound {
-            return Err(format!("{writes} writes for {} edits", self.made.len()));
-        }
-        let rule = self.engine.policy.rules[0].clone();
-        if let Some(reason) = self.engine.held() {
-            let asked = rule.strategy == Strategy::Review || reason.contains("overwriting");
-            return if asked {
-                Ok(())
-            } else {
-                Err(format!("held: {reason}"))
-            };
-        }
-        if self.crms.iter().any(|c| c.habits.refuses.is_some()) {
-            return self.agree(true);
-        }
-        self.agree(false)?;
-        match rule.strategy {
-            Strategy::Owner => self.owner_kept()?,
-            Strategy::LastWriteWins => self.last_won()?,
-            _ => {}
-        }
-        let later = self.now + HORIZON + 100_000;
-        match self.engine.entity.fields.get(&0) {
-            Some(state) if !settle(state, later, HORIZON) => Err(format!("not settled: {state:?}")),
-            _ => Ok(()),
-        }
-    }
-
-    /// Each mirror shows its CRM, and all show one value by the map.
-    fn agree(&self, refusing: bool) -> Result<(), String> {
-        for (side, crm) in self.crms.iter().enumerate() {
-            let row = self.engine.row(side);
-            if refusing && row.as_deref() == Some("refused") {
-                continue;
-            }
-            if *row != crm.value {
-                return Err(format!("side {side}: row {row:?}, CRM {:?}", crm.value));
-            }
-        }
-        let rows: Vec<&Value> = (0..self.crms.len()).map(|s| self.engine.row(s)).collect();
-        for a in 0..rows.len() {
-            for b in 0..rows.len() {
-                let refused = refusing && rows.iter().any(|r| r.as_deref() == Some("refused"));
-                let (from_a, from_b) = (self.crms[b].stored(rows[a]), self.crms[a].stored(rows[b]));
-                let same = from_a == self.crms[b].stored(rows[b])
-                    || from_b == self.crms[a].stored(rows[a])
-                    || self.crms[a].stored(&from_a)
-                        == self.crms[a].stored(&self.crms[b].stored(rows[b]));
-                if !same && !refused {
-                    return Err(format!("sides differ: {rows:?}"));
+    /// Notes an edit in the model.
+    pub fn made(
+        &mut self,
+        cell: (u32, usize),
+        writer: Writer,
+        value: Value,
+        sights: Vec<Sight>,
+        sure: bool,
+    ) {
+        self.model.add(Made {
+            at: self.now,
+            stamp: match writer {
+                Writer::Crm(side) => {
+                    let crm = &self.crms[side];
+                    crm.shown(self.now + crm.habits.offset)
                 }
+                Writer::Sql(_) => Interval::instant(self.now),
+            },
+            until: self.now,
+            writer,
+            cell,
+            value,
+            sure,
+            sights,
+            ..Made::base()
+        });
+    }
+
+    /// Somebody edits a row with SQL.
+    fn sql(&mut self, thing: usize, side: usize, field: usize) {
+        let record = &self.engine.things[thing].entity.records[side];
+        let computed = self.world.kinds[field] == Kind::Computed;
+        let full = self.model.made.len() >= EDITS_MAX;
+        if !record.exists || record.deleted || computed || full || !self.world.mapped(field, side) {
+            return;
+        }
+        let mut value = self.value(side, field);
+        let row = self.engine.row(thing, side, field);
+        if self.world.kinds[field].counts() {
+            value = self.added(field, row);
+        }
+        let sights = token(row).filter(|e| *e > 0).map(|edit| Sight {
+            edit,
+            since: self.now,
+            own: true,
+        });
+        let key = self.engine.things[thing].key;
+        if self
+            .engine
+            .sql(thing, side, (field, value.clone()), self.now)
+        {
+            let sights = sights.into_iter().collect();
+            self.made((key, field), Writer::Sql(side), value, sights, true);
+        }
+    }
+
+    /// Another field of a record changes.
+    fn bump(&mut self, side: usize) {
+        let id = self.rng.below(self.crms[side].records.len());
+        if let Some(record) = self.crms[side].records.get(id)
+            && record.merged.is_none()
+        {
+            self.crms[side].touch(id, self.now);
+        }
+    }
+
+    fn read_some(&mut self, side: usize) {
+        let lag = self.rng.below(2_000) as i64;
+        for id in 0..self.crms[side].records.len() {
+            self.read(side, id, lag);
+        }
+    }
+
+    /// The rule of a field changes.
+    fn reform(&mut self, field: usize) {
+        if self.world.kinds[field].counts() || !self.engine.policy.locks.is_empty() {
+            return;
+        }
+        let rule = draw_rule(&mut self.rng, field, self.world.kinds[field]);
+        note(|| format!("{} policy {rule:?}", self.now));
+        self.engine.reform(field, rule, self.now);
+        self.reformed[field] = Some(self.now);
+    }
+
+    /// A stand-by that lags takes over, or one is set up.
+    fn fail_over(&mut self) {
+        let Some((at, engine)) = self.standby.take() else {
+            self.standby = Some((self.now, Box::new(self.engine.clone())));
+            self.net.since_standby.clear();
+            return;
+        };
+        note(|| format!("{} failover to the state of {at}", self.now));
+        let (policy, version) = (self.engine.policy.clone(), self.engine.policy.version);
+        self.engine = *engine;
+        // Somebody sets the policy again that the stand-by had not got.
+        self.engine.policy = policy;
+        self.engine.policy.version = version + 1;
+        self.engine.take_over(at, self.now);
+        self.net.fail_over();
+        self.failed_over = Some(self.now);
+        for made in &mut self.model.made {
+            made.shaken = true;
+            made.until = made.until.max(self.now);
+        }
+    }
+
+    /// A person answers a question about a field with a value of their own.
+    pub fn steward(&mut self, thing: usize, field: usize) {
+        if self.engine.held(thing, field).is_none() || self.model.made.len() >= EDITS_MAX {
+            return;
+        }
+        self.engine.drain(self.now);
+        let records = &self.engine.things[thing].entity.records;
+        let there =
+            |s: &usize| records[*s].exists && !records[*s].deleted && self.world.mapped(field, *s);
+        let sides: Vec<usize> = (0..self.crms.len()).filter(there).collect();
+        let Some(&side) = sides.first() else { return };
+        let kind = self.world.kinds[field];
+        let value = if kind == Kind::Stage || kind.counts() {
+            stage_like(self.engine.row(thing, side, field))
+        } else {
+            value_of(self.model.next(), false)
+        };
+        let mut sights: Vec<Sight> = Vec::new();
+        for side in sides {
+            let edit = token(self.engine.row(thing, side, field)).filter(|e| *e > 0);
+            sights.extend(edit.map(|edit| Sight {
+                edit,
+                since: self.now,
+                own: true,
+            }));
+        }
+        let key = self.engine.things[thing].key;
+        self.made((key, field), Writer::Sql(side), value.clone(), sights, true);
+        if let Some(made) = self.model.made.last_mut() {
+            made.answer = true;
+        }
+        self.engine.answer(thing, side, (field, value), self.now);
+    }
+
+    /// People answer whatever is open in the end, after its check.
+    fn answer_all(&mut self) {
+        for thing in 0..self.engine.things.len() {
+            for field in 0..self.world.kinds.len() {
+                self.steward(thing, field);
             }
         }
-        Ok(())
     }
 
-    fn owner_kept(&self) -> Result<(), String> {
-        if self.engine.sent[0] > 0 {
-            return Err("the owner's field was written at the owner".to_owned());
-        }
-        let last = self.made.iter().rev().find(|m| m.side == Some(0));
-        let expected = last.map_or(Some("base".to_owned()), |m| m.value.clone());
-        if *self.engine.row(0) != expected {
-            return Err(format!(
-                "owner wrote {expected:?}, row {:?}",
-                self.engine.row(0)
-            ));
-        }
-        Ok(())
+    /// A key for something new in the world.
+    pub fn new_key(&mut self) -> u32 {
+        self.keys += 1;
+        self.keys
     }
 
-    /// The last edit wins where it is clearly the last and anybody told us.
-    fn last_won(&self) -> Result<(), String> {
-        let Some((last, earlier)) = self.made.split_last() else {
-            return Ok(());
-        };
-        let folded = |v: &Value| {
-            v.as_ref()
-                .map(|v| v.chars().take(4).collect::<String>().to_lowercase())
-        };
-        // An edit that repeats a value looks like an echo or like nothing.
-        let repeats = |m: &Made| folded(&m.value) == folded(&last.value);
-        if earlier.iter().any(repeats) || folded(&last.value).as_deref() == Some("base") {
-            return Ok(());
+    pub fn last_key(&self) -> u32 {
+        self.keys
+    }
+}
+
+/// A stage under the name that a side uses.
+pub fn stage(side: usize, at: usize) -> Value {
+    Some(if side % 2 == 1 {
+        format!("Stage {}", STAGES[at])
+    } else {
+        STAGES[at].to_owned()
+    })
+}
+
+/// What an edit adds to an amount: a digit of its own to the base of 4, so that
+/// the sum tells how often each edit was counted.
+pub fn amount_of(edit: u32) -> i128 {
+    1 << (2 * edit.min(60))
+}
+
+/// Any stage does: the person confirms what the side shows.
+fn stage_like(row: &Value) -> Value {
+    row.clone()
+}
+
+impl Made {
+    /// What was there before anybody edited.
+    pub fn base() -> Self {
+        Self {
+            at: 0,
+            stamp: Interval::instant(0),
+            until: 0,
+            writer: Writer::Crm(0),
+            cell: (0, 0),
+            value: value_of(0, false),
+            sure: true,
+            shaken: false,
+            calm: true,
+            revived: false,
+            sights: Vec::new(),
+            knows: 0,
+            may_know: 0,
+            answer: false,
         }
-        let before = earlier.last().map_or(0, |m| m.at).max(self.bumped);
-        if !last.told || last.at - before < CLEAR {
-            return Ok(());
-        }
-        let alike = (0..self.crms.len()).all(|s| folded(self.engine.row(s)) == folded(&last.value));
-        if alike {
-            return Ok(());
-        }
-        let rows: Vec<&Value> = (0..self.crms.len()).map(|s| self.engine.row(s)).collect();
-        Err(format!("last edit {last:?} lost: {rows:?}"))
     }
 }

@@ -4,6 +4,14 @@
 pub struct Rng(pub u64);
 
 impl Rng {
+    /// The numbers of one act of a history: leaving out an act leaves the
+    /// others as they are.
+    pub fn of(seed: u64, act: u64) -> Self {
+        let mut rng = Self(seed ^ act.wrapping_mul(0xd6e8_feb8_6659_fd93));
+        rng.next();
+        rng
+    }
+
     pub fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.0;
@@ -13,12 +21,12 @@ impl Rng {
     }
 
     /// Below `n`.
-    pub fn below(&mut self, n: u64) -> u64 {
-        self.next() % n.max(1)
+    pub fn below(&mut self, n: usize) -> usize {
+        (self.next() % (n.max(1) as u64)) as usize
     }
 
     /// True in `percent` of a hundred.
-    pub fn chance(&mut self, percent: u64) -> bool {
+    pub fn chance(&mut self, percent: usize) -> bool {
         self.below(100) < percent
     }
 

@@ -1,0 +1,181 @@
+//! Calls to a CRM: what it does, what it answers, what is found of a call whose
+//! answer was lost.
+
+use crm_core::model::{Value, WriteKind};
+
+use crate::engine::Engine;
+use crate::history::History;
+use crate::model::{Sight, Writer, token, value_of};
+use crate::network::{Fate, Message};
+use crate::outbox::{Flying, Result as Answer};
+use crate::trace::note;
+use crate::world::Kind;
+
+impl History {
+    /// What a read finds of a write whose answer was lost.
+    pub fn looked(&mut self, place: (usize, usize), claim: i64) {
+        let (thing, side) = place;
+        let there = &self.engine.things[thing];
+        let Some(flying) = there.out[side].flying.clone().filter(|f| f.claim == claim) else {
+            return;
+        };
+        let crm = &self.crms[side];
+        let id: Option<usize> = there.entity.records[side]
+            .record_id
+            .as_ref()
+            .and_then(|id| id.parse().ok());
+        let unique = Engine::unique(thing, side);
+        let found = match (flying.kind, id) {
+            (WriteKind::Create, _) => {
+                let ours = |r: &crate::crm::Record| r.unique.as_ref() == Some(&unique);
+                let mine = crm.records.iter().position(ours);
+                let search = || crm.with_key(there.key).first().copied();
+                mine.or_else(search)
+            }
+            (WriteKind::Update, Some(id)) => {
+                let record = &crm.records[id];
+                let same = |(f, v): &(usize, Value)| record.values[*f] == *v;
+                flying.values.iter().all(same).then_some(id)
+            }
+            (WriteKind::Delete, Some(id)) => crm.records[id].deleted.then_some(id),
+            (_, None) => None,
+        };
+        let result = match found {
+            Some(id) => Answer::Done(id, None),
+            None if flying.kind == WriteKind::Update => Answer::NotSeen,
+            None => Answer::Retry,
+        };
+        let not_seen = matches!(result, Answer::NotSeen);
+        self.result(place, claim, result);
+        if let (true, Some(id)) = (not_seen, id) {
+            self.read(side, id, 0);
+        }
+    }
+
+    pub fn call(&mut self, place: (usize, usize), id: Option<usize>, flying: Flying, fate: Fate) {
+        let side = place.1;
+        let forbidden = |(_, v): &(usize, Value)| v.as_deref() == Some("refused");
+        let refuses = self.crms[side].habits.refuses && flying.values.iter().any(forbidden);
+        let result = match fate {
+            _ if refuses => Answer::Failed,
+            Fate::Refused => Answer::Retry,
+            Fate::LostBefore => Answer::Unknown,
+            Fate::Fine | Fate::LostAfter | Fate::Late => self.perform(place, id, &flying),
+        };
+        if fate == Fate::Late {
+            self.revive(&flying);
+            return;
+        }
+        let lost = matches!(fate, Fate::LostBefore | Fate::LostAfter);
+        let (after, result) = if lost {
+            (10_000, Answer::Unknown)
+        } else {
+            (self.rng.below(300) as i64, result)
+        };
+        let result = Message::Result {
+            place,
+            claim: flying.claim,
+            result,
+        };
+        self.net.push(self.now + after, result);
+    }
+
+    /// What lands long after it was given up looks like somebody's new edit.
+    fn revive(&mut self, flying: &Flying) {
+        for (field, value) in &flying.values {
+            self.net.late_fields.push(*field);
+            if let Some(made) = token(value).and_then(|t| self.model.made.get_mut(t as usize)) {
+                made.revived = true;
+                made.until = made.until.max(self.now);
+            }
+        }
+    }
+
+    /// The CRM does what it is asked.
+    fn perform(&mut self, place: (usize, usize), id: Option<usize>, flying: &Flying) -> Answer {
+        let side = place.1;
+        if flying.kind == WriteKind::Create {
+            return self.perform_create(place, flying);
+        }
+        let Some(id) = id else {
+            return Answer::Failed;
+        };
+        let record = &self.crms[side].records[id];
+        if record.merged.is_some() || (record.deleted && flying.kind == WriteKind::Update) {
+            return Answer::Gone;
+        }
+        if flying.kind == WriteKind::Delete {
+            if self.crms[side].set_deleted(id, true, self.now) {
+                self.announce(side, id, &[], true);
+            }
+            return Answer::Done(id, None);
+        }
+        let changed = self.crms[side].set(id, &flying.values, self.now, true);
+        note(|| format!("{} landed s{side} r{id} {changed:?}", self.now));
+        if !changed.is_empty() {
+            let computed = self.computed(side, id);
+            let all: Vec<usize> = changed.into_iter().chain(computed).collect();
+            self.announce(side, id, &all, true);
+        }
+        self.done(side, id, flying)
+    }
+
+    /// An automation of the CRM sets a field of its own in our transaction.
+    fn computed(&mut self, side: usize, id: usize) -> Option<usize> {
+        let kinds = &self.world.kinds;
+        let field = kinds.iter().position(|k| *k == Kind::Computed)?;
+        let full = self.model.made.len() >= crate::model::EDITS_MAX;
+        if !self.crms[side].habits.computes || full {
+            return None;
+        }
+        let value = value_of(self.model.next(), false);
+        let sight = token(&self.crms[side].records[id].values[field]);
+        let sights = sight.filter(|e| *e > 0).map(|edit| Sight {
+            edit,
+            since: self.now,
+            own: true,
+        });
+        self.crms[side].set(id, &[(field, value.clone())], self.now, false);
+        let key = self.crms[side].records[id].key;
+        let sights = sights.into_iter().collect();
+        self.made((key, field), Writer::Crm(side), value, sights, false);
+        Some(field)
+    }
+
+    fn done(&self, side: usize, id: usize, flying: &Flying) -> Answer {
+        let record = &self.crms[side].records[id];
+        let shown = flying
+            .values
+            .iter()
+            .map(|(f, _)| (*f, record.values[*f].clone()));
+        let echoes = self.crms[side].habits.echoes;
+        Answer::Done(id, echoes.then(|| shown.collect()))
+    }
+
+    fn perform_create(&mut self, place: (usize, usize), flying: &Flying) -> Answer {
+        let (thing, side) = place;
+        // A call for a thing that a failover forgot.
+        let Some(key) = self.engine.things.get(thing).map(|t| t.key) else {
+            return Answer::Unknown;
+        };
+        let habits = &self.crms[side].habits;
+        let unique = habits.unique.then(|| Engine::unique(thing, side));
+        let has = |r: &crate::crm::Record| unique.is_some() && r.unique == unique;
+        if let Some(id) = self.crms[side].records.iter().position(has) {
+            let changed = self.crms[side].set(id, &flying.values, self.now, true);
+            if !changed.is_empty() {
+                self.announce(side, id, &changed, true);
+            }
+            return self.done(side, id, flying);
+        }
+        let same_key = self.crms[side].with_key(key);
+        if let (true, Some(id)) = (habits.unique_key, same_key.first()) {
+            return Answer::Exists(*id);
+        }
+        let now = self.now;
+        let id = self.crms[side].create(key, &flying.values, unique, now, true);
+        note(|| format!("{now} created s{side} r{id} for t{thing}"));
+        self.announce(side, id, &[], true);
+        self.done(side, id, flying)
+    }
+}
