@@ -18,13 +18,14 @@ mod limited;
 mod memory;
 mod process;
 mod setup;
+mod state;
 mod webhook;
 
 use figures::Figures;
 
 /// The pieces in the order in which they run.
-const PIECES: [&str; 8] = [
-    "backfill", "apply", "latency", "calls", "idle", "limited", "memory", "ask",
+const PIECES: [&str; 9] = [
+    "backfill", "apply", "latency", "calls", "idle", "limited", "memory", "state", "ask",
 ];
 
 fn main() {
@@ -60,6 +61,7 @@ async fn run(wanted: &[String], figures: &mut Figures) {
             "calls" => calls::measure(figures).await,
             "idle" => idle::measure(figures).await,
             "ask" => ask::measure(figures).await,
+            "state" => state::measure(figures).await,
             "limited" => limited::measure(figures).await,
             _ => memory::measure(figures).await,
         }
