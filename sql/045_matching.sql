@@ -79,11 +79,12 @@ BEGIN
             LEFT JOIN crm.xref xl ON xl.mirror = $2 AND xl.row_id = g.left_ids[1]
             LEFT JOIN crm.xref xr ON xr.mirror = $3 AND xr.row_id = g.right_ids[1]
         ), thing AS MATERIALIZED (
-            SELECT p.*, coalesce(p.le, p.re, nextval('crm.entity_seq')) AS entity FROM pair p WHERE p.clear
+            -- In the order of rows, so that the indexes of crm.xref fill their pages.
+            SELECT p.*, coalesce(p.le, p.re, nextval('crm.entity_seq')) AS entity FROM (SELECT * FROM pair WHERE clear ORDER BY left_ids[1]) p
         ), linked AS (
             INSERT INTO crm.xref (mirror, row_id, entity)
-            SELECT $2, left_ids[1], entity FROM thing WHERE le IS NULL
-            UNION ALL SELECT $3, right_ids[1], entity FROM thing WHERE re IS NULL
+            SELECT * FROM (SELECT $2 AS mirror, left_ids[1], entity FROM thing WHERE le IS NULL
+                           UNION ALL SELECT $3, right_ids[1], entity FROM thing WHERE re IS NULL) r ORDER BY entity, mirror
         ), asked AS (
             INSERT INTO crm.review_item AS i (kind, link, mirror, row_id, reason, candidates)
             SELECT 'match', $4, $2, p.left_ids[1], 'ambiguous match',

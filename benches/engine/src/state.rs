@@ -76,7 +76,9 @@ async fn changes(figures: &mut Figures, db: &Db) {
         .one("SELECT count(*) FROM crm.event WHERE source = 'sql' AND kind = 'update'")
         .await;
     let grown = bytes(db, LEDGER).await - first;
-    let ledger_only = grown - db.one::<i64>("SELECT pg_total_relation_size('crm.event_seen')").await as f64;
+    let ledger_only = grown
+        - db.one::<i64>("SELECT pg_total_relation_size('crm.event_seen')")
+            .await as f64;
     let per_line = grown / lines;
     figures.add(Figure {
         id: "state.change",
