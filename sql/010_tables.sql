@@ -140,6 +140,9 @@ CREATE TABLE crm.link (
     on_left_delete     text NOT NULL DEFAULT 'unlink' CHECK (on_left_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
     on_right_delete    text NOT NULL DEFAULT 'unlink' CHECK (on_right_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
     on_delete_conflict text NOT NULL DEFAULT 'review' CHECK (on_delete_conflict IN ('review', 'delete', 'keep')),
+    left_scope   text,
+    right_scope  text,
+    on_leave     text NOT NULL DEFAULT 'keep' CHECK (on_leave IN ('keep', 'unlink', 'delete')),
     matched_at   timestamptz,
     created_at   timestamptz NOT NULL DEFAULT now(),
     CHECK (left_mirror <> right_mirror)
@@ -148,6 +151,10 @@ COMMENT ON TABLE crm.link IS 'Pairs of mirrors whose rows describe the same thin
 COMMENT ON COLUMN crm.link.on_left_delete IS 'When a record of the left side is removed, the right one: propagate is removed in its CRM too; soft_delete is shown as deleted here, stays in its CRM and comes back with the first; unlink stays and is a thing of its own; ignore stays and stays tied.';
 COMMENT ON COLUMN crm.link.on_right_delete IS 'The same for the left record when the right one is removed.';
 COMMENT ON COLUMN crm.link.on_delete_conflict IS 'When a record is removed while a change was on its way there: review asks in crm.review, delete lets the removal stand, keep brings the record back.';
+
+COMMENT ON COLUMN crm.link.left_scope IS 'Which rows of the left mirror take part: a condition over its columns, such as lifecyclestage = ''customer''; null for all.';
+COMMENT ON COLUMN crm.link.right_scope IS 'The same for the right mirror.';
+COMMENT ON COLUMN crm.link.on_leave IS 'What happens to a tied pair when one of its rows leaves the scope: keep (the tie rests, nothing travels), unlink (the tie ends), or delete (the other record is deleted).';
 
 CREATE TABLE crm.field_map (
     id          integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -158,11 +165,54 @@ CREATE TABLE crm.field_map (
     to_left     text NOT NULL DEFAULT 'identity',
     to_right    text NOT NULL DEFAULT 'identity',
     value_map   jsonb,
+    value_map_back jsonb,
+    default_left text,
+    default_right text,
+    structure   text CHECK (structure IN ('lines', 'words', 'unit')),
+    left_more   text[] NOT NULL DEFAULT '{}',
+    right_more  text[] NOT NULL DEFAULT '{}',
     match_order smallint,
+    match_threshold real CHECK (match_threshold > 0 AND match_threshold <= 1),
+    match_accept real CHECK (match_accept > 0 AND match_accept <= 1),
+    unique_key  boolean NOT NULL DEFAULT false,
     UNIQUE (link, left_field),
     UNIQUE (link, right_field)
 );
 COMMENT ON TABLE crm.field_map IS 'Which fields of a link hold the same thing, in which direction values flow, how they are spelled on each side, and which identify a record (match_order).';
+COMMENT ON COLUMN crm.field_map.to_left IS 'How a value of the right side becomes one of the left: a transform of crm._transforms(), or a function of yours, schema.name, that is IMMUTABLE and takes and returns the columns'' types.';
+COMMENT ON COLUMN crm.field_map.to_right IS 'The same from left to right.';
+COMMENT ON COLUMN crm.field_map.value_map IS 'Choices that are called differently: {"left value": "right value"}. A value that is not listed has no counterpart and does not travel.';
+COMMENT ON COLUMN crm.field_map.value_map_back IS 'Which left value a right one becomes, {"right value": "left value"}, where value_map does not say: several left values share it, or none leads to it.';
+COMMENT ON COLUMN crm.field_map.default_left IS 'What the left side gets where there is no value, for fields that are required there.';
+COMMENT ON COLUMN crm.field_map.default_right IS 'The same for the right side.';
+COMMENT ON COLUMN crm.field_map.structure IS 'How several columns are one value: lines (of one text), words (first and last name), unit (column by column). Such a value is compared and decided as one.';
+COMMENT ON COLUMN crm.field_map.left_more IS 'Further columns of the left side that are one value with left_field, in order.';
+COMMENT ON COLUMN crm.field_map.right_more IS 'The same for the right side.';
+COMMENT ON COLUMN crm.field_map.match_order IS 'Place among the keys that identify a record; null for none. The first key that finds something decides.';
+COMMENT ON COLUMN crm.field_map.match_threshold IS 'For a key that is compared by likeness (pg_trgm): from which similarity on two values may be the same, 0 to 1. Such matches are asked about in crm.review. Null for equality.';
+COMMENT ON COLUMN crm.field_map.match_accept IS 'From which similarity on the only candidate is taken without asking; null asks always.';
+COMMENT ON COLUMN crm.field_map.unique_key IS 'The value exists once in each CRM (an invoice number): before a record is made there it is searched for, and never made a second time.';
+
+CREATE TABLE crm.field_default (
+    link  text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    side  text NOT NULL CHECK (side IN ('left', 'right')),
+    field text NOT NULL,
+    value text NOT NULL,
+    PRIMARY KEY (link, side, field)
+);
+COMMENT ON TABLE crm.field_default IS 'Values that new records of one side get in fields that nothing is mapped to, such as one that only that CRM requires.';
+
+CREATE TABLE crm.survivor_rule (
+    link    text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    side    text NOT NULL CHECK (side IN ('left', 'right')),
+    ordinal smallint NOT NULL,
+    rule    text NOT NULL CHECK (rule IN ('has_partner', 'most_complete', 'newest', 'oldest', 'lowest_id', 'prefer')),
+    prefer  text,
+    PRIMARY KEY (link, side, ordinal),
+    CHECK ((rule = 'prefer') = (prefer IS NOT NULL))
+);
+COMMENT ON TABLE crm.survivor_rule IS 'Which of several records of one side with the same key stands for them: rules in order, the first that tells them apart decides. Without a rule a person is asked.';
+COMMENT ON COLUMN crm.survivor_rule.rule IS 'has_partner (tied by another link), most_complete (most columns filled), newest or oldest (by the CRM''s modified stamp), lowest_id, or prefer (rows for which the condition in prefer holds).';
 
 CREATE TABLE crm.conflict_policy (
     id         bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -368,7 +418,7 @@ DO $$
 DECLARE t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['installation', 'server_state', 'remote_object', 'remote_field', 'mirror', 'mirror_column', 'backfill',
-     'stream', 'link', 'field_map', 'conflict_policy', 'field_lock', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
+     'stream', 'link', 'field_map', 'field_default', 'survivor_rule', 'conflict_policy', 'field_lock', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
      'webhook_queue', 'api_usage', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
      'field_map_id_seq', 'conflict_policy_id_seq', 'field_lock_id_seq', 'deferred_id_seq', 'write_id_seq', 'poison_id_seq',
      'webhook_queue_id_seq']
@@ -397,7 +447,7 @@ COMMENT ON FUNCTION crm._config_changed() IS 'Tells the worker to read its confi
 DO $$
 DECLARE t text;
 BEGIN
-    FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'conflict_policy', 'field_lock'] LOOP
+    FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'field_default', 'conflict_policy', 'field_lock'] LOOP
         EXECUTE format('CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON crm.%I
                         FOR EACH STATEMENT EXECUTE FUNCTION crm._config_changed()', t);
     END LOOP;

@@ -10,59 +10,114 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._match_expr(text, text, text) IS 'SQL text of the normal form in which match keys are compared: case, blanks, and for domains scheme and www.';
 
-CREATE FUNCTION crm._table_of(mirror integer) RETURNS text
+CREATE FUNCTION crm._trgm(name text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('%I.%I', m.schema_name, m.table_name) FROM crm.mirror m WHERE m.id = $1
+    SELECT CASE name WHEN '%' THEN format('OPERATOR(%I.%%)', n.nspname) ELSE format('%I.%I', n.nspname, name) END
+    FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace WHERE e.extname = 'pg_trgm'
 $$;
-COMMENT ON FUNCTION crm._table_of(integer) IS 'Qualified, quoted table name of a mirror.';
+COMMENT ON FUNCTION crm._trgm(text) IS 'SQL text of an operator or function of pg_trgm, wherever it is installed; null where it is not.';
 
-CREATE FUNCTION crm._column_of(mirror integer, field text) RETURNS text
+-- Rows without partner under a key, for the join of one key.
+CREATE FUNCTION crm._match_side(k crm.link, f crm.field_map, side text, seen text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT quote_ident(c.column_name) FROM crm.mirror_column c WHERE c.mirror = $1 AND c.field = $2
+    SELECT format('SELECT %1$s AS key, t._id FROM %2$s t %5$s WHERE t._deleted_at IS NULL AND %1$s IS NOT NULL %6$s
+        AND NOT EXISTS (SELECT FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity WHERE a.mirror = %3$s AND a.row_id = t._id AND b.mirror = %4$s)',
+        crm._match_expr('t.' || crm._column_of(x.own, x.field), f.to_left, f.to_right), crm._scoped(x.own, x.scope), x.own, x.other,
+        CASE WHEN seen IS NOT NULL THEN format('LEFT JOIN (SELECT unnest(%s_ids) AS id FROM (%s) p) seen ON seen.id = t._id', side, seen) END,
+        CASE WHEN seen IS NOT NULL THEN 'AND seen.id IS NULL' END)
+    FROM (SELECT CASE side WHEN 'left' THEN k.left_mirror ELSE k.right_mirror END, CASE side WHEN 'left' THEN k.right_mirror ELSE k.left_mirror END,
+                 CASE side WHEN 'left' THEN f.left_field ELSE f.right_field END, CASE side WHEN 'left' THEN k.left_scope ELSE k.right_scope END) AS x (own, other, field, scope)
 $$;
-COMMENT ON FUNCTION crm._column_of(integer, text) IS 'Quoted column that holds a field.';
+COMMENT ON FUNCTION crm._match_side(crm.link, crm.field_map, text, text) IS 'SQL text: rows of one side that take part in the link, have a key and no partner yet.';
+
+-- By likeness each row of the left side is asked about by itself; it is certain
+-- only where nobody else is alike.
+CREATE FUNCTION crm._match_fuzzy_sql(f crm.field_map, l text, r text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format('SELECT %s::smallint AS key_order, %L::text AS field, c.key AS match_key, ARRAY[c.l] AS left_ids, array_agg(c.r ORDER BY c.alike DESC, c.r) AS right_ids,
+            count(*) = 1 AND max(c.rivals) = 1 AND max(c.alike) >= %s AS certain
+        FROM (SELECT l.key, l._id AS l, r._id AS r, %s(l.key, r.key) AS alike, count(*) OVER (PARTITION BY r._id) AS rivals
+              FROM (%s) l JOIN (%s) r ON l.key %s r.key AND %s(l.key, r.key) >= %s) c
+        GROUP BY c.l, c.key', f.match_order, f.left_field, coalesce(f.match_accept, 2), crm._trgm('similarity'), l, r, crm._trgm('%'), crm._trgm('similarity'), f.match_threshold)
+$$;
+COMMENT ON FUNCTION crm._match_fuzzy_sql(crm.field_map, text, text) IS 'SQL text of one key that is compared by likeness.';
 
 -- One statement whatever the number of keys: each key sees what the keys before
 -- it left over. No temporary table: the worker calls this too.
 CREATE FUNCTION crm._match_sql(k crm.link) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    side  CONSTANT text := $f$SELECT %1$s AS key, array_agg(t._id ORDER BY t._id) AS ids FROM %2$s t %5$s
-        WHERE t._deleted_at IS NULL AND %1$s IS NOT NULL %6$s
-          AND NOT EXISTS (SELECT FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity WHERE a.mirror = %3$s AND a.row_id = t._id AND b.mirror = %4$s)
-        GROUP BY 1$f$;
-    f     record;
+    f     crm.field_map;
     n     integer := 0;
     parts text[] := '{}';
     names text[] := '{}';
-    seen  text[];
+    seen  text;
+    l     text;
+    r     text;
 BEGIN
-    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_order IS NOT NULL ORDER BY m.match_order, m.id LOOP
-        SELECT array_agg(format('LEFT JOIN (SELECT unnest(%s) AS id FROM (%s) p) seen ON seen.id = t._id', c, 'SELECT * FROM ' || array_to_string(names, ' UNION ALL SELECT * FROM ')))
-        INTO seen FROM unnest(ARRAY['left_ids', 'right_ids']) AS c;
-        parts := parts || format('k%s AS MATERIALIZED (SELECT %s::smallint AS key_order, %L::text AS field, l.key AS match_key, l.ids AS left_ids, r.ids AS right_ids FROM (%s) l JOIN (%s) r USING (key))',
-            n, f.match_order, f.left_field,
-            format(side, crm._match_expr('t.' || crm._column_of(k.left_mirror, f.left_field), f.to_left, f.to_right), crm._table_of(k.left_mirror),
-                   k.left_mirror, k.right_mirror, CASE WHEN n > 0 THEN seen[1] END, CASE WHEN n > 0 THEN 'AND seen.id IS NULL' END),
-            format(side, crm._match_expr('t.' || crm._column_of(k.right_mirror, f.right_field), f.to_left, f.to_right), crm._table_of(k.right_mirror),
-                   k.right_mirror, k.left_mirror, CASE WHEN n > 0 THEN seen[2] END, CASE WHEN n > 0 THEN 'AND seen.id IS NULL' END));
+    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_order IS NOT NULL ORDER BY m.match_threshold IS NOT NULL, m.match_order, m.id LOOP
+        seen := 'SELECT * FROM ' || array_to_string(names, ' UNION ALL SELECT * FROM ');
+        l := crm._match_side(k, f, 'left', CASE WHEN n > 0 THEN seen END);
+        r := crm._match_side(k, f, 'right', CASE WHEN n > 0 THEN seen END);
+        IF f.match_threshold IS NULL THEN
+            parts := parts || format('k%s AS MATERIALIZED (SELECT %s::smallint AS key_order, %L::text AS field, l.key AS match_key, l.ids AS left_ids, r.ids AS right_ids, true AS certain
+                FROM (SELECT key, array_agg(_id ORDER BY _id) AS ids FROM (%s) x GROUP BY 1) l JOIN (SELECT key, array_agg(_id ORDER BY _id) AS ids FROM (%s) x GROUP BY 1) r USING (key))',
+                n, f.match_order, f.left_field, l, r);
+        ELSE
+            parts := parts || format('k%s AS MATERIALIZED (%s)', n, crm._match_fuzzy_sql(f, l, r));
+        END IF;
         names := names || format('k%s', n);
         n := n + 1;
     END LOOP;
     IF n = 0 THEN
-        RETURN 'SELECT NULL::smallint, NULL::text, NULL::text, NULL::bigint[], NULL::bigint[] WHERE false';
+        RETURN 'SELECT NULL::smallint, NULL::text, NULL::text, NULL::bigint[], NULL::bigint[], false WHERE false';
     END IF;
     RETURN 'WITH ' || array_to_string(parts, ', ') || ' SELECT * FROM ' || array_to_string(names, ' UNION ALL SELECT * FROM ');
 END $$;
-COMMENT ON FUNCTION crm._match_sql(crm.link) IS 'The statement that groups rows of both mirrors by equal match keys, in the order of match_order.';
+COMMENT ON FUNCTION crm._match_sql(crm.link) IS 'The statement that groups rows of both mirrors by equal, then by alike match keys, in the order of match_order.';
+
+-- Comparing everything with everything needs an index once it is much.
+CREATE FUNCTION crm._fuzzy_bounds(k crm.link) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    f     crm.field_map;
+    pairs numeric;
+    least real := (SELECT min(m.match_threshold) FROM crm.field_map m WHERE m.link = k.name);
+BEGIN
+    IF least IS NULL THEN
+        RETURN;
+    ELSIF crm._trgm('%') IS NULL THEN
+        RAISE EXCEPTION 'likeness needs the extension pg_trgm'
+            USING ERRCODE = '0A000', DETAIL = format('Link "%s" compares keys with match_threshold.', k.name), HINT = 'CREATE EXTENSION pg_trgm; or set match_threshold to null.';
+    END IF;
+    PERFORM set_config('pg_trgm.similarity_threshold', least::text, true);
+    SELECT greatest(l.reltuples, 0)::numeric * greatest(r.reltuples, 0)::numeric INTO pairs
+    FROM pg_class l, pg_class r WHERE l.oid = crm._table_of(k.left_mirror)::regclass AND r.oid = crm._table_of(k.right_mirror)::regclass;
+    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_threshold IS NOT NULL LOOP
+        IF pairs > 100000000 AND NOT EXISTS (SELECT FROM pg_index i JOIN pg_opclass o ON o.oid = i.indclass[0]
+               WHERE i.indrelid = crm._table_of(k.right_mirror)::regclass AND i.indexprs IS NOT NULL AND o.opcname IN ('gin_trgm_ops', 'gist_trgm_ops')) THEN
+            RAISE EXCEPTION 'comparing "%" by likeness would take % comparisons', f.left_field, pairs
+                USING ERRCODE = '54000', DETAIL = 'Without an index every row is compared with every row of the other side.',
+                      HINT = format('CREATE INDEX ON %s USING gin ((%s) %s);', crm._table_of(k.right_mirror),
+                                    crm._match_expr(crm._column_of(k.right_mirror, f.right_field), f.to_left, f.to_right), crm._trgm('gin_trgm_ops'));
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm._fuzzy_bounds(crm.link) IS 'Prepares comparing by likeness; refuses what would take too long, with the index that helps.';
 
 CREATE FUNCTION crm._match_groups(k crm.link)
-RETURNS TABLE (key_order smallint, field text, match_key text, left_ids bigint[], right_ids bigint[])
+RETURNS TABLE (key_order smallint, field text, match_key text, left_ids bigint[], right_ids bigint[], certain boolean)
 LANGUAGE plpgsql ROWS 100000 SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    rules CONSTANT boolean[] := ARRAY(SELECT EXISTS (SELECT FROM crm.survivor_rule s WHERE s.link = k.name AND s.side = v) FROM unnest(ARRAY['left', 'right']) WITH ORDINALITY AS u (v, n) ORDER BY n);
 BEGIN
-    RETURN QUERY EXECUTE crm._match_sql(k);
+    PERFORM crm._fuzzy_bounds(k);
+    RETURN QUERY EXECUTE format('SELECT g.key_order, g.field, g.match_key, %s, %s, g.certain FROM (%s) AS g (key_order, field, match_key, left_ids, right_ids, certain)',
+        CASE WHEN rules[1] THEN 'CASE WHEN g.certain AND cardinality(g.left_ids) > 1 THEN coalesce((SELECT ARRAY[s.survivor] FROM crm._survivor($1, ''left'', g.left_ids) s WHERE s.survivor IS NOT NULL), g.left_ids) ELSE g.left_ids END' ELSE 'g.left_ids' END,
+        CASE WHEN rules[2] THEN 'CASE WHEN g.certain AND cardinality(g.right_ids) > 1 THEN coalesce((SELECT ARRAY[s.survivor] FROM crm._survivor($1, ''right'', g.right_ids) s WHERE s.survivor IS NOT NULL), g.right_ids) ELSE g.right_ids END' ELSE 'g.right_ids' END,
+        crm._match_sql(k)) USING k;
 END $$;
-COMMENT ON FUNCTION crm._match_groups(crm.link) IS 'Rows of both mirrors with equal match keys. One id on each side is a match; more are a question for a person.';
+COMMENT ON FUNCTION crm._match_groups(crm.link) IS 'Rows of both mirrors with equal or alike match keys. One id on each side, and certain, is a match; others are a question for a person.';
 
 CREATE FUNCTION crm._match(link text, OUT matched bigint, OUT ambiguous bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -72,8 +127,8 @@ BEGIN
     EXECUTE format($f$
         WITH g AS MATERIALIZED (SELECT * FROM crm._match_groups($1)),
         pair AS MATERIALIZED (
-            SELECT g.field, g.match_key, g.left_ids, g.right_ids, l.id AS left_record, r.id AS right_record, xl.entity AS le, xr.entity AS re,
-                   cardinality(g.left_ids) = 1 AND cardinality(g.right_ids) = 1 AND (xl.entity IS NULL OR xr.entity IS NULL) AS clear
+            SELECT g.field, g.match_key, g.left_ids, g.right_ids, l.id AS left_record, r.id AS right_record, xl.entity AS le, xr.entity AS re, g.certain,
+                   g.certain AND cardinality(g.left_ids) = 1 AND cardinality(g.right_ids) = 1 AND (xl.entity IS NULL OR xr.entity IS NULL) AS clear
             FROM g
             JOIN %1$s l ON l._id = g.left_ids[1] JOIN %2$s r ON r._id = g.right_ids[1]
             LEFT JOIN crm.xref xl ON xl.mirror = $2 AND xl.row_id = g.left_ids[1]
@@ -87,7 +142,7 @@ BEGIN
                            UNION ALL SELECT $3, right_ids[1], entity FROM thing WHERE re IS NULL) r ORDER BY entity, mirror
         ), asked AS (
             INSERT INTO crm.review_item AS i (kind, link, mirror, row_id, reason, candidates)
-            SELECT 'match', $4, $2, p.left_ids[1], 'ambiguous match',
+            SELECT 'match', $4, $2, p.left_ids[1], CASE WHEN p.certain THEN 'ambiguous match' ELSE 'match by likeness' END,
                    jsonb_build_object('field', p.field, 'key', p.match_key, 'left', to_jsonb(p.left_ids[1:20]), 'right', to_jsonb(p.right_ids[1:20]))
             FROM pair p WHERE NOT p.clear
             ON CONFLICT (kind, link, mirror, row_id) WHERE kind <> 'field' DO UPDATE SET candidates = excluded.candidates, changed_at = now(), resolution = NULL
@@ -136,78 +191,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm.unlink(text) IS 'Removes a link with its maps and policies. Values stay as they are on every side; unsent writes to the other side are cancelled, those in flight are finished.';
 
--- Whether both sides of a map hold the same, as SQL text over aliases l and r.
-CREATE FUNCTION crm._map_equal(k crm.link, f crm.field_map) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    l text := 'l.' || crm._column_of(k.left_mirror, f.left_field);
-    r text := 'r.' || crm._column_of(k.right_mirror, f.right_field);
-BEGIN
-    RETURN CASE
-        WHEN 'domain_of_url' IN (f.to_left, f.to_right) THEN format('%s IS NOT DISTINCT FROM %s', crm._match_expr(l, f.to_left, f.to_right), crm._match_expr(r, f.to_left, f.to_right))
-        WHEN 'date_of' IN (f.to_left, f.to_right) THEN
-            format('%s IS NOT DISTINCT FROM %s',
-                   CASE WHEN f.to_right = 'date_of' THEN format('(%s AT TIME ZONE ''UTC'')::date', l) ELSE l END,
-                   CASE WHEN f.to_left = 'date_of' THEN format('(%s AT TIME ZONE ''UTC'')::date', r) ELSE r END)
-        WHEN f.value_map IS NOT NULL THEN format('coalesce(%L::jsonb ->> %s::text, %s::text) IS NOT DISTINCT FROM %s::text', f.value_map, l, l, r)
-        WHEN (SELECT c.field_type FROM crm.mirror_column c WHERE c.mirror = k.left_mirror AND c.field = f.left_field) NOT IN ('text', 'reference')
-        THEN format('%s IS NOT DISTINCT FROM %s', l, r)
-        ELSE format('nullif(%s::text, '''') IS NOT DISTINCT FROM nullif(%s::text, '''')', l, r) END;
-END $$;
-COMMENT ON FUNCTION crm._map_equal(crm.link, crm.field_map) IS 'SQL text: do both sides of a field map hold the same value?';
-
--- What one side holds that the other cannot take: too long, or no counterpart.
-CREATE FUNCTION crm._map_lossy(k crm.link, f crm.field_map, side text) RETURNS text
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    col   text := CASE side WHEN 'left' THEN 'l.' || crm._column_of(k.left_mirror, f.left_field) ELSE 'r.' || crm._column_of(k.right_mirror, f.right_field) END;
-    most  integer := (SELECT c.max_length FROM crm.mirror_column c
-                      WHERE (c.mirror, c.field) = (CASE side WHEN 'left' THEN k.right_mirror ELSE k.left_mirror END, CASE side WHEN 'left' THEN f.right_field ELSE f.left_field END)
-                        AND c.field_type = 'text');
-    tests text[] := '{}';
-BEGIN
-    IF f.direction = (CASE side WHEN 'left' THEN 'to_left' ELSE 'to_right' END) THEN
-        RETURN NULL;
-    END IF;
-    IF most IS NOT NULL AND f.value_map IS NULL THEN
-        tests := tests || format('length(%s::text) > %s', col, most);
-    END IF;
-    IF f.value_map IS NOT NULL THEN
-        tests := tests || CASE side WHEN 'left' THEN format('NOT %L::jsonb ? %s::text', f.value_map, col)
-            ELSE format('%s::text <> ALL (%L::text[])', col, ARRAY(SELECT v FROM jsonb_each_text(f.value_map) AS e (x, v))) END;
-    END IF;
-    RETURN nullif(array_to_string(tests, ' OR '), '');
-END $$;
-COMMENT ON FUNCTION crm._map_lossy(crm.link, crm.field_map, text) IS 'SQL text: would a value of this side be cut or have no counterpart on the other? Null if it cannot happen.';
-
-CREATE FUNCTION crm._preview_fields(k crm.link, left_ids bigint[], right_ids bigint[])
-RETURNS TABLE (what text, field text, count bigint, sample text, advice text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    f     crm.field_map;
-    lossy text;
-    side  text;
-    pairs text := format('unnest($1, $2) AS p (li, ri) JOIN %s l ON l._id = p.li JOIN %s r ON r._id = p.ri', crm._table_of(k.left_mirror), crm._table_of(k.right_mirror));
-BEGIN
-    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name ORDER BY m.id LOOP
-        RETURN QUERY EXECUTE format(
-            'SELECT ''differs'', %L, count(*), min(left(concat_ws('' <> '', coalesce(l.%s::text, ''(empty)''), coalesce(r.%s::text, ''(empty)'')), 120)), %L FROM %s WHERE NOT (%s) HAVING count(*) > 0',
-            f.left_field, crm._column_of(k.left_mirror, f.left_field), crm._column_of(k.right_mirror, f.right_field),
-            'Stays as it is until one side changes.', pairs, crm._map_equal(k, f)) USING left_ids, right_ids;
-        FOREACH side IN ARRAY ARRAY['left', 'right'] LOOP
-            lossy := crm._map_lossy(k, f, side);
-            IF lossy IS NOT NULL THEN
-                RETURN QUERY EXECUTE format('SELECT ''lossy'', %L, count(*), min(left(%s::text, 120)), %L FROM %s %s WHERE %s._deleted_at IS NULL AND (%s) HAVING count(*) > 0',
-                    CASE side WHEN 'left' THEN f.left_field ELSE f.right_field END,
-                    CASE side WHEN 'left' THEN 'l.' || crm._column_of(k.left_mirror, f.left_field) ELSE 'r.' || crm._column_of(k.right_mirror, f.right_field) END,
-                    CASE WHEN f.value_map IS NULL THEN 'Too long for the other side: shorten it, or map the field one way.' ELSE 'Has no counterpart in value_map: add it to crm.field_map.' END,
-                    crm._table_of(CASE side WHEN 'left' THEN k.left_mirror ELSE k.right_mirror END), left(side, 1), left(side, 1), lossy);
-            END IF;
-        END LOOP;
-    END LOOP;
-END $$;
-COMMENT ON FUNCTION crm._preview_fields(crm.link, bigint[], bigint[]) IS 'Fields that differ between matched rows, and values that would be lost on the way.';
-
 CREATE FUNCTION crm.preview(link text) RETURNS TABLE (what text, field text, count bigint, sample text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -234,7 +217,7 @@ BEGIN
            coalesce(sum(cardinality(g.left_ids)) FILTER (WHERE NOT c.clear), 0), coalesce(sum(cardinality(g.right_ids)) FILTER (WHERE NOT c.clear), 0),
            array_agg(g.match_key) FILTER (WHERE NOT c.clear)
     INTO l_ids, r_ids, l_fuzzy, r_fuzzy, samples
-    FROM crm._match_groups(k) g, LATERAL (SELECT cardinality(g.left_ids) = 1 AND cardinality(g.right_ids) = 1 AS clear) c;
+    FROM crm._match_groups(k) g, LATERAL (SELECT g.certain AND cardinality(g.left_ids) = 1 AND cardinality(g.right_ids) = 1 AS clear) c;
     RETURN QUERY VALUES
         ('rows', left_t, l_all, NULL, NULL),
         ('rows', right_t, r_all, NULL, NULL),
@@ -242,29 +225,23 @@ BEGIN
          cardinality(l_ids)::bigint, format('%s tied already', tied), 'Treated as one thing each.'),
         ('only ' || left_t, NULL, l_all - cardinality(l_ids) - l_fuzzy, NULL, CASE WHEN k.create_right THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
         ('only ' || right_t, NULL, r_all - cardinality(r_ids) - r_fuzzy, NULL, CASE WHEN k.create_left THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
-        ('ambiguous', NULL, coalesce(cardinality(samples), 0)::bigint, array_to_string(samples[1:3], ', '), CASE WHEN samples IS NOT NULL THEN 'Several rows share a key: never tied by itself. Merge them in the CRM, or decide in crm.review.' END);
+        ('ambiguous', NULL, coalesce(cardinality(samples), 0)::bigint, array_to_string(samples[1:3], ', '), CASE WHEN samples IS NOT NULL THEN 'Several rows share a key, or are only alike: never tied by itself. Merge them in the CRM, add crm.survivor_rule, or decide in crm.review.' END);
     RETURN QUERY SELECT d.* FROM crm._preview_duplicates(k) d;
     RETURN QUERY SELECT p.* FROM crm._preview_fields(k, l_ids, r_ids) p;
+    RETURN QUERY SELECT c.problem, c.mirror || '.' || c.field, c.count, left(c.examples[1], 120), c.advice FROM crm.check_mapping(k.name) c;
     RETURN QUERY SELECT 'would send', crm._table_of(w.mirror), count(*), min(left(w.vals::text, 120)), format('About %s API calls.', ceil(count(*) / 100.0))
                  FROM crm.write w WHERE w.mirror IN (k.left_mirror, k.right_mirror) AND w.state = 'would_send' GROUP BY w.mirror;
 END $$;
 COMMENT ON FUNCTION crm.preview(text) IS 'What going live would mean, before any write: matches, rows of one side only, ambiguities, duplicates, fields that differ, values that would be lost, writes that wait and their API calls.';
 
 CREATE FUNCTION crm._preview_duplicates(k crm.link) RETURNS TABLE (what text, field text, count bigint, sample text, advice text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    f record;
-    s record;
-BEGIN
-    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_order IS NOT NULL ORDER BY m.match_order, m.id LOOP
-        FOR s IN SELECT * FROM (VALUES (k.left_mirror, f.left_field), (k.right_mirror, f.right_field)) AS v (mirror, field) LOOP
-            RETURN QUERY EXECUTE format('SELECT ''duplicates'', %L, sum(n)::bigint, min(key), ''Rows of one side with the same key: merge them in that CRM before going live.''
-                FROM (SELECT %s AS key, count(*) AS n FROM %s t WHERE t._deleted_at IS NULL GROUP BY 1 HAVING count(*) > 1) d WHERE key IS NOT NULL HAVING count(*) > 0',
-                crm._table_of(s.mirror) || '.' || s.field, crm._match_expr('t.' || crm._column_of(s.mirror, s.field), f.to_left, f.to_right), crm._table_of(s.mirror));
-        END LOOP;
-    END LOOP;
-END $$;
-COMMENT ON FUNCTION crm._preview_duplicates(crm.link) IS 'Rows of one side that share a match key.';
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT 'duplicates', d.mirror || '.' || d.field, sum(cardinality(d.rows))::bigint, min(d.match_key),
+           format('Rows of one side with the same key: SELECT * FROM crm.duplicates(%L); %s of %s stand by crm.survivor_rule, merge the others in that CRM before going live.',
+                  k.name, count(d.survivor), count(*))
+    FROM crm.duplicates(k.name) d GROUP BY d.mirror, d.field ORDER BY 2
+$$;
+COMMENT ON FUNCTION crm._preview_duplicates(crm.link) IS 'Rows of one side that share a match key, counted.';
 
 CREATE FUNCTION crm._fence_open() RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -311,6 +288,7 @@ BEGIN
     END IF;
     PERFORM crm._fence_open();
     IF k.id IS NOT NULL THEN
+        RAISE NOTICE 'link "%" goes live as mapped', k.name USING HINT = format('What would be lost on the way: SELECT * FROM crm.check_mapping(%L);', k.name);
         SELECT * INTO tied FROM crm._match(k.name);
         RETURN QUERY VALUES ('matched', tied.matched), ('ambiguous', tied.ambiguous);
         UPDATE crm.link x SET mode = 'live' WHERE x.id = k.id;

@@ -1,5 +1,7 @@
 -- Roles, grants, and comments of functions that the library defines.
 
+COMMENT ON FUNCTION crm._map_value(text, jsonb, text) IS 'The image of a value under a transform or a value map, as the worker makes it; where there is none, why.';
+COMMENT ON FUNCTION crm._map_cells(text, text[], integer) IS 'The columns of one side for those of the other, where a map makes one value of several, as the worker makes them.';
 COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker of this database, also before this transaction ends; the answer is a row under the returned ticket.';
 COMMENT ON FUNCTION crm._wake() IS 'Wakes the worker of this database when this transaction commits.';
 COMMENT ON FUNCTION crm._fence() IS 'State of the fence as the library reads it: see crm.fence_status().';

@@ -35,14 +35,25 @@ extension_sql_file!(
     requires = ["links"]
 );
 extension_sql_file!(
+    "../sql/043_maps.sql",
+    name = "maps",
+    requires = ["policies"]
+);
+extension_sql_file!("../sql/044_scope.sql", name = "scope", requires = ["maps"]);
+extension_sql_file!(
     "../sql/045_matching.sql",
     name = "matching",
-    requires = ["policies"]
+    requires = ["scope"]
+);
+extension_sql_file!(
+    "../sql/046_check_mapping.sql",
+    name = "check_mapping",
+    requires = ["matching"]
 );
 extension_sql_file!(
     "../sql/050_delivery.sql",
     name = "delivery",
-    requires = ["matching"]
+    requires = ["check_mapping"]
 );
 extension_sql_file!(
     "../sql/055_review.sql",

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use crm_core::decide::Step;
 use crm_core::model::Value;
 use crm_core::state::Interval;
+use crm_core::structure;
 use crm_core::value::same;
 use crm_core::what_if::{Difference, PastEdit, Recorded, Replay};
 use pgrx::JsonB;
@@ -328,11 +329,12 @@ fn compared(
             let found = rows::look(&mirror.table, &all, ids.into_iter().collect())?;
             let found: HashMap<i64, _> = found.into_iter().map(|r| (r.row_id, r)).collect();
             for (row, difference) in part {
-                let column = info.column_of[difference.field][side];
-                let (Some(row), Some(column)) = (found.get(row), column) else {
+                let columns = info.columns(difference.field, side);
+                let (Some(row), Some(column)) = (found.get(row), columns.first().copied()) else {
                     continue;
                 };
-                let now = row.values[column].clone();
+                let cells: Vec<_> = columns.iter().map(|c| row.values[*c].clone()).collect();
+                let now = structure::pack(&cells);
                 if same(mirror.types[column], &now, &difference.then) {
                     continue;
                 }

@@ -11,6 +11,7 @@ use super::fine;
 use crate::pg::store::ledger::XrefRow;
 use crate::pg::store::{ask, config, rows};
 use crate::pg::tx;
+use crate::worker::images;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
 /// Longest part of a value that an answer shows.
@@ -34,10 +35,10 @@ fn why_values(
     if tied.len() > 1 {
         let world = super::world(Some(fine(config::group_of(mirror))));
         if let Some(own) = world.mirrors.get(&mirror) {
-            let (entity, unread) = tx::canonically(|| load(&world, own, &tied));
+            let (mut entity, unread) = tx::canonically(|| load(&world, own, &tied));
             found.extend(unread.into_iter().map(hidden));
             let info = &world.groups[own.group];
-            let differs = compare::differences(&info.group, &entity, own.side);
+            let differs = differences(&world, info, &mut entity, own.side);
             found.extend(differs.iter().map(|d| told(&world, info, own, d)));
         }
     }
@@ -58,16 +59,14 @@ fn load(world: &World, own: &Mirror, tied: &[XrefRow]) -> (Entity, Vec<String>) 
             unread.push(mirror.table.name.clone());
             continue;
         }
-        let places: Vec<(usize, usize)> = (info.column_of.iter().enumerate())
-            .filter_map(|(field, sides)| Some((field, sides[side]?)))
-            .collect();
-        let columns: Vec<_> = places.iter().map(|(_, c)| &mirror.columns[*c]).collect();
+        let places: Vec<usize> = info.field_of[side].keys().copied().collect();
+        let columns: Vec<_> = places.iter().map(|c| &mirror.columns[*c]).collect();
         let Some(row) = fine(rows::read(&mirror.table, &columns, row.row_id)) else {
             continue;
         };
         let mut values = vec![None; info.group.fields.len()];
-        for ((field, _), value) in places.iter().zip(row.values) {
-            values[*field] = value;
+        for (field, value) in info.gather(side, &places, &row.values) {
+            values[field] = value;
         }
         records[side] = SideRecord {
             exists: true,
@@ -80,7 +79,33 @@ fn load(world: &World, own: &Mirror, tied: &[XrefRow]) -> (Entity, Vec<String>) 
         .first()
         .map(|x| states(info, x.entity))
         .unwrap_or_default();
-    (Entity { records, fields }, unread)
+    let entity = Entity {
+        records,
+        fields,
+        ..Entity::default()
+    };
+    (entity, unread)
+}
+
+/// Compares under the maps; what users' functions make of values is asked for.
+fn differences(
+    world: &World,
+    info: &GroupInfo,
+    entity: &mut Entity,
+    side: usize,
+) -> Vec<Difference> {
+    let mut rounds = 0;
+    loop {
+        let found = compare::differences(&info.group, entity, side);
+        let missing = entity.images.take_missing();
+        rounds += 1;
+        if missing.is_empty() || rounds > images::ROUNDS {
+            return found;
+        }
+        for ((function, value), image) in images::evaluate(world, missing) {
+            entity.images.put(function, value, image);
+        }
+    }
 }
 
 fn states(info: &GroupInfo, entity: i64) -> BTreeMap<usize, FieldState> {

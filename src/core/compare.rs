@@ -2,7 +2,7 @@
 
 use crate::effect::{alive, mirror_value};
 use crate::group::{Group, SideField};
-use crate::mapping::{between, fits};
+use crate::mapping::{Images, between, fits};
 use crate::model::Value;
 use crate::state::{Entity, FieldState, Sent, SideState};
 use crate::value::same;
@@ -51,7 +51,8 @@ pub fn differences(group: &Group, entity: &Entity, side: usize) -> Vec<Differenc
             };
             let ours = mirror_value(entity, side, field);
             let theirs = mirror_value(entity, other, field);
-            if agree((own, ours), (their, theirs)) {
+            let images = &entity.images;
+            if agree((own, ours), (their, theirs), images) {
                 continue;
             }
             let state = entity.fields.get(&field);
@@ -60,7 +61,7 @@ pub fn differences(group: &Group, entity: &Entity, side: usize) -> Vec<Differenc
                 other,
                 ours: ours.clone(),
                 theirs: theirs.clone(),
-                obstacle: obstacle((side, own, ours), (other, their, theirs), state),
+                obstacle: obstacle((side, own, ours), (other, their, theirs), state, images),
             });
         }
     }
@@ -68,9 +69,9 @@ pub fn differences(group: &Group, entity: &Entity, side: usize) -> Vec<Differenc
 }
 
 /// Whether either value stands for the other.
-fn agree(a: (&SideField, &Value), b: (&SideField, &Value)) -> bool {
+fn agree(a: (&SideField, &Value), b: (&SideField, &Value), images: &Images) -> bool {
     let image = |from: (&SideField, &Value), to: (&SideField, &Value)| {
-        between(from.0, to.0, from.1).is_ok_and(|v| same(to.0.field_type, &v, to.1))
+        between(from.0, to.0, from.1, images).is_ok_and(|v| same(to.0.field_type, &v, to.1))
     };
     image(a, b) || image(b, a)
 }
@@ -79,6 +80,7 @@ fn obstacle(
     own: (usize, &SideField, &Value),
     their: (usize, &SideField, &Value),
     state: Option<&FieldState>,
+    images: &Images,
 ) -> Obstacle {
     let flows = |from: &SideField, to: &SideField| from.inbound && to.accepts_writes();
     let (there, here) = (flows(own.1, their.1), flows(their.1, own.1));
@@ -99,7 +101,7 @@ fn obstacle(
         }
     }
     let blocked = |from: (usize, &SideField, &Value), to: (usize, &SideField, &Value)| {
-        let image = between(from.1, to.1, from.2).and_then(|v| fits(to.1, &v).map(|()| v));
+        let image = between(from.1, to.1, from.2, images).and_then(|v| fits(to.1, &v).map(|()| v));
         image.err().map(|e| Obstacle::Unmapped(to.0, e.to_string()))
     };
     let outward = there.then(|| blocked(own, their)).flatten();

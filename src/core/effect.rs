@@ -190,7 +190,7 @@ fn fan_out(
     if !alive(case.entity, to) || !source.inbound || !target.accepts_writes() {
         return;
     }
-    let image = match between(source, target, value) {
+    let image = match between(source, target, value, &case.entity.images) {
         Ok(image) => image,
         Err(reason) => {
             hold_note(decision, case.group, to, &target.field, &reason.to_string());
@@ -200,7 +200,7 @@ fn fan_out(
     let shown = mirror_value(case.entity, to, case.field);
     // What is there stands for this value already, in a form that says more
     // (the time of a day, the path of a site, text past a length): it stays.
-    let back = between(target, source, shown);
+    let back = between(target, source, shown, &case.entity.images);
     let image = if back.is_ok_and(|b| same(source.field_type, &b, value)) {
         shown.clone()
     } else {
@@ -278,11 +278,11 @@ fn owned_value(case: &Case<'_>) -> Value {
         return case.held.clone();
     };
     let theirs = mirror_value(case.entity, owner, case.field);
-    let back = between(case.column, source, &case.held);
+    let back = between(case.column, source, &case.held, &case.entity.images);
     if back.is_ok_and(|b| same(source.field_type, &b, theirs)) {
         return case.held.clone();
     }
-    between(source, case.column, theirs).unwrap_or_else(|_| case.held.clone())
+    between(source, case.column, theirs, &case.entity.images).unwrap_or_else(|_| case.held.clone())
 }
 
 /// Both values stay where they are, each mirror shows its own CRM, and what was
@@ -348,9 +348,10 @@ fn images_match(case: &Case<'_>, side: usize, value: &Value) -> (bool, bool) {
     let Some(there) = case.group.column(case.field, side) else {
         return (false, false);
     };
+    let images = &case.entity.images;
     (
-        between(there, here, value).is_ok_and(|v| same(field_type, &v, case.value)),
-        between(here, there, case.value).is_ok_and(|v| same(there.field_type, &v, value)),
+        between(there, here, value, images).is_ok_and(|v| same(field_type, &v, case.value)),
+        between(here, there, case.value, images).is_ok_and(|v| same(there.field_type, &v, value)),
     )
 }
 

@@ -59,7 +59,23 @@ pub struct SideField {
     pub from_side: Transform,
     /// The CRM refuses a record without it.
     pub required: bool,
-    /// What to send in place of blank where `required`.
+    /// What to send in place of blank.
+    pub default: Option<String>,
+    /// Where the map ties several columns of this side: all of them, in order;
+    /// see [`crate::structure`]. `field` is then the first.
+    pub parts: Vec<Part>,
+}
+
+/// One of several columns that are one value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Part {
+    /// Column of the mirror and API name at the CRM.
+    pub field: String,
+    /// Longest text in characters.
+    pub max_length: Option<i32>,
+    /// The CRM refuses a record without it.
+    pub required: bool,
+    /// What to send in place of blank.
     pub default: Option<String>,
 }
 
@@ -77,6 +93,7 @@ impl SideField {
             from_side: Transform::Identity,
             required: false,
             default: None,
+            parts: Vec::new(),
         }
     }
 

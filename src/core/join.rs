@@ -222,8 +222,10 @@ pub(crate) fn pick(
             mirror_value(entity, best.side, field),
             mirror_value(entity, side, field),
         );
-        let agree = between(held, came, ours).is_ok_and(|v| same(came.field_type, &v, theirs))
-            || between(came, held, theirs).is_ok_and(|v| same(held.field_type, &v, ours));
+        let agree = between(held, came, ours, &entity.images)
+            .is_ok_and(|v| same(came.field_type, &v, theirs))
+            || between(came, held, theirs, &entity.images)
+                .is_ok_and(|v| same(held.field_type, &v, ours));
         if agree || !(held.inbound || came.inbound) {
             continue;
         }

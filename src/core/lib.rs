@@ -38,6 +38,7 @@ mod special;
 pub mod state;
 mod steps;
 pub mod strategy;
+pub mod structure;
 mod timeline;
 pub mod value;
 pub mod what_if;

@@ -1,9 +1,12 @@
 //! Field maps: pure, total functions between the sides of a field.
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::group::{Group, SideField};
 use crate::model::{FieldType, Value};
+use crate::structure::{Structure, each_cell};
 
 /// A step of a field map. Blank maps to blank in each of them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -26,6 +29,50 @@ pub enum Transform {
     Truncate(i32),
     /// Lower case.
     Lower,
+    /// A user's function by number; its images are handed in, see [`Images`].
+    Function(u32),
+    /// Cells of this side to the text that they stand for.
+    Compose(Structure),
+    /// A text to so many cells of this side.
+    Split(Structure, usize),
+}
+
+/// Images of values under users' functions, which run outside of this crate:
+/// data, gathered before a decision. What was asked for and is not here is
+/// noted, so that the caller can evaluate it and decide again.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Images {
+    known: BTreeMap<(u32, String), Result<Value, String>>,
+    missing: RefCell<BTreeSet<(u32, String)>>,
+}
+
+impl Images {
+    /// Takes the image of a value, or why the function has none.
+    pub fn put(&mut self, function: u32, value: String, image: Result<Value, String>) {
+        self.known.insert((function, value), image);
+    }
+
+    /// What was asked for in vain since the last call.
+    pub fn take_missing(&self) -> BTreeSet<(u32, String)> {
+        self.missing.take()
+    }
+
+    /// Whether an image, or the lack of one, is known.
+    pub fn knows(&self, function: u32, value: &str) -> bool {
+        self.known.contains_key(&(function, value.to_owned()))
+    }
+
+    fn image(&self, function: u32, text: &str) -> Result<Value, Unmapped> {
+        let key = (function, text.to_owned());
+        match self.known.get(&key) {
+            Some(Ok(image)) => Ok(image.clone()),
+            Some(Err(reason)) => Err(Unmapped::Function(clip(text), reason.clone())),
+            None => {
+                self.missing.borrow_mut().insert(key);
+                Err(Unmapped::NotEvaluated(clip(text)))
+            }
+        }
+    }
 }
 
 /// Why a value cannot be shown on a side.
@@ -43,13 +90,22 @@ pub enum Unmapped {
     /// It does not fit.
     #[error("longer than {0} characters")]
     TooLong(i32),
+    /// The map's function refused it, or took too long.
+    #[error("no image of '{0}': {1}")]
+    Function(String, String),
+    /// The map's function was not called for it.
+    #[error("the image of '{0}' is not known yet")]
+    NotEvaluated(String),
 }
 
 impl Transform {
     /// The image of a value.
-    pub fn apply(&self, value: &Value) -> Result<Value, Unmapped> {
+    pub fn apply(&self, value: &Value, images: &Images) -> Result<Value, Unmapped> {
         let Some(text) = value else { return Ok(None) };
         let image = match self {
+            Self::Function(number) => return images.image(*number, text),
+            Self::Compose(structure) => structure.compose(text),
+            Self::Split(structure, width) => structure.split(text, *width),
             Self::Identity => text.clone(),
             Self::ValueMap(pairs) => map_choices(pairs, text)?,
             Self::DomainOfUrl => crate::matching::domain_of_url(text)
@@ -109,16 +165,47 @@ fn clip(text: &str) -> String {
 }
 
 /// A value of one side in the domain of another: through both maps, cut to
-/// length, with the default where the CRM refuses blank.
-pub fn between(from: &SideField, to: &SideField, value: &Value) -> Result<Value, Unmapped> {
-    let common = from.from_side.apply(value)?;
-    let image = to.to_side.apply(&common)?;
-    match (image, to.max_length) {
-        (None, _) if to.required => match &to.default {
-            Some(default) => Ok(Some(default.clone())),
-            None => Err(Unmapped::Required),
-        },
-        (Some(text), Some(length)) if to.field_type == FieldType::Text => {
+/// length, with the default in place of blank.
+pub fn between(
+    from: &SideField,
+    to: &SideField,
+    value: &Value,
+    images: &Images,
+) -> Result<Value, Unmapped> {
+    let common = from.from_side.apply(value, images)?;
+    let image = to.to_side.apply(&common, images)?;
+    if to.parts.is_empty() {
+        return shaped(
+            image,
+            to.field_type,
+            to.max_length,
+            to.required,
+            &to.default,
+        );
+    }
+    each_cell(&image, to.parts.len(), |i, cell| {
+        let part = &to.parts[i];
+        shaped(
+            cell,
+            FieldType::Text,
+            part.max_length,
+            part.required,
+            &part.default,
+        )
+    })
+}
+
+fn shaped(
+    image: Value,
+    field_type: FieldType,
+    max_length: Option<i32>,
+    required: bool,
+    default: &Option<String>,
+) -> Result<Value, Unmapped> {
+    match (image, max_length) {
+        (None, _) if default.is_some() => Ok(default.clone()),
+        (None, _) if required => Err(Unmapped::Required),
+        (Some(text), Some(length)) if field_type == FieldType::Text => {
             Ok(Some(cut(&text, length).to_owned()))
         }
         (image, _) => Ok(image),
@@ -127,11 +214,27 @@ pub fn between(from: &SideField, to: &SideField, value: &Value) -> Result<Value,
 
 /// Whether a value written in SQL on this side can be sent to its own CRM.
 pub fn fits(column: &SideField, value: &Value) -> Result<(), Unmapped> {
-    match (value, column.max_length) {
-        (None, _) if column.required => Err(Unmapped::Required),
-        (Some(text), Some(length))
-            if column.field_type == FieldType::Text && cut(text, length).len() < text.len() =>
-        {
+    if column.parts.is_empty() {
+        let text = column.field_type == FieldType::Text;
+        return cell_fits(value, text, column.max_length, column.required);
+    }
+    each_cell(value, column.parts.len(), |i, cell| {
+        let part = &column.parts[i];
+        cell_fits(&cell, true, part.max_length, part.required)?;
+        Ok(cell)
+    })?;
+    Ok(())
+}
+
+fn cell_fits(
+    value: &Value,
+    text: bool,
+    max_length: Option<i32>,
+    required: bool,
+) -> Result<(), Unmapped> {
+    match (value, max_length) {
+        (None, _) if required => Err(Unmapped::Required),
+        (Some(value), Some(length)) if text && cut(value, length).len() < value.len() => {
             Err(Unmapped::TooLong(length))
         }
         _ => Ok(()),
@@ -148,7 +251,13 @@ pub struct Projection {
 }
 
 /// Values of a new record on side `to`, from the values of side `from`.
-pub fn project(group: &Group, from: usize, to: usize, values: &[Value]) -> Projection {
+pub fn project(
+    group: &Group,
+    from: usize,
+    to: usize,
+    values: &[Value],
+    images: &Images,
+) -> Projection {
     let mut projection = Projection::default();
     for (field, value) in values.iter().enumerate() {
         let (Some(source), Some(target)) = (group.column(field, from), group.column(field, to))
@@ -158,7 +267,7 @@ pub fn project(group: &Group, from: usize, to: usize, values: &[Value]) -> Proje
         if !source.inbound || !target.accepts_writes() {
             continue;
         }
-        match between(source, target, value) {
+        match between(source, target, value, images) {
             Ok(None) => {}
             Ok(image) => projection.mapped.push((field, image)),
             Err(reason) => projection.refused.push((field, reason)),

@@ -20,7 +20,7 @@ pub(crate) fn reinstate(
     let held = (incumbent_origin(case), case.held.clone());
     decision.losers.extend([held, lost]);
     let there = case.group.column(case.field, rival.side);
-    match there.map(|there| between(there, case.column, &rival.value)) {
+    match there.map(|there| between(there, case.column, &rival.value, &case.entity.images)) {
         Some(Ok(value)) => {
             case.clock.clone_from(&rival.clock);
             accept(case, &value, decision, outcome);

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use crate::mapping::Images;
 use crate::model::{Millis, Value};
 
 /// Most writes remembered per side; older ones make room.
@@ -298,6 +299,8 @@ pub struct Entity {
     pub records: Vec<SideRecord>,
     /// Unsettled fields by number.
     pub fields: BTreeMap<usize, FieldState>,
+    /// What users' functions make of its values.
+    pub images: Images,
 }
 
 /// What became of a write.

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 
 use crate::decide::Step;
 use crate::group::{Group, SideField};
-use crate::mapping::between;
+use crate::mapping::{Images, Unmapped, between};
 use crate::model::Value;
 use crate::policy::{Policy, Rule};
 use crate::state::{Clock, Interval};
@@ -406,7 +406,7 @@ fn first(group: &Group, edit: &PastEdit, column: &SideField) -> Track {
             let carried = edit.carried.iter().find(|(s, _)| *s == side);
             match (carried, group.column(edit.field, side)) {
                 (Some((_, value)), _) => value.clone(),
-                (None, Some(other)) => between(column, other, &old).unwrap_or_default(),
+                (None, Some(other)) => image(column, other, &old).unwrap_or_default(),
                 (None, None) => None,
             }
         })
@@ -457,10 +457,16 @@ fn carry(group: &Group, values: &mut [Value], edit: &PastEdit, end: &End) {
         let Some(target) = target.filter(|t| source.inbound && t.accepts_writes()) else {
             continue;
         };
-        if let Ok(image) = between(source, target, value) {
+        if let Ok(image) = image(source, target, value) {
             values[side] = image;
         }
     }
+}
+
+/// What a map makes of a value. What users' functions made of it stands in the
+/// record, if anywhere: a replay calls none.
+fn image(from: &SideField, to: &SideField, value: &Value) -> Result<Value, Unmapped> {
+    between(from, to, value, &Images::default())
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use crate::pg::store::changes::{self, Before};
 use crate::pg::store::ledger;
 use crate::pg::store::spi::Result;
 use crate::worker::cases::Case;
-use crate::worker::local::canonical_old;
+use crate::worker::edits::canonical_old;
 use crate::worker::world::World;
 
 /// Takes along what else was changed of the same things: decided apart, the

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
-use crm_core::decide::{self, Decision, Observed, Outcome, Source};
+use crm_core::decide::{Decision, Observed, Outcome, Source};
 use crm_core::model::{Millis, Value};
 use crm_core::state::{Entity, FieldState, SideRecord};
 
@@ -12,7 +12,7 @@ use crate::pg::store::ledger;
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, WriteRow};
-use crate::worker::repolicy;
+use crate::worker::scope;
 use crate::worker::unsettled;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
@@ -47,6 +47,12 @@ pub(crate) struct Case {
     pub(super) held: bool,
     /// What observations replaced on other sides since last taken: side, field, old value.
     pub(crate) carried: Vec<(usize, usize, Value)>,
+    /// What its rows were in each scope before the change.
+    pub(super) scope_before: scope::Before,
+    /// Scopes that its rows are not in.
+    pub(super) outside: Vec<scope::End>,
+    /// Sides that the observed one shares no scope with.
+    pub(super) hidden: Vec<usize>,
 }
 
 impl Case {
@@ -58,14 +64,7 @@ impl Case {
         now: Millis,
     ) -> Vec<Decision> {
         let info = &world.groups[self.group];
-        let decide = |observed: &Observed| {
-            let (group, policy) = (&info.group, &info.policy);
-            decide::decide(group, policy, &self.entity, observed, now, HORIZON_MS)
-        };
-        let mut outcome = decide(observed);
-        if !outcome.questions.is_empty() {
-            outcome = decide(&repolicy::answered(observed, &outcome.questions));
-        }
+        let outcome = self.outcome(world, observed, now);
         if let Some(rehearsal) = &world.rehearsal {
             rehearsal.note(world, self, observed, &outcome);
         }
@@ -198,12 +197,13 @@ pub(crate) fn load(
         .filter(|x| x.mirror == mirror.id)
         .map(|x| (x.row_id, x.entity))
         .collect();
-    let fields: Vec<usize> = columns
+    let fields: BTreeSet<usize> = columns
         .iter()
         .filter_map(|c| info.field_of[mirror.side].get(c).copied())
         .collect();
+    let fields: Vec<usize> = fields.into_iter().collect();
     let partners = lock_partners(world, info, mirror, &fields, &xrefs)?;
-    let states = load_states(info, &xrefs)?;
+    let states = load_states(world, info, &xrefs)?;
     let expected: HashMap<i64, usize> = xrefs.iter().fold(HashMap::new(), |mut n, x| {
         *n.entry(x.entity).or_default() += 1;
         n
@@ -299,6 +299,7 @@ fn new_case(
             fields: entity_id
                 .and_then(|e| states.get(&e).cloned())
                 .unwrap_or_default(),
+            ..Entity::default()
         },
         cells: BTreeMap::new(),
         writes: BTreeMap::new(),
@@ -312,14 +313,15 @@ fn new_case(
         txs: Vec::new(),
         held: false,
         carried: Vec::new(),
+        scope_before: scope::Before::new(),
+        outside: Vec::new(),
+        hidden: Vec::new(),
     }
 }
 
 fn fill(values: &mut [Value], info: &GroupInfo, side: usize, columns: &[usize], row: &Row) {
-    for (column, value) in columns.iter().zip(&row.values) {
-        if let Some(field) = info.field_of[side].get(column) {
-            values[*field].clone_from(value);
-        }
+    for (field, value) in info.gather(side, columns, &row.values) {
+        values[field] = value;
     }
 }
 
@@ -348,7 +350,8 @@ pub(super) fn lock_partners(
         }
         let columns: Vec<usize> = fields
             .iter()
-            .filter_map(|f| info.column_of[*f][side])
+            .flat_map(|f| info.columns(*f, side))
+            .copied()
             .collect();
         let rows = lock(mirror, &columns, entity_of.keys().copied().collect())?;
         for row in rows {
@@ -371,6 +374,7 @@ pub(crate) fn lock(mirror: &Mirror, columns: &[usize], ids: Vec<i64>) -> Result<
 
 /// Loads the states of unsettled fields, with what became of our writes meanwhile.
 pub(super) fn load_states(
+    world: &World,
     info: &GroupInfo,
     xrefs: &[ledger::XrefRow],
 ) -> Result<HashMap<i64, BTreeMap<usize, FieldState>>> {
@@ -392,7 +396,7 @@ pub(super) fn load_states(
         )?;
         let out = |w: &&WriteRow| matches!(w.state.as_str(), "in_flight" | "unknown");
         for write in pending.iter().filter(out) {
-            unsettled::overlay_claim(info, write, &mut states);
+            unsettled::overlay_claim(world, info, write, &mut states);
         }
         unsettled::forget_withdrawn(info, xrefs, &pending, &mut states);
     }

@@ -1,22 +1,20 @@
 //! Records that begin or end: matching, creating and removing on other sides.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
-use crm_core::mapping;
 use crm_core::model::{Change, ChangeKind, Millis, Record};
 
 use crate::pg::store::config::LinkRow;
 use crate::pg::store::ledger;
 use crate::pg::store::matches;
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
-use crate::pg::store::rows::{self, Row, RowInsert};
+use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
-use crate::pg::store::writes::{self, NewWrite};
-use crate::worker::cases;
-use crate::worker::flush;
+use crate::pg::store::writes;
+use crate::worker::counterparts;
 use crate::worker::merges;
-use crate::worker::record;
 use crate::worker::removals;
+use crate::worker::scope;
 use crate::worker::world::{Mirror, World};
 
 /// The value of our unique field for a row: names installation, mirror and row.
@@ -125,15 +123,29 @@ pub(crate) fn after_remote_create(
     now: Millis,
 ) -> Result<()> {
     let row_ids = merges::inherit(world, mirror, row_ids, now)?;
-    spread(
-        world,
-        mirror,
-        row_ids,
-        &mirror.server.clone(),
-        None,
-        false,
-        now,
-    )
+    spread(world, mirror, row_ids, &Cause::of(&mirror.server), now)
+}
+
+/// Who or what made records begin.
+#[derive(Clone, Debug)]
+pub(crate) struct Cause {
+    /// A server's name, `local`, or an application.
+    pub(crate) origin: String,
+    /// The user's transactions.
+    pub(crate) txs: Vec<i64>,
+    /// Its writes wait for approval.
+    pub(crate) held: bool,
+}
+
+impl Cause {
+    /// No transaction of a user.
+    pub(crate) fn of(origin: &str) -> Self {
+        Self {
+            origin: origin.to_owned(),
+            txs: Vec::new(),
+            held: false,
+        }
+    }
 }
 
 /// Matches new rows over every live link and creates what has no counterpart.
@@ -141,63 +153,11 @@ pub(crate) fn spread(
     world: &World,
     mirror: &Mirror,
     row_ids: Vec<i64>,
-    origin: &str,
-    tx: Option<i64>,
-    held: bool,
+    cause: &Cause,
     now: Millis,
 ) -> Result<()> {
-    if row_ids.is_empty() {
-        return Ok(());
-    }
     for link in &world.groups[mirror.group].links {
-        let Some((other, may_create)) = other_end(world, link, mirror) else {
-            continue;
-        };
-        if link.mode != "live" || link.paused {
-            continue;
-        }
-        let linked: HashSet<i64> = ledger::entities_of(mirror.id, row_ids.clone())?
-            .into_iter()
-            .filter(|x| x.mirror == mirror.id)
-            .map(|x| x.row_id)
-            .collect();
-        let open: Vec<i64> = row_ids
-            .iter()
-            .copied()
-            .filter(|r| !linked.contains(r))
-            .collect();
-        let found = find(world, link, mirror, other, &open)?;
-        let mut pairs = (Vec::new(), Vec::new(), Vec::new());
-        let mut orphans = Vec::new();
-        for row in open {
-            let (free, taken) = found.get(&row).cloned().unwrap_or_default();
-            match free.as_slice() {
-                [] if taken.is_empty() => orphans.push(row),
-                [one] => {
-                    let key = i64::try_from(pairs.0.len() / 2).unwrap_or_default();
-                    pairs.0.extend([key, key]);
-                    pairs.1.extend([mirror.id, other.id]);
-                    pairs.2.extend([row, *one]);
-                }
-                // Another record of the same thing, or several: a third would not help.
-                [] => ask(
-                    link,
-                    mirror,
-                    row,
-                    "another record is matched already",
-                    &taken,
-                )?,
-                several => ask(link, mirror, row, "several records match", several)?,
-            }
-        }
-        if !pairs.0.is_empty() {
-            let tied = pairs.2.iter().step_by(2).copied().collect();
-            ledger::link_rows(pairs.0, pairs.1, pairs.2)?;
-            removals::agree(world, mirror, tied, now)?;
-        }
-        if may_create {
-            create_counterparts(world, mirror, other, orphans, origin, tx, held)?;
-        }
+        spread_link(world, link, mirror, row_ids.clone(), cause, now)?;
     }
     Ok(())
 }
@@ -216,10 +176,81 @@ pub(crate) fn make_counterparts(
             continue;
         };
         if may_create && known.mode == "live" && link == Some(known.name.as_str()) {
-            create_counterparts(world, mirror, other, row_ids.clone(), origin, None, false)?;
+            let cause = Cause::of(origin);
+            counterparts::create(world, mirror, other, row_ids.clone(), &cause)?;
         }
     }
     Ok(())
+}
+
+/// The same over one link, for the rows that are in its scope.
+pub(crate) fn spread_link(
+    world: &World,
+    link: &LinkRow,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    cause: &Cause,
+    now: Millis,
+) -> Result<()> {
+    let Some((other, may_create)) = other_end(world, link, mirror) else {
+        return Ok(());
+    };
+    if row_ids.is_empty() || link.mode != "live" || link.paused {
+        return Ok(());
+    }
+    let row_ids = scope::inside(link, mirror, row_ids)?;
+    let open = without_counterpart(mirror, other, row_ids)?;
+    let found = find(link, mirror, other, &open)?;
+    let mut pairs = (Vec::new(), Vec::new(), Vec::new());
+    let mut orphans = Vec::new();
+    for row in open {
+        let hits = found.get(&row).cloned().unwrap_or_default();
+        match hits.free.as_slice() {
+            [] if hits.taken.is_empty() => orphans.push(row),
+            [one] if hits.sure => {
+                let key = i64::try_from(pairs.0.len() / 2).unwrap_or_default();
+                pairs.0.extend([key, key]);
+                pairs.1.extend([mirror.id, other.id]);
+                pairs.2.extend([row, *one]);
+            }
+            // Another record of the same thing, or several: a third would not help.
+            [] => ask(
+                link,
+                mirror,
+                row,
+                "another record is matched already",
+                &hits.taken,
+            )?,
+            [one] => ask(link, mirror, row, "match by likeness", &[*one])?,
+            several => ask(link, mirror, row, "several records match", several)?,
+        }
+    }
+    if !pairs.0.is_empty() {
+        let tied = pairs.2.iter().step_by(2).copied().collect();
+        ledger::link_rows(pairs.0, pairs.1, pairs.2)?;
+        removals::agree(world, mirror, tied, now)?;
+    }
+    if may_create {
+        counterparts::create(world, mirror, other, orphans, cause)?;
+    }
+    Ok(())
+}
+
+/// Rows whose thing has no record in the other mirror.
+fn without_counterpart(mirror: &Mirror, other: &Mirror, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
+    let there: HashSet<i64> = (xrefs.iter())
+        .filter(|x| x.mirror == other.id)
+        .map(|x| x.entity)
+        .collect();
+    let linked: HashSet<i64> = (xrefs.iter())
+        .filter(|x| x.mirror == mirror.id && there.contains(&x.entity))
+        .map(|x| x.row_id)
+        .collect();
+    Ok(row_ids
+        .into_iter()
+        .filter(|r| !linked.contains(r))
+        .collect())
 }
 
 /// Opens a question about a row that may be one of several of the other side.
@@ -243,32 +274,37 @@ fn ask(link: &LinkRow, mirror: &Mirror, row: i64, reason: &str, others: &[i64]) 
     Ok(())
 }
 
-/// Rows of the other side that match a row: free ones, and ones tied already.
-type Found = HashMap<i64, (Vec<i64>, Vec<i64>)>;
+/// Rows of the other side that match a row.
+#[derive(Clone, Debug, Default)]
+struct Hits {
+    /// Not tied yet.
+    free: Vec<i64>,
+    /// Tied to other rows of ours.
+    taken: Vec<i64>,
+    /// By equal keys, or so alike that nobody need be asked.
+    sure: bool,
+}
 
-/// Candidates on the other side by the link's match keys, in their order; the
-/// first key that finds something decides.
+/// Candidates on the other side by the link's match keys, equal ones before
+/// alike ones, in their order; the first key that finds something decides.
 fn find(
-    world: &World,
     link: &LinkRow,
     mirror: &Mirror,
     other: &Mirror,
     rows: &[i64],
-) -> Result<Found> {
-    let mut found = Found::new();
+) -> Result<HashMap<i64, Hits>> {
+    let mut found: HashMap<i64, Hits> = HashMap::new();
     let mut keys: Vec<_> = link
         .maps
         .iter()
         .filter(|m| m.match_order.is_some())
         .collect();
-    keys.sort_by_key(|m| m.match_order);
-    let _ = world;
+    keys.sort_by_key(|m| (m.match_threshold.is_some(), m.match_order));
+    let right = link.right_mirror == mirror.id;
     for key in keys {
-        let left = link.left_mirror == mirror.id;
-        let (own_field, other_field) = if left {
-            (&key.left_field, &key.right_field)
-        } else {
-            (&key.right_field, &key.left_field)
+        let (own_field, other_field) = match right {
+            false => (&key.left_field, &key.right_field),
+            true => (&key.right_field, &key.left_field),
         };
         let (Some(a), Some(b)) = (
             mirror.by_field.get(own_field),
@@ -281,15 +317,32 @@ fn find(
             .copied()
             .filter(|r| !found.contains_key(r))
             .collect();
+        let scope = match right {
+            false => &link.right_scope,
+            true => &link.left_scope,
+        };
+        let likeness = matches::Likeness {
+            threshold: key.match_threshold,
+            domain: key.to_left.contains("domain") || key.to_right.contains("domain"),
+        };
         let hits = matches::candidates(
             key_of(mirror, *a),
             key_of(other, *b),
-            key.to_left.contains("domain") || key.to_right.contains("domain"),
+            scope.as_deref(),
+            likeness,
             open,
         )?;
-        for (row, candidate, tied) in hits {
-            let (free, taken) = found.entry(row).or_default();
-            if tied { taken } else { free }.push(candidate);
+        for hit in hits {
+            let of = found.entry(hit.ours).or_default();
+            of.sure = key
+                .match_accept
+                .map_or(key.match_threshold.is_none(), |a| hit.alike >= a);
+            let list = if hit.tied {
+                &mut of.taken
+            } else {
+                &mut of.free
+            };
+            list.push(hit.theirs);
         }
     }
     Ok(found)
@@ -301,120 +354,4 @@ fn key_of(mirror: &Mirror, column: usize) -> matches::Key<'_> {
         table: &mirror.table,
         column: &mirror.columns[column].quoted,
     }
-}
-
-/// Makes the rows' counterparts: a row without id in the other mirror, a
-/// create in the queue, one entity for both.
-fn create_counterparts(
-    world: &World,
-    mirror: &Mirror,
-    other: &Mirror,
-    orphans: Vec<i64>,
-    origin: &str,
-    tx: Option<i64>,
-    held: bool,
-) -> Result<()> {
-    if orphans.is_empty() {
-        return Ok(());
-    }
-    let all: Vec<usize> = (0..mirror.columns.len()).collect();
-    let columns: Vec<_> = other.columns.iter().collect();
-    let shadow = world.groups[mirror.group].group.sides[other.side].shadow;
-    let mut queue = Vec::new();
-    let mut lines = Vec::new();
-    let mut ties = (Vec::new(), Vec::new(), Vec::new());
-    let sources = cases::lock(mirror, &all, orphans)?;
-    for source in sources.iter().filter(|r| !r.deleted) {
-        let Some((row, vals)) = counterpart(world, mirror, other, source)? else {
-            continue;
-        };
-        let made = rows::insert(
-            &other.table,
-            &columns,
-            vec![RowInsert {
-                record_id: None,
-                source: origin.to_owned(),
-                modified_at: 0,
-                deleted: false,
-                values: row,
-            }],
-        )?;
-        let Some((row_id, _)) = made.first().cloned() else {
-            continue;
-        };
-        ties.0.extend([source.row_id, source.row_id]);
-        ties.1.extend([mirror.id, other.id]);
-        ties.2.extend([source.row_id, row_id]);
-        lines.push(record::by_link(
-            other,
-            (row_id, None),
-            "create",
-            origin,
-            &vals,
-        ));
-        queue.push(NewWrite {
-            mirror: other.id,
-            row_id,
-            entity: None,
-            kind: "create",
-            record_id: None,
-            vals,
-            old_vals: "{}".to_owned(),
-            origin: origin.to_owned(),
-            state: flush::state_of(world, other.id, shadow, held),
-            txs: tx.into_iter().collect(),
-        });
-    }
-    if !ties.0.is_empty() {
-        ledger::link_rows(ties.0, ties.1, ties.2)?;
-    }
-    flush::append(world, lines)?;
-    writes::enqueue(queue)
-}
-
-/// The values of a row on the other side, by column and as JSON by field; none
-/// if a required one has no image, which is asked about in review.
-fn counterpart(
-    world: &World,
-    mirror: &Mirror,
-    other: &Mirror,
-    source: &Row,
-) -> Result<Option<(Vec<Option<String>>, String)>> {
-    let info = &world.groups[mirror.group];
-    let mut values = vec![None; info.group.fields.len()];
-    for (column, value) in source.values.iter().enumerate() {
-        if let Some(field) = info.field_of[mirror.side].get(&column) {
-            values[*field].clone_from(value);
-        }
-    }
-    let mapping::Projection { mapped, refused } =
-        mapping::project(&info.group, mirror.side, other.side, &values);
-    if !refused.is_empty() {
-        let reasons: BTreeMap<_, _> = refused
-            .iter()
-            .map(|(f, why)| (info.group.fields[*f].name.clone(), why.to_string()))
-            .collect();
-        reviews::ask(&RowQuestion {
-            kind: Kind::Create,
-            link: None,
-            mirror: mirror.id,
-            row_id: source.row_id,
-            entity: None,
-            reason: "cannot be created there",
-            candidates: &serde_json::json!(reasons).to_string(),
-        })?;
-        return Ok(None);
-    }
-    let mut row = vec![None; other.columns.len()];
-    let mut vals = serde_json::Map::new();
-    for (field, value) in mapped {
-        if let Some(column) = info.column_of[field][other.side] {
-            vals.insert(
-                other.columns[column].field.clone(),
-                serde_json::json!(value),
-            );
-            row[column] = value;
-        }
-    }
-    Ok(Some((row, serde_json::Value::Object(vals).to_string())))
 }

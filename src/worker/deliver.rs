@@ -373,7 +373,7 @@ pub(super) fn remember(
     refused: &[WriteRow],
     now: Millis,
 ) -> Result<()> {
-    let group = &world.groups[mirror.group].group;
+    let info = &world.groups[mirror.group];
     let mut states = states_of(done.iter().map(|(r, _, _)| r).chain(refused))?;
     let no_echo = Vec::new();
     let all = done
@@ -385,31 +385,23 @@ pub(super) fn remember(
     let mut normals: BTreeMap<usize, Vec<(i64, Option<String>)>> = BTreeMap::new();
     for (row, echoed, good) in all {
         let Some(entity) = row.entity else { continue };
-        for (name, value) in cases::json_values(&row.vals) {
-            let field = group.fields.iter().find(|f| {
-                f.sides[mirror.side]
-                    .as_ref()
-                    .is_some_and(|s| s.field == name)
-            });
-            let Some(field) = field else { continue };
-            let key = (entity, field.name.clone());
+        for (field, value) in info.by_name(mirror, &cases::json_values(&row.vals)) {
+            let key = (entity, info.group.fields[field].name.clone());
             let Some(state) = states.get_mut(&key) else {
                 continue;
             };
             state::claimed(state, mirror.side, &value, row.claimed_at);
             let answer = if good {
                 Answer::Done {
-                    echoed: echoed_value(world, mirror, echoed, &name),
+                    echoed: echoed_value(world, mirror, echoed, field),
                 }
             } else {
                 Answer::Failed
             };
-            let normal = state::answered(state, mirror.side, &value, answer, now);
-            if let (Some(value), Some(column)) = (normal, mirror.by_field.get(&name)) {
-                normals
-                    .entry(*column)
-                    .or_default()
-                    .push((row.row_id, value));
+            if let Some(value) = state::answered(state, mirror.side, &value, answer, now) {
+                for (column, cell) in info.cells(field, mirror.side, &value) {
+                    normals.entry(column).or_default().push((row.row_id, cell));
+                }
             }
             // What waits for this answer is told by a look at the record.
             if state.has_waiting()
@@ -453,13 +445,22 @@ fn show_normal_forms(
     Ok(())
 }
 
-/// What the answer shows of a field, in canonical text.
+/// What the answer shows of a field, in canonical text: all of its columns.
 fn echoed_value(
     world: &World,
     mirror: &Mirror,
     echoed: &[(String, Option<String>)],
-    name: &str,
+    field: usize,
 ) -> Option<Option<String>> {
-    let (_, raw) = echoed.iter().find(|(n, _)| n == name)?;
-    world.canonical(mirror, *mirror.by_field.get(name)?, raw)
+    let info = &world.groups[mirror.group];
+    let cells: Option<Vec<_>> = info
+        .columns(field, mirror.side)
+        .iter()
+        .map(|column| {
+            let name = &mirror.columns[*column].field;
+            let (_, raw) = echoed.iter().find(|(n, _)| n == name)?;
+            world.canonical(mirror, *column, raw)
+        })
+        .collect();
+    cells.map(|cells| crm_core::structure::pack(&cells))
 }

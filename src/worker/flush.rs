@@ -133,9 +133,9 @@ fn flush_rows(world: &World, cases: &[Case]) -> Result<()> {
             let mut columns = Vec::new();
             let mut values = Vec::new();
             for ((_, field), value) in case.cells.range((side, 0)..(side + 1, 0)) {
-                if let Some(column) = info.column_of[*field][side] {
+                for (column, cell) in info.cells(*field, side, value) {
                     columns.push(column);
-                    values.push(value.clone());
+                    values.push(cell);
                 }
             }
             if columns.is_empty() && stamp <= row.modified_at && case.writers[side].is_empty() {
@@ -168,13 +168,15 @@ fn flush_writes(world: &World, cases: &[Case]) -> Result<()> {
     for case in cases {
         let info = &world.groups[case.group];
         for (side, field) in &case.cancels {
-            if let (Some(column), Some(row)) = (info.group.column(*field, *side), &case.rows[*side])
-            {
-                let mirror = info.group.sides[*side].mirror;
-                cancels.push((mirror, row.row_id, column.field.clone()));
+            let mirror = info.group.sides[*side].mirror;
+            let (Some(row), Some(of)) = (&case.rows[*side], world.mirrors.get(&mirror)) else {
+                continue;
+            };
+            for column in info.columns(*field, *side) {
+                cancels.push((mirror, row.row_id, of.columns[*column].field.clone()));
             }
         }
-        for (side, (vals, olds)) in per_side(info, &case.writes) {
+        for (side, (vals, olds)) in per_side(world, info, &case.writes) {
             let Some(row) = &case.rows[side] else {
                 continue;
             };
@@ -201,15 +203,22 @@ type Fields = serde_json::Map<String, serde_json::Value>;
 
 /// New and old values per side, under the side's own field names.
 fn per_side(
+    world: &World,
     info: &GroupInfo,
     cells: &BTreeMap<(usize, usize), (Value, Value)>,
 ) -> BTreeMap<usize, (Fields, Fields)> {
     let mut sides: BTreeMap<usize, (Fields, Fields)> = BTreeMap::new();
     for ((side, field), (value, old)) in cells {
-        if let Some(column) = info.group.column(*field, *side) {
-            let (vals, olds) = sides.entry(*side).or_default();
-            vals.insert(column.field.clone(), serde_json::json!(value));
-            olds.insert(column.field.clone(), serde_json::json!(old));
+        let mirror = info.group.sides.get(*side).map(|s| s.mirror);
+        let Some(mirror) = mirror.and_then(|m| world.mirrors.get(&m)) else {
+            continue;
+        };
+        let (vals, olds) = sides.entry(*side).or_default();
+        let new = info.cells(*field, *side, value);
+        for ((column, value), (_, old)) in new.zip(info.cells(*field, *side, old)) {
+            let name = &mirror.columns[column].field;
+            vals.insert(name.clone(), serde_json::json!(value));
+            olds.insert(name.clone(), serde_json::json!(old));
         }
     }
     sides

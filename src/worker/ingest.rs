@@ -9,20 +9,21 @@ use crm_core::state::{Clock, Interval};
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger::{self, EventRow};
-use crate::pg::store::rows::{self, Row, RowInsert};
+use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
+use crate::worker::absent;
 use crate::worker::accord;
-use crate::worker::arrivals;
 use crate::worker::cases::{self, Case};
-use crate::worker::creates;
 use crate::worker::engine;
 use crate::worker::erasure;
 use crate::worker::flush;
+use crate::worker::foresee;
 use crate::worker::merges::{self, Conversion};
 use crate::worker::record;
 use crate::worker::removals::{self, Removal};
 use crate::worker::replay::{self, Heard, Tally};
+use crate::worker::scope;
 use crate::worker::world::{Mirror, World};
 
 /// A change that was taken (not a duplicate) for a mirror.
@@ -49,7 +50,7 @@ pub(crate) struct Applied {
     pub(crate) overflowed: BTreeSet<i32>,
 }
 
-type Deferred = Vec<(i32, String, String, String, &'static str)>;
+pub(super) type Deferred = Vec<(i32, String, String, String, &'static str)>;
 
 /// Applies a batch, mirror by mirror in the order in which they first appear.
 pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<Applied> {
@@ -77,7 +78,10 @@ pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<A
     Ok(applied)
 }
 
-fn put_off(item: &Inbound, reason: &'static str) -> (i32, String, String, String, &'static str) {
+pub(super) fn put_off(
+    item: &Inbound,
+    reason: &'static str,
+) -> (i32, String, String, String, &'static str) {
     (
         item.mirror,
         item.change.record_id.clone(),
@@ -106,6 +110,7 @@ fn apply_mirror(
     };
     waiting.extend(merges::told(world, mirror, &items, now)?);
     let columns = touched(mirror, &items);
+    let columns = world.groups[mirror.group].whole(mirror.side, &columns);
     let locked = lock_records(mirror, &columns, ids.clone())?;
     let row_ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
     let undrained: HashSet<i64> = changes::undrained(mirror.id, row_ids)?
@@ -128,6 +133,7 @@ fn apply_mirror(
     let blocked: HashSet<i64> = blocked.into_iter().chain(undrained).collect();
     let mut work = Work::new(world, mirror, cases, now);
     work.recall(stale_suspects)?;
+    foresee::events(world, mirror, &mut work.cases, &items)?;
     let mut absent: Vec<Inbound> = Vec::new();
     for item in items {
         let record = &item.change.record_id;
@@ -148,7 +154,7 @@ fn apply_mirror(
     applied.to_read += work.replayed.too_late;
     work.finish()?;
     let absent = erasure::absent(world, mirror, absent, now)?;
-    apply_absent(world, mirror, absent, &mut deferred, now)?;
+    absent::apply(world, mirror, absent, &mut deferred, now)?;
     Ok(deferred)
 }
 
@@ -238,7 +244,10 @@ impl<'w> Work<'w> {
                 .by_field
                 .get(&shown.field)
                 .and_then(|c| info.field_of[self.mirror.side].get(c));
-            let Some(field) = field else { continue };
+            // One column of several says nothing of the others: late ones are read again.
+            let Some(field) = field.filter(|f| !info.is_list(**f, self.mirror.side)) else {
+                continue;
+            };
             let mut state = match case.entity.fields.remove(field) {
                 Some(state) => state,
                 None => accord::settled_state(&case.entity, *field),
@@ -270,7 +279,9 @@ impl<'w> Work<'w> {
                     return Some("read");
                 }
                 // What cannot be read here is read from the CRM, and parked if it is no better there.
-                let legible = item.change.fields.is_empty() || self.decide(index, item);
+                let late = self.late_parts(index, item);
+                let legible = item.change.fields.is_empty() || self.decide(index, item, &late);
+                let legible = legible && late.is_empty();
                 let (record, fields) = (&item.change.record_id, &item.change.fields);
                 let told = merges::conversion(self.world, self.mirror, record, fields);
                 self.converted.extend(told);
@@ -308,11 +319,31 @@ impl<'w> Work<'w> {
         None
     }
 
+    /// Fields of several columns of which a late event brings some: what the
+    /// others held then is not known.
+    fn late_parts(&self, index: usize, item: &Inbound) -> Vec<usize> {
+        let (info, side) = (&self.world.groups[self.mirror.group], self.mirror.side);
+        let case = &self.cases[index];
+        let shown = case.rows[side].as_ref().map_or(0, |r| r.modified_at);
+        if item.change.occurred_at >= shown.max(case.stamps[side]) {
+            return Vec::new();
+        }
+        let brings = |c: &usize| {
+            let name = &self.mirror.columns[*c].field;
+            item.change.fields.iter().any(|(n, _)| n == name)
+        };
+        let parts = |f: &usize| {
+            let columns = info.columns(*f, side);
+            info.is_list(*f, side) && columns.iter().any(brings) && !columns.iter().all(brings)
+        };
+        (0..info.group.fields.len()).filter(parts).collect()
+    }
+
     /// False if a value is none of its type.
-    fn decide(&mut self, index: usize, item: &Inbound) -> bool {
+    fn decide(&mut self, index: usize, item: &Inbound, late: &[usize]) -> bool {
         let (world, mirror) = (self.world, self.mirror);
-        let info = &world.groups[mirror.group];
-        let mut values: Vec<(usize, Value, Option<Value>)> = Vec::new();
+        let (info, side) = (&world.groups[mirror.group], mirror.side);
+        let mut cells: BTreeMap<usize, BTreeMap<usize, Value>> = BTreeMap::new();
         let mut listed = Vec::new();
         let mut legible = true;
         for (name, raw) in &item.change.fields {
@@ -323,12 +354,22 @@ impl<'w> Work<'w> {
                 legible = false;
                 continue;
             };
-            if let Some(field) = info.field_of[mirror.side].get(&column) {
-                let old = self.cases[index].entity.records[mirror.side].values[*field].clone();
-                listed.push((name.clone(), old, value.clone()));
-                values.push((*field, value, None));
+            let field = info.field_of[side].get(&column);
+            if let Some(field) = field.filter(|f| !late.contains(f)) {
+                let held = &self.cases[index].entity.records[side].values[*field];
+                let old = info.cells(*field, side, held).find(|(c, _)| *c == column);
+                listed.push((name.clone(), old.and_then(|(_, v)| v), value.clone()));
+                cells.entry(*field).or_default().insert(column, value);
             }
         }
+        let held = &self.cases[index].entity.records[side].values;
+        let values: Vec<(usize, Value, Option<Value>)> = cells
+            .into_iter()
+            .map(|(field, cells)| {
+                let new = info.overlaid(field, side, &held[field], |c| cells.get(&c).cloned());
+                (field, new, None)
+            })
+            .collect();
         if values.is_empty() {
             // Fields that this mirror does not hold are nobody's news here.
             self.replayed.unchanged += usize::from(item.source == replay::SOURCE);
@@ -399,7 +440,9 @@ impl<'w> Work<'w> {
     }
 
     fn finish(self) -> Result<()> {
+        let watched = scope::watch(self.world, &self.cases);
         flush::flush(self.world, self.cases, self.events)?;
+        scope::settle(self.world, self.mirror, watched, self.now)?;
         let server = &self.mirror.server;
         let now = self.now;
         let removal = Removal::remote(self.mirror, now);
@@ -414,67 +457,4 @@ impl<'w> Work<'w> {
         merges::convert(self.world, self.mirror, self.converted, now)?;
         erasure::erase(self.world, self.mirror, self.erased, Vec::new(), now)
     }
-}
-
-/// Events of records that have no row: made here if the event carries the
-/// whole record, else read first.
-fn apply_absent(
-    world: &World,
-    mirror: &Mirror,
-    items: Vec<Inbound>,
-    deferred: &mut Deferred,
-    now: Millis,
-) -> Result<()> {
-    let mut inserts: Vec<RowInsert> = Vec::new();
-    let mut events: BTreeMap<String, EventRow> = BTreeMap::new();
-    let mut wholes: HashMap<String, Inbound> = HashMap::new();
-    for item in items {
-        if creates::is_ours(world, mirror, &item.change)? {
-            continue;
-        }
-        let whole = item.change.kind == ChangeKind::Create
-            && !item.change.fields.is_empty()
-            && item.change.reread.is_empty();
-        match item.change.kind {
-            ChangeKind::Association { .. } | ChangeKind::Overflow | ChangeKind::PrivacyDelete => {}
-            ChangeKind::Delete => {
-                inserts.push(arrivals::tombstone(mirror, &item.change));
-                let line =
-                    record::told(mirror, item.source, item.stream, &item.change, "tombstone");
-                events.insert(item.change.record_id.clone(), line);
-            }
-            _ if whole && !events.contains_key(&item.change.record_id) => {
-                let (row, event) = arrivals::row_of(world, mirror, &item);
-                inserts.push(row);
-                events.insert(item.change.record_id.clone(), event);
-                wholes.insert(item.change.record_id.clone(), item);
-            }
-            _ => deferred.push(put_off(&item, "read")),
-        }
-    }
-    let met = arrivals::meet(world, mirror, inserts, now)?;
-    for record in &met.wait {
-        deferred.extend(wholes.get(record).map(|item| put_off(item, "locked")));
-    }
-    let columns: Vec<_> = mirror.columns.iter().collect();
-    let made = rows::insert(&mirror.table, &columns, met.new)?;
-    let mut fresh = Vec::new();
-    let mut lines = Vec::new();
-    for (record, row_id) in met.adopted {
-        lines.extend(events.remove(&record).map(|event| EventRow {
-            row_id: Some(row_id),
-            ..event
-        }));
-    }
-    for (row_id, record) in made {
-        if let Some(mut event) = record.and_then(|r| events.remove(&r)) {
-            event.row_id = Some(row_id);
-            if event.kind == "create" {
-                fresh.push(row_id);
-            }
-            lines.push(event);
-        }
-    }
-    flush::append(world, lines)?;
-    creates::after_remote_create(world, mirror, fresh, now)
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crm_core::decide::{Observed, Source};
 use crm_core::guard::Window;
-use crm_core::model::{FieldType, Millis, Value};
+use crm_core::model::Millis;
 use crm_core::plan::DeletedBy;
 use crm_core::state::Interval;
 
@@ -20,10 +20,13 @@ use crate::pg::tx::SqlError;
 use crate::worker::batch::{self, Batch};
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
+use crate::worker::edits::{Cells, canonical_old, value_then, whole_values};
 use crate::worker::engine;
 use crate::worker::flush;
+use crate::worker::foresee;
 use crate::worker::record::{self, Cause};
 use crate::worker::removals::{self, Removal};
+use crate::worker::scope;
 use crate::worker::world::{Mirror, World};
 
 /// What a drain did.
@@ -178,6 +181,7 @@ fn drain_mirror(
         deleted: Vec::new(),
         now,
     };
+    foresee::edits(world, mirror, &mut work.cases, &work.current, &of_row)?;
     for (row_id, log) in of_row {
         work.record(row_id, &log);
     }
@@ -251,15 +255,6 @@ struct Local<'w> {
     now: Millis,
 }
 
-/// PostgreSQL's text form in canonical text; a hashed value is unknown.
-pub(super) fn canonical_old(field_type: FieldType, old: &OldValue) -> Option<Value> {
-    match old {
-        OldValue::Null => Some(None),
-        OldValue::Text(text) => crm_core::value::from_postgres(field_type, text).ok(),
-        OldValue::TooLong(_) => None,
-    }
-}
-
 impl Local<'_> {
     fn cause(&self, tx: i64) -> Cause {
         Cause::of(tx, self.headers.get(&tx), self.now)
@@ -324,19 +319,13 @@ impl Local<'_> {
         let cause = self.cause(change.tx);
         let record_id = row.record_id.clone();
         let mut event = record::by_sql(mirror, row.row_id, record_id, "update", &cause);
-        let mut values = Vec::new();
+        let mut cells: BTreeMap<usize, Cells> = BTreeMap::new();
         for (attnum, old) in &change.old {
             let Some(column) = mirror.by_attnum.get(attnum).copied() else {
                 continue;
             };
-            let field_type = mirror.types[column];
-            let next = later
-                .iter()
-                .flat_map(|c| c.old.iter())
-                .find(|(a, _)| a == attnum)
-                .and_then(|(_, v)| canonical_old(field_type, v));
-            let new = next.unwrap_or_else(|| row.values[column].clone());
-            let old = canonical_old(field_type, old);
+            let new = value_then(mirror, row, column, later);
+            let old = canonical_old(mirror.types[column], old);
             let name = &mirror.columns[column].field;
             if old.is_none() {
                 event.unknown.push(name.clone());
@@ -346,9 +335,13 @@ impl Local<'_> {
             event.new_values.push(new.clone());
             if let Some(field) = info.field_of[mirror.side].get(&column) {
                 let chained = is_in(earlier, *attnum) || is_in(later, *attnum);
-                values.push((*field, new, old, chained));
+                cells
+                    .entry(*field)
+                    .or_default()
+                    .insert(column, (new, old, chained));
             }
         }
+        let values = whole_values(info, mirror, row, &cells, later);
         let Some(case) = self.case_of.get(&row.row_id).map(|i| &mut self.cases[*i]) else {
             return;
         };
@@ -423,6 +416,7 @@ impl Local<'_> {
     }
 
     fn finish(mut self) -> Result<()> {
+        let watched = scope::watch(self.world, &self.cases);
         flush::flush(self.world, self.cases, self.events)?;
         for (origin, tx, held, rows) in by_cause(self.deleted) {
             let removal = Removal {
@@ -438,16 +432,14 @@ impl Local<'_> {
         }
         writes::enqueue(self.queue)?;
         for (origin, tx, held, rows) in by_cause(self.created) {
-            creates::spread(
-                self.world,
-                self.mirror,
-                rows,
-                &origin,
-                Some(tx),
+            let cause = creates::Cause {
+                origin,
+                txs: vec![tx],
                 held,
-                self.now,
-            )?;
+            };
+            creates::spread(self.world, self.mirror, rows, &cause, self.now)?;
         }
+        scope::settle(self.world, self.mirror, watched, self.now)?;
         Ok(())
     }
 }

@@ -4,19 +4,25 @@
 //! is there in the version of this library, and hands a [`SessionContext`] to
 //! [`session::run`]. Every wait of a session is [`SessionContext::wait`].
 
+mod absent;
 mod accord;
 mod answers;
 mod arrivals;
 mod backfill;
 mod batch;
 pub(crate) mod cases;
+mod counterparts;
 mod creates;
 pub(crate) mod credential;
 pub(crate) mod deliver;
 mod doubt;
+mod edits;
 mod engine;
 mod erasure;
+mod fields;
 mod flush;
+mod foresee;
+pub(crate) mod images;
 mod inbound;
 pub(crate) mod ingest;
 pub(crate) mod launcher;
@@ -35,6 +41,7 @@ mod replay;
 pub(crate) mod repolicy;
 mod reviews;
 mod schedule;
+mod scope;
 mod servers;
 pub(crate) mod session;
 mod unsettled;

@@ -17,9 +17,11 @@ use crate::worker::creates;
 use crate::worker::engine;
 use crate::worker::erasure;
 use crate::worker::flush;
+use crate::worker::images;
 use crate::worker::merges;
 use crate::worker::record;
 use crate::worker::removals::{self, Removal};
+use crate::worker::scope;
 use crate::worker::world::{Mirror, World};
 
 /// How records came: as named in `crm.event.source`, and the row of
@@ -270,6 +272,8 @@ fn compare_known(
     applied
         .locked
         .extend(blocked.iter().filter_map(|row| ids.get(row).cloned()));
+    warm(world, mirror, page, &mut batch, &records);
+    mark_scope(world, mirror, page, &mut batch, &records)?;
     let mut events = Vec::new();
     let (mut gone, mut back) = (Vec::new(), Vec::new());
     let mut conversions = Vec::new();
@@ -289,7 +293,9 @@ fn compare_known(
         conversions.extend(conversion_of(world, mirror, page, &row, record));
         events.extend(show(world, mirror, page, case, &row, record, now));
     }
+    let watched = scope::watch(world, &batch);
     flush::flush(world, batch, events)?;
+    scope::settle(world, mirror, watched, now)?;
     if !gone.is_empty() {
         removals::removed(world, mirror, &gone, Removal::remote(mirror, now))?;
         rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
@@ -316,6 +322,56 @@ fn conversion_of(
     merges::conversion(world, mirror, &record.id, &fresh)
 }
 
+/// Makes the images that deciding a page will need, all at once.
+fn warm(
+    world: &World,
+    mirror: &Mirror,
+    page: &Compared<'_>,
+    batch: &mut [Case],
+    records: &HashMap<String, Record>,
+) {
+    let info = &world.groups[mirror.group];
+    if info.with_functions.is_empty() {
+        return;
+    }
+    let mut coming = Vec::new();
+    for (i, case) in batch.iter().enumerate() {
+        let row = case.rows[mirror.side].as_ref();
+        let record = row.and_then(|r| records.get(r.record_id.as_ref()?));
+        let (Some(row), Some(record)) = (row, record) else {
+            continue;
+        };
+        for column in changed(mirror, page, row, record) {
+            if let Some(field) = info.field_of[mirror.side].get(&column) {
+                coming.push((i, *field, record.values[column].clone()));
+            }
+        }
+    }
+    images::warm(world, batch, mirror.side, &coming);
+}
+
+/// Finds out which links a page concerns.
+fn mark_scope(
+    world: &World,
+    mirror: &Mirror,
+    page: &Compared<'_>,
+    batch: &mut [Case],
+    records: &HashMap<String, Record>,
+) -> Result<()> {
+    if !scope::any(&world.groups[mirror.group]) {
+        return Ok(());
+    }
+    let mut becomes = scope::Changed::new();
+    for row in batch.iter().filter_map(|c| c.rows[mirror.side].as_ref()) {
+        if let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) {
+            let values = changed(mirror, page, row, record).into_iter();
+            let values = values.map(|c| (c, record.values[c].clone()));
+            becomes.insert(row.row_id, values.collect());
+        }
+    }
+    scope::mark(world, mirror, batch, None, Some(&becomes))
+}
+
 /// Lets a record of a page be decided against its row; the line for the ledger.
 fn show(
     world: &World,
@@ -336,11 +392,16 @@ fn show(
         let told = !changed.contains(c) && !page.blind.contains(&(record.id.as_str(), *c));
         told && state.is_some_and(FieldState::has_waiting)
     }));
-    let values = shown
-        .iter()
-        .filter_map(|c| {
-            let field = info.field_of[mirror.side].get(c)?;
-            Some((*field, record.values[*c].clone(), None))
+    let fields: BTreeSet<usize> = (shown.iter())
+        .filter_map(|c| info.field_of[mirror.side].get(c).copied())
+        .collect();
+    let read = |c: usize| !page.blind.contains(&(record.id.as_str(), c));
+    let now_there = |c: usize| read(c).then(|| record.values[c].clone());
+    let held = &case.entity.records[mirror.side].values;
+    let values = (fields.into_iter())
+        .map(|f| {
+            let value = info.overlaid(f, mirror.side, &held[f], now_there);
+            (f, value, None)
         })
         .collect();
     let observed = Observed {

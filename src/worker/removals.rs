@@ -70,7 +70,7 @@ pub(crate) fn removed(
     }
     let info = &world.groups[mirror.group];
     let xrefs = ledger::entities_of(mirror.id, row_ids.to_vec())?;
-    let states = cases::load_states(info, &xrefs)?;
+    let states = cases::load_states(world, info, &xrefs)?;
     let partners = cases::lock_partners(world, info, mirror, &[], &xrefs)?;
     let known = Removed {
         world,

@@ -126,7 +126,8 @@ fn fields(world: &World, mirror: &Mirror, answers: Vec<Answer>, now: Millis) -> 
     let place = |a: &Answer| info.group.fields.iter().position(|f| f.name == a.field);
     let columns: BTreeSet<usize> = answers
         .iter()
-        .filter_map(|a| info.column_of[place(a)?][mirror.side])
+        .filter_map(&place)
+        .flat_map(|f| info.columns(f, mirror.side).iter().copied())
         .collect();
     let columns: Vec<usize> = columns.into_iter().collect();
     let ids: BTreeSet<i64> = answers.iter().map(|a| a.row_id).collect();

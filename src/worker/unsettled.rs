@@ -8,7 +8,7 @@ use crm_core::state::FieldState;
 use crate::pg::store::ledger;
 use crate::pg::store::writes::WriteRow;
 use crate::worker::cases::json_values;
-use crate::worker::world::GroupInfo;
+use crate::worker::world::{GroupInfo, World};
 
 /// What people took out of the outbox (rejected, discarded, unlinked) is not
 /// waited for: a state follows the writes that there are.
@@ -46,6 +46,7 @@ pub(super) fn forget_withdrawn(
 
 /// A claim is stored with the write only; the state learns of it here.
 pub(super) fn overlay_claim(
+    world: &World,
     info: &GroupInfo,
     write: &WriteRow,
     states: &mut HashMap<i64, BTreeMap<usize, FieldState>>,
@@ -53,22 +54,12 @@ pub(super) fn overlay_claim(
     let Some(fields) = write.entity.and_then(|e| states.get_mut(&e)) else {
         return;
     };
-    let Some(side) = info
-        .group
-        .sides
-        .iter()
-        .position(|s| s.mirror == write.mirror)
-    else {
+    let Some(mirror) = world.mirrors.get(&write.mirror) else {
         return;
     };
-    for (name, value) in json_values(&write.vals) {
-        let index = info
-            .group
-            .fields
-            .iter()
-            .position(|f| f.sides[side].as_ref().is_some_and(|s| s.field == name));
-        if let Some(state) = index.and_then(|i| fields.get_mut(&i)) {
-            crm_core::state::claimed(state, side, &value, write.claimed_at);
+    for (field, value) in info.by_name(mirror, &json_values(&write.vals)) {
+        if let Some(state) = fields.get_mut(&field) {
+            crm_core::state::claimed(state, mirror.side, &value, write.claimed_at);
         }
     }
 }

@@ -5,13 +5,14 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crm_core::connectors::Connector;
-use crm_core::group::{Group, GroupField, Side, SideField};
-use crm_core::mapping::Transform;
+use crm_core::group::{Group, Side};
 use crm_core::model::{FieldType, Value};
 use crm_core::policy::Policy;
 
 use crate::pg::store::config::{ColumnRow, ConfigRows, LinkRow, MirrorRow};
 use crate::pg::store::rows::Table;
+use crate::worker::fields;
+use crate::worker::images;
 use crate::worker::policies::PolicyRows;
 use crate::worker::rehearsal::Rehearsal;
 
@@ -48,9 +49,12 @@ pub(crate) struct GroupInfo {
     pub(crate) policy: Policy,
     /// Per side: column of its mirror → field of the group.
     pub(crate) field_of: Vec<HashMap<usize, usize>>,
-    /// Per field and side: the column.
-    pub(crate) column_of: Vec<Vec<Option<usize>>>,
+    /// Per field and side: its columns; none where it is not mapped, several
+    /// where a map makes one value of them.
+    pub(crate) columns_of: Vec<Vec<Vec<usize>>>,
     pub(crate) links: Vec<LinkRow>,
+    /// Fields whose maps call users' functions.
+    pub(crate) with_functions: Vec<usize>,
 }
 
 /// Everything the worker knows without asking.
@@ -61,6 +65,8 @@ pub(crate) struct World {
     pub(crate) mirrors: BTreeMap<i32, Mirror>,
     pub(crate) groups: Vec<GroupInfo>,
     pub(crate) paused_servers: Vec<String>,
+    /// Users' functions by number, as `schema.name(type)`.
+    pub(crate) functions: Vec<String>,
     /// How to read each server's spelling of values.
     pub(crate) connectors: HashMap<String, &'static dyn Connector>,
     /// Somebody asks what would happen: nothing may be written for good.
@@ -87,6 +93,7 @@ impl World {
                 || (!unlinked && links.all(|l| l.paused));
             world.mirrors.insert(row.id, mirror(row, paused));
         }
+        world.functions = fields::functions(&rows.links);
         let policies = PolicyRows {
             version: world.policy_version,
             policies: &rows.policies,
@@ -181,74 +188,12 @@ impl World {
                 shadow,
             });
             for column in 0..mirror.columns.len() {
-                self.place(&mut info, mirrors, side, column);
+                fields::place(self, &mut info, mirrors, side, column);
             }
         }
+        info.with_functions = images::fields_with_functions(&info.group);
         info.policy = policies.of(&info, &self.mirrors);
         info
-    }
-
-    /// Puts a column under the group field it is mapped to, or under its own.
-    fn place(&self, info: &mut GroupInfo, mirrors: &[i32], side: usize, column: usize) {
-        let Some(mirror) = mirrors.get(side).and_then(|id| self.mirrors.get(id)) else {
-            return;
-        };
-        let row = &mirror.columns[column];
-        let mut inbound = true;
-        let mut outbound = true;
-        let (mut to_side, mut from_side) = (Transform::Identity, Transform::Identity);
-        let mut target = None;
-        for link in &info.links {
-            let Some(map) = link.maps.iter().find(|f| {
-                (link.right_mirror == mirror.id && f.right_field == row.field)
-                    || (link.left_mirror == mirror.id && f.left_field == row.field)
-            }) else {
-                continue;
-            };
-            let is_right = link.right_mirror == mirror.id;
-            let (other, other_field) = if is_right {
-                (link.left_mirror, &map.left_field)
-            } else {
-                (link.right_mirror, &map.right_field)
-            };
-            (inbound, outbound) = match (map.direction.as_str(), is_right) {
-                ("to_right", true) | ("to_left", false) => (false, true),
-                ("to_right", false) | ("to_left", true) => (true, false),
-                _ => (true, true),
-            };
-            if is_right {
-                to_side = transform(&map.to_right, map.value_map.as_ref(), false);
-                from_side = transform(&map.to_left, map.value_map.as_ref(), true);
-            }
-            let placed = mirrors.iter().position(|m| *m == other).and_then(|s| {
-                let other = self.mirrors.get(&other)?;
-                let column = other.by_field.get(other_field)?;
-                info.field_of.get(s)?.get(column).copied()
-            });
-            target = target.or(placed);
-        }
-        let field = target.unwrap_or_else(|| {
-            info.group.fields.push(GroupField {
-                name: row.field.clone(),
-                sides: vec![None; mirrors.len()],
-            });
-            info.column_of.push(vec![None; mirrors.len()]);
-            info.group.fields.len() - 1
-        });
-        info.group.fields[field].sides[side] = Some(SideField {
-            field: row.field.clone(),
-            field_type: mirror.types[column],
-            max_length: row.max_length,
-            writable: !row.read_only,
-            inbound,
-            outbound,
-            to_side,
-            from_side,
-            required: row.required,
-            default: None,
-        });
-        info.column_of[field][side] = Some(column);
-        info.field_of[side].insert(column, field);
     }
 }
 
@@ -313,31 +258,4 @@ fn mirror(row: MirrorRow, paused: bool) -> Mirror {
         group: 0,
         side: 0,
     }
-}
-
-/// The transform of a name, or the value map beside it; `inverse` reads the map
-/// from right to left.
-fn transform(name: &str, value_map: Option<&serde_json::Value>, inverse: bool) -> Transform {
-    match name {
-        "identity" if value_map.is_some() => listed(value_map, inverse),
-        "domain_of_url" => Transform::DomainOfUrl,
-        "url_of_domain" => Transform::UrlOfDomain,
-        "date_of" => Transform::DateOf,
-        "midnight_of" => Transform::MidnightOf,
-        "lower" => Transform::Lower,
-        _ => Transform::Identity,
-    }
-}
-
-fn listed(value_map: Option<&serde_json::Value>, inverse: bool) -> Transform {
-    let object = value_map.and_then(serde_json::Value::as_object);
-    let pairs = object.into_iter().flatten().filter_map(|(left, right)| {
-        let (left, right) = (left.clone(), right.as_str()?.to_owned());
-        Some(if inverse {
-            (right, left)
-        } else {
-            (left, right)
-        })
-    });
-    Transform::ValueMap(Arc::new(pairs.collect()))
 }

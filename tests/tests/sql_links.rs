@@ -215,8 +215,8 @@ async fn preview_tells_and_go_live_ties_only_what_is_clear() {
         ["ambiguous", "", "1"],
         ["duplicates", "salesforce.contact.Email", "2"],
         ["differs", "email", "17"],
-        ["lossy", "lastname", "1"],
         ["differs", "phone", "1"],
+        ["too long", "hubspot.contacts.lastname", "1"],
     ];
     assert_eq!(told, expected);
     db.exec("SELECT crm.go_live('contacts')").await;

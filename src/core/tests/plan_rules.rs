@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{A, B, World, group, policy, text};
 use crm_core::join::join;
-use crm_core::mapping::{Transform, Unmapped, between, project};
+use crm_core::mapping::{Images, Transform, Unmapped, between, project};
 use crm_core::matching::{KeyKind, normal_key};
 use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeletePlan, DeleteRule, DeletedBy, Edit, Found, Standing, coalesce,
@@ -198,7 +198,7 @@ fn a_value_without_a_counterpart_is_held_and_says_so() {
 
 #[test]
 fn transforms_are_total_and_say_what_they_refuse() {
-    let t = |transform: &Transform, value: &str| transform.apply(&text(value));
+    let t = |transform: &Transform, value: &str| transform.apply(&text(value), &Images::default());
     assert_eq!(
         t(&Transform::DomainOfUrl, "https://a.example/x"),
         Ok(text("a.example"))
@@ -230,7 +230,11 @@ fn transforms_are_total_and_say_what_they_refuse() {
         Transform::DateOf,
         Transform::DomainOfUrl,
     ] {
-        assert_eq!(transform.apply(&None), Ok(None), "blank maps to blank");
+        assert_eq!(
+            transform.apply(&None, &Images::default()),
+            Ok(None),
+            "blank maps to blank"
+        );
     }
 }
 
@@ -240,10 +244,19 @@ fn a_required_field_gets_its_default_or_is_held() {
     let target = g.fields[0].sides[B].as_mut().unwrap();
     target.required = true;
     let (source, required) = (g.column(0, A).unwrap(), g.column(0, B).unwrap());
-    assert_eq!(between(source, required, &None), Err(Unmapped::Required));
-    assert_eq!(project(&g, A, B, &[None]).refused.len(), 1);
+    assert_eq!(
+        between(source, required, &None, &Images::default()),
+        Err(Unmapped::Required)
+    );
+    assert_eq!(
+        project(&g, A, B, &[None], &Images::default()).refused.len(),
+        1
+    );
     g.fields[0].sides[B].as_mut().unwrap().default = Some("n/a".to_owned());
-    assert_eq!(project(&g, A, B, &[None]).mapped, [(0, text("n/a"))]);
+    assert_eq!(
+        project(&g, A, B, &[None], &Images::default()).mapped,
+        [(0, text("n/a"))]
+    );
 }
 
 #[test]

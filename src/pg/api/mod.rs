@@ -1,6 +1,8 @@
 //! Functions of the schema `crm` that SQL cannot express. Each is private: a
 //! public one in SQL wraps it and checks who may.
 
+mod maps;
+
 use crate::pg::{capture, origin};
 use pgrx::pg_sys;
 use pgrx::prelude::*;

@@ -66,7 +66,20 @@ pub(crate) struct LinkRow {
     pub(crate) on_left_delete: String,
     pub(crate) on_right_delete: String,
     pub(crate) on_delete_conflict: String,
+    /// Conditions over the columns of the mirrors; none is "all rows".
+    pub(crate) left_scope: Option<String>,
+    pub(crate) right_scope: Option<String>,
+    pub(crate) on_leave: String,
     pub(crate) maps: Vec<FieldMapRow>,
+    pub(crate) defaults: Vec<DefaultRow>,
+}
+
+/// A value for new records of one side, in a field that nothing is mapped to.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct DefaultRow {
+    pub(crate) side: String,
+    pub(crate) field: String,
+    pub(crate) value: String,
 }
 
 /// One field map.
@@ -78,7 +91,32 @@ pub(crate) struct FieldMapRow {
     pub(crate) to_left: String,
     pub(crate) to_right: String,
     pub(crate) value_map: Option<serde_json::Value>,
+    /// Reverse of value_map where that is not one-to-one.
+    pub(crate) value_map_back: Option<serde_json::Value>,
+    pub(crate) default_left: Option<String>,
+    pub(crate) default_right: Option<String>,
+    /// How several columns are one value; see `crm_core::structure`.
+    pub(crate) structure: Option<String>,
+    /// Columns that are one value with `left_field`, in order.
+    pub(crate) left_more: Vec<String>,
+    pub(crate) right_more: Vec<String>,
     pub(crate) match_order: Option<i16>,
+    /// From which similarity on a key matches; equality if there is none.
+    pub(crate) match_threshold: Option<f32>,
+    /// From which similarity on the only candidate is taken unasked.
+    pub(crate) match_accept: Option<f32>,
+}
+
+impl FieldMapRow {
+    /// All fields of one side, in order.
+    pub(crate) fn fields(&self, right: bool) -> impl Iterator<Item = &String> {
+        let (first, more) = if right {
+            (&self.right_field, &self.right_more)
+        } else {
+            (&self.left_field, &self.left_more)
+        };
+        std::iter::once(first).chain(more)
+    }
 }
 
 /// One policy row.
@@ -190,7 +228,8 @@ SELECT pg_catalog.jsonb_build_object(
       LEFT JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object
       WHERE $1::int[] IS NULL OR m.id = ANY($1)), '[]'),
     'links', coalesce((SELECT jsonb_agg(to_jsonb(l) || jsonb_build_object('maps',
-        coalesce((SELECT jsonb_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'))
+        coalesce((SELECT jsonb_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'),
+        'defaults', coalesce((SELECT jsonb_agg(to_jsonb(d)) FROM crm.field_default d WHERE d.link = l.name), '[]'))
         ORDER BY l.id) FROM crm.link l), '[]'),
     'policies', coalesce((SELECT jsonb_agg(jsonb_build_object('id', p.id, 'link', p.link, 'field', p.field,
         'strategy', p.strategy, 'winner', p.winner, 'function', p.function, 'min_score', ceil(p.min_score * 1000)::integer,

@@ -287,7 +287,8 @@ pub(crate) fn entities_of(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<XrefRow>
     )
 }
 
-/// Makes an entity of each group of rows; `rows` carry a key per new entity.
+/// Makes an entity of each group of rows, or adds them to the one that a row of
+/// the group belongs to already; `keys` tell the groups apart.
 pub(crate) fn link_rows(
     keys: Vec<i64>,
     mirrors: Vec<i32>,
@@ -295,7 +296,9 @@ pub(crate) fn link_rows(
 ) -> Result<Vec<XrefRow>> {
     spi::write_rows(
         "WITH v AS (SELECT * FROM unnest($1::bigint[], $2::int[], $3::bigint[]) AS v(key, mirror, row_id)), \
-         fresh AS MATERIALIZED (SELECT key, nextval('crm.entity_seq') AS entity FROM (SELECT DISTINCT key FROM v ORDER BY key) k) \
+         known AS MATERIALIZED (SELECT v.key, min(x.entity) AS entity FROM v JOIN crm.xref x USING (mirror, row_id) WHERE x.merged_into IS NULL GROUP BY 1), \
+         fresh AS MATERIALIZED (SELECT k.key, coalesce(known.entity, nextval('crm.entity_seq')) AS entity \
+           FROM (SELECT DISTINCT key FROM v ORDER BY key) k LEFT JOIN known USING (key)) \
          INSERT INTO crm.xref (mirror, row_id, entity) SELECT v.mirror, v.row_id, fresh.entity FROM v JOIN fresh USING (key) \
          ON CONFLICT (mirror, row_id) DO UPDATE SET entity = excluded.entity, merged_into = NULL \
          RETURNING mirror, row_id, entity",

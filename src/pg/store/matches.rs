@@ -1,5 +1,7 @@
 //! Finding rows that describe the same thing.
 
+use std::collections::HashMap;
+
 use super::rows::{Table, as_owner};
 use pgrx::spi::SpiHeapTupleData;
 
@@ -27,21 +29,44 @@ pub(crate) struct Key<'a> {
     pub(crate) column: &'a str,
 }
 
-/// Rows of `theirs` whose key equals that of our rows in normal form:
-/// `(our row, their row, whether that one is tied to another row of our mirror)`.
-/// Pairs tied long ago are no candidates: keys such as a deal's name return in
-/// new things. Within the hour it may be one thing typed in on both sides.
+/// How keys are compared.
+#[derive(Clone, Copy)]
+pub(crate) struct Likeness {
+    /// From which similarity on (`pg_trgm`); equality if there is none.
+    pub(crate) threshold: Option<f32>,
+    /// The key is a web domain.
+    pub(crate) domain: bool,
+}
+
+/// A row of theirs that matches one of ours.
+pub(crate) struct Hit {
+    pub(crate) ours: i64,
+    pub(crate) theirs: i64,
+    /// It is tied to another row of our mirror.
+    pub(crate) tied: bool,
+    /// 1 for equal keys.
+    pub(crate) alike: f32,
+}
+
+/// Most candidates of one row that are shown to a person.
+const CANDIDATES: i64 = 20;
+
+/// Rows of `theirs`, within `scope`, whose key matches that of our rows in
+/// normal form. Pairs tied long ago are no candidates: keys such as a deal's
+/// name return in new things. Within the hour it may be one thing typed in on
+/// both sides.
 pub(crate) fn candidates(
     ours: Key<'_>,
     theirs: Key<'_>,
-    domain: bool,
+    scope: Option<&str>,
+    likeness: Likeness,
     row_ids: Vec<i64>,
-) -> Result<Vec<(i64, i64, bool)>> {
+) -> Result<Vec<Hit>> {
     if row_ids.is_empty() {
         return Ok(Vec::new());
     }
-    let left = normal_form(&format!("a.{}", ours.column), domain)?;
-    let right = normal_form(&format!("b.{}", theirs.column), domain)?;
+    let left = normal_form(&format!("a.{}", ours.column), likeness.domain)?;
+    let right = normal_form(&format!("b.{}", theirs.column), likeness.domain)?;
     // Each table is read with the rights of its own owner.
     let sql = format!(
         "SELECT a._id, {left} FROM {} a WHERE a._id = ANY($1) AND a._deleted_at IS NULL AND {left} IS NOT NULL",
@@ -53,43 +78,83 @@ pub(crate) fn candidates(
             Ok((id, row.get::<String>(2)?.unwrap_or_default()))
         })
     })?;
-    if keys.is_empty() {
+    let Some(how) = comparison(&right, likeness.threshold)?.filter(|_| !keys.is_empty()) else {
         return Ok(Vec::new());
-    }
+    };
     let (rows, keys): (Vec<i64>, Vec<String>) = keys.into_iter().unzip();
+    let from = match scope {
+        Some(scope) => format!("(SELECT * FROM {} WHERE {scope})", theirs.table.name),
+        None => theirs.table.name.clone(),
+    };
     let sql = format!(
-        "SELECT v.row_id, b._id FROM unnest($1::bigint[], $2::text[]) AS v(row_id, key) \
-         JOIN {} b ON {right} = v.key WHERE b._deleted_at IS NULL",
-        theirs.table.name,
+        "SELECT v.row_id, c._id, c.alike FROM unnest($1::bigint[], $2::text[]) AS v(row_id, key) \
+         CROSS JOIN LATERAL (SELECT b._id, {}::real AS alike FROM {from} b WHERE {} AND b._deleted_at IS NULL \
+           ORDER BY alike DESC, b._id LIMIT {CANDIDATES}) c",
+        how.measure, how.test,
     );
     let pair = |row: &SpiHeapTupleData<'_>| {
         let ours: i64 = row.get(1)?.unwrap_or_default();
-        Ok((ours, row.get::<i64>(2)?.unwrap_or_default()))
+        let theirs: i64 = row.get(2)?.unwrap_or_default();
+        Ok((ours, theirs, row.get::<f32>(3)?.unwrap_or_default()))
     };
     let pairs = as_owner(theirs.table, || {
         spi::write_rows(&sql, &[rows.into(), keys.into()], pair)
     })?;
+    untied(pairs, ours.mirror, theirs.mirror)
+}
+
+/// SQL text of a comparison with `v.key`.
+struct Comparison {
+    test: String,
+    measure: String,
+}
+
+/// None if it takes an extension that is not there.
+fn comparison(column: &str, threshold: Option<f32>) -> Result<Option<Comparison>> {
+    let Some(threshold) = threshold else {
+        return Ok(Some(Comparison {
+            test: format!("{column} = v.key"),
+            measure: "1".to_owned(),
+        }));
+    };
+    let trgm = |name: &str| spi::write_text("SELECT crm._trgm($1)", &[name.into()]);
+    let (Some(like), Some(similarity)) = (trgm("%")?, trgm("similarity")?) else {
+        return Ok(None);
+    };
+    spi::write_text(
+        "SELECT set_config('pg_trgm.similarity_threshold', $1, true)",
+        &[threshold.to_string().into()],
+    )?;
+    let measure = format!("{similarity}({column}, v.key)");
+    Ok(Some(Comparison {
+        test: format!("{column} {like} v.key AND {measure} >= {threshold}"),
+        measure,
+    }))
+}
+
+fn untied(pairs: Vec<(i64, i64, f32)>, ours: i32, theirs: i32) -> Result<Vec<Hit>> {
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
-    let (left, right): (Vec<i64>, Vec<i64>) = pairs.into_iter().unzip();
+    let alike: HashMap<(i64, i64), f32> = pairs.iter().map(|p| ((p.0, p.1), p.2)).collect();
+    let (left, right): (Vec<i64>, Vec<i64>) = pairs.into_iter().map(|p| (p.0, p.1)).unzip();
     spi::write_rows(
-        "SELECT p.a, p.b, t.at IS NOT NULL FROM unnest($1::bigint[], $2::bigint[]) AS p(a, b) \
+        "SELECT p.a, p.b, t.at IS NOT NULL FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS p(a, b, n) \
          LEFT JOIN LATERAL (SELECT min(greatest(x.linked_at, y.linked_at)) AS at FROM crm.xref x \
            JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $4 WHERE x.mirror = $3 AND x.row_id = p.b) t ON true \
-         WHERE t.at IS NULL OR t.at >= now() - interval '1 hour' ORDER BY 1, 2",
-        &[
-            left.into(),
-            right.into(),
-            theirs.mirror.into(),
-            ours.mirror.into(),
-        ],
+         WHERE t.at IS NULL OR t.at >= now() - interval '1 hour' ORDER BY p.a, p.n",
+        &[left.into(), right.into(), theirs.into(), ours.into()],
         |row| {
-            Ok((
+            let (ours, theirs) = (
                 row.get(1)?.unwrap_or_default(),
                 row.get(2)?.unwrap_or_default(),
-                row.get(3)?.unwrap_or_default(),
-            ))
+            );
+            Ok(Hit {
+                ours,
+                theirs,
+                tied: row.get(3)?.unwrap_or_default(),
+                alike: alike.get(&(ours, theirs)).copied().unwrap_or_default(),
+            })
         },
     )
 }

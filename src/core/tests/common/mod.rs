@@ -80,7 +80,7 @@ impl World {
             policy,
             entity: Entity {
                 records: vec![record("1"), record("003")],
-                fields: std::collections::BTreeMap::new(),
+                ..Entity::default()
             },
             seq: 0,
             now: 1_000_000,

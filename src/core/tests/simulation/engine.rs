@@ -1,7 +1,7 @@
 //! The session worker without PostgreSQL: each public method is one
 //! transaction. What follows for whole records is in `records`.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use crm_core::again::Again;
@@ -104,7 +104,7 @@ impl Engine {
             key,
             entity: Entity {
                 records: vec![record; sides],
-                fields: BTreeMap::new(),
+                ..Entity::default()
             },
             out: vec![Out::default(); sides],
             stamps: vec![None; sides],

@@ -2,7 +2,7 @@
 
 use crm_core::decide::Source;
 use crm_core::join::join;
-use crm_core::mapping::project;
+use crm_core::mapping::{Images, project};
 use crm_core::model::{Value, WriteKind};
 use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeletedBy, Found, Standing, delete_conflict, plan_arrival,
@@ -303,7 +303,7 @@ impl Engine {
         let there = &mut self.things[thing];
         let values = &there.entity.records[from].values;
         let mut made = vec![None; values.len()];
-        for (field, value) in project(&self.group, from, to, values).mapped {
+        for (field, value) in project(&self.group, from, to, values, &Images::default()).mapped {
             made[field] = value;
         }
         let record = &mut there.entity.records[to];

@@ -1,0 +1,176 @@
+-- Scope: which rows of a mirror take part in a link, as a condition of the row.
+
+-- Tried on an empty copy of the table, so that nobody waits for a lock on the
+-- mirror; PostgreSQL itself gives the canonical text that the worker will use.
+CREATE FUNCTION crm._scope_checked(mirror integer, scope text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t         text := crm._table_of(mirror);
+    canonical text;
+BEGIN
+    IF scope IS NULL THEN
+        RETURN NULL;
+    ELSIF NOT pg_has_role((SELECT c.relowner FROM crm.mirror m JOIN pg_namespace n ON n.nspname = m.schema_name JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = m.table_name WHERE m.id = _scope_checked.mirror), 'USAGE') THEN
+        RAISE EXCEPTION 'the scope of % can only be set by its owner', t
+            USING ERRCODE = '42501', DETAIL = 'The worker evaluates it with the rights of the table''s owner.', HINT = 'Become a member of the owning role, or ask its members.';
+    END IF;
+    BEGIN
+        EXECUTE format('CREATE TEMPORARY TABLE _crm_scope (LIKE %s) ON COMMIT DROP', t);
+        EXECUTE format('ALTER TABLE pg_temp._crm_scope ADD CONSTRAINT _crm_scope CHECK (%s)', scope);
+        SELECT pg_get_expr(c.conbin, c.conrelid) INTO STRICT canonical FROM pg_constraint c WHERE c.conrelid = 'pg_temp._crm_scope'::regclass AND c.conname = '_crm_scope';
+        DROP TABLE pg_temp._crm_scope;
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR feature_not_supported OR no_data_found OR too_many_rows OR data_exception THEN
+        RAISE EXCEPTION 'scope of % is not usable: %', t, sqlerrm
+            USING ERRCODE = '22023', DETAIL = format('Got: %s', left(scope, 200)),
+                  HINT = 'Expected a condition over the mirror''s own columns, without subqueries, such as: lifecyclestage = ''customer''.';
+    END;
+    RETURN canonical;
+END $$;
+COMMENT ON FUNCTION crm._scope_checked(integer, text) IS 'Checks a scope against the mirror''s columns and returns its canonical text.';
+
+-- Runs with the rights of whoever sets the scope: it is checked that these are
+-- the table owner's, with which the worker evaluates it.
+CREATE FUNCTION crm._link_scope_check() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF NOT crm._restoring() THEN
+        IF tg_op = 'INSERT' OR new.left_scope IS DISTINCT FROM old.left_scope THEN
+            new.left_scope := crm._scope_checked(new.left_mirror, new.left_scope);
+        END IF;
+        IF tg_op = 'INSERT' OR new.right_scope IS DISTINCT FROM old.right_scope THEN
+            new.right_scope := crm._scope_checked(new.right_mirror, new.right_scope);
+        END IF;
+    END IF;
+    RETURN new;
+END $$;
+COMMENT ON FUNCTION crm._link_scope_check() IS 'Checks the scopes of a link.';
+CREATE TRIGGER link_scope_check BEFORE INSERT OR UPDATE OF left_scope, right_scope ON crm.link FOR EACH ROW EXECUTE FUNCTION crm._link_scope_check();
+COMMENT ON TRIGGER link_scope_check ON crm.link IS 'Refuses scopes that cannot be evaluated.';
+
+-- PostgreSQL writes each condition of an AND in parentheses of its own.
+CREATE FUNCTION crm._and_clauses(condition text) RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    inner_text text := btrim(condition);
+    found      text[] := '{}';
+    first      integer := 1;
+    depth      integer := 0;
+    quote      text;
+    c          text;
+BEGIN
+    IF left(inner_text, 1) = '(' AND right(inner_text, 1) = ')' THEN
+        inner_text := substr(inner_text, 2, length(inner_text) - 2);
+    END IF;
+    FOR i IN 1 .. length(inner_text) LOOP
+        c := substr(inner_text, i, 1);
+        IF quote IS NOT NULL THEN
+            quote := CASE WHEN c = quote THEN NULL ELSE quote END;
+        ELSIF c IN ('''', '"') THEN
+            quote := c;
+        ELSIF c IN ('(', '[') THEN
+            depth := depth + 1;
+        ELSIF c IN (')', ']') THEN
+            depth := depth - 1;
+        END IF;
+        IF depth < 0 THEN
+            -- The outer parentheses were not a pair.
+            RETURN ARRAY[condition];
+        ELSIF depth = 0 AND quote IS NULL AND substr(inner_text, i, 5) = ' AND ' THEN
+            found := found || substr(inner_text, first, i - first);
+            first := i + 5;
+        ELSIF depth = 0 AND quote IS NULL AND substr(inner_text, i, 4) = ' OR ' THEN
+            RETURN ARRAY[condition];
+        END IF;
+    END LOOP;
+    RETURN found || substr(inner_text, first);
+END $$;
+COMMENT ON FUNCTION crm._and_clauses(text) IS 'The conditions that a scope, as PostgreSQL writes it, is made of: all of them must hold.';
+
+CREATE FUNCTION crm._scope_clauses(link text, mirror regclass, _id bigint) RETURNS TABLE (clause text, holds boolean)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k     crm.link := crm._link_named(link);
+    scope text := CASE WHEN mirror = crm._table_of(k.left_mirror)::regclass THEN k.left_scope WHEN mirror = crm._table_of(k.right_mirror)::regclass THEN k.right_scope END;
+BEGIN
+    FOREACH clause IN ARRAY CASE WHEN scope IS NULL THEN '{}' ELSE crm._and_clauses(scope) END LOOP
+        EXECUTE format('SELECT (%s) FROM %s AS t WHERE t._id = $1', clause, mirror) INTO holds USING _id;
+        holds := coalesce(holds, false);
+        RETURN NEXT;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm._scope_clauses(text, regclass, bigint) IS 'Each condition of a link''s scope with whether a row fulfils it; no rows where the link takes all rows of the mirror.';
+
+-- A mirror's rows that take part in a link, as SQL text for FROM.
+CREATE FUNCTION crm._scoped(mirror integer, scope text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN scope IS NULL THEN crm._table_of(mirror) ELSE format('(SELECT * FROM %s WHERE %s)', crm._table_of(mirror), scope) END
+$$;
+COMMENT ON FUNCTION crm._scoped(integer, text) IS 'SQL text: the rows of a mirror for which a scope holds.';
+-- Which of several records with one key stands for them.
+
+CREATE FUNCTION crm._survivor_rule_check() RETURNS trigger
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k crm.link;
+BEGIN
+    IF NOT crm._restoring() THEN
+        k := crm._link_named(new.link);
+        new.prefer := crm._scope_checked(CASE new.side WHEN 'left' THEN k.left_mirror ELSE k.right_mirror END, new.prefer);
+    END IF;
+    RETURN new;
+END $$;
+COMMENT ON FUNCTION crm._survivor_rule_check() IS 'Checks the condition of a rule against the mirror.';
+CREATE TRIGGER survivor_rule_check BEFORE INSERT OR UPDATE ON crm.survivor_rule FOR EACH ROW EXECUTE FUNCTION crm._survivor_rule_check();
+COMMENT ON TRIGGER survivor_rule_check ON crm.survivor_rule IS 'Refuses rules that cannot be evaluated.';
+
+CREATE FUNCTION crm._survivor_expr(r crm.survivor_rule, mirror integer) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE r.rule
+        WHEN 'has_partner' THEN format('EXISTS (SELECT FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror <> a.mirror WHERE a.mirror = %s AND a.row_id = t._id) DESC', mirror)
+        WHEN 'most_complete' THEN format('num_nonnulls(%s) DESC', coalesce((SELECT string_agg('t.' || quote_ident(c.column_name), ', ') FROM crm.mirror_column c WHERE c.mirror = $2), 'NULL::text'))
+        WHEN 'newest' THEN 't._remote_modified_at DESC NULLS LAST'
+        WHEN 'oldest' THEN 't._remote_modified_at ASC NULLS LAST'
+        WHEN 'lowest_id' THEN 'length(t.id), t.id COLLATE "C"'
+        ELSE format('((%s) IS TRUE) DESC', r.prefer) END
+$$;
+COMMENT ON FUNCTION crm._survivor_expr(crm.survivor_rule, integer) IS 'SQL text: how a rule orders rows, the survivor first.';
+
+CREATE FUNCTION crm._survivor(k crm.link, side text, ids bigint[], OUT survivor bigint, OUT decided_by text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    m    integer := CASE side WHEN 'left' THEN k.left_mirror ELSE k.right_mirror END;
+    r    crm.survivor_rule;
+    left_over bigint[] := ids;
+BEGIN
+    FOR r IN SELECT * FROM crm.survivor_rule s WHERE s.link = k.name AND s.side = _survivor.side ORDER BY s.ordinal LOOP
+        EXECUTE format('SELECT array_agg(o._id) FROM (SELECT t._id, rank() OVER (ORDER BY %s) AS place FROM %s t WHERE t._id = ANY ($1)) o WHERE o.place = 1',
+                       crm._survivor_expr(r, m), crm._table_of(m)) INTO left_over USING left_over;
+        IF cardinality(left_over) = 1 THEN
+            survivor := left_over[1];
+            decided_by := r.rule;
+            RETURN;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm._survivor(crm.link, text, bigint[]) IS 'Which of these rows of a side stands for them by crm.survivor_rule, and the rule that told; null where the rules do not tell.';
+
+CREATE FUNCTION crm.duplicates(link text)
+RETURNS TABLE (mirror text, field text, match_key text, rows bigint[], records text[], survivor bigint, decided_by text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k crm.link := crm._link_named(link);
+    f crm.field_map;
+    s record;
+BEGIN
+    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_order IS NOT NULL AND m.match_threshold IS NULL ORDER BY m.match_order, m.id LOOP
+        FOR s IN SELECT * FROM (VALUES ('left', k.left_mirror, f.left_field, k.left_scope), ('right', k.right_mirror, f.right_field, k.right_scope)) AS v (side, mirror, field, scope) LOOP
+            RETURN QUERY EXECUTE format('SELECT %L, %L, d.key, d.ids, d.records, v.survivor, v.decided_by
+                FROM (SELECT %s AS key, array_agg(t._id ORDER BY t._id) AS ids, array_agg(t.id ORDER BY t._id) AS records FROM %s t WHERE t._deleted_at IS NULL GROUP BY 1 HAVING count(*) > 1) d,
+                     LATERAL crm._survivor($1, %L, d.ids) v
+                WHERE d.key IS NOT NULL ORDER BY 3',
+                crm._table_of(s.mirror), s.field, crm._match_expr('t.' || crm._column_of(s.mirror, s.field), f.to_left, f.to_right), crm._scoped(s.mirror, s.scope), s.side) USING k;
+        END LOOP;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm.duplicates(text) IS 'Rows of one side of a link that share a match key, with the one that stands for them by crm.survivor_rule; null where a person is asked.';
+

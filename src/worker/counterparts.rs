@@ -1,0 +1,169 @@
+//! Records of one side made from those of another.
+
+use std::collections::BTreeMap;
+
+use crm_core::mapping::{self, Images};
+
+use crate::pg::store::ledger;
+use crate::pg::store::reviews::{self, Kind, RowQuestion};
+use crate::pg::store::rows::{self, RowInsert};
+use crate::pg::store::spi::Result;
+use crate::pg::store::writes::{self, NewWrite};
+use crate::worker::cases;
+use crate::worker::creates::Cause;
+use crate::worker::flush;
+use crate::worker::images;
+use crate::worker::record;
+use crate::worker::world::{GroupInfo, Mirror, World};
+
+/// Makes the rows' counterparts: a row without id in the other mirror, a
+/// create in the queue, one entity for both.
+pub(super) fn create(
+    world: &World,
+    mirror: &Mirror,
+    other: &Mirror,
+    orphans: Vec<i64>,
+    cause: &Cause,
+) -> Result<()> {
+    let (origin, held) = (cause.origin.as_str(), cause.held);
+    if orphans.is_empty() {
+        return Ok(());
+    }
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let columns: Vec<_> = other.columns.iter().collect();
+    let shadow = world.groups[mirror.group].group.sides[other.side].shadow;
+    let mut queue = Vec::new();
+    let mut lines = Vec::new();
+    let mut ties = (Vec::new(), Vec::new(), Vec::new());
+    let sources = cases::lock(mirror, &all, orphans)?;
+    let info = &world.groups[mirror.group];
+    let values: Vec<Vec<Option<String>>> = sources
+        .iter()
+        .map(|source| group_values(info, mirror, &source.values))
+        .collect();
+    let images = images::for_new(world, info, mirror.side, other.side, &values);
+    let wanted = sources.iter().zip(&values).filter(|(r, _)| !r.deleted);
+    for (source, values) in wanted {
+        let new = (values.as_slice(), &images);
+        let Some((row, vals)) = counterpart(world, mirror, other, source.row_id, new)? else {
+            continue;
+        };
+        let made = rows::insert(
+            &other.table,
+            &columns,
+            vec![RowInsert {
+                record_id: None,
+                source: origin.to_owned(),
+                modified_at: 0,
+                deleted: false,
+                values: row,
+            }],
+        )?;
+        let Some((row_id, _)) = made.first().cloned() else {
+            continue;
+        };
+        ties.0.extend([source.row_id, source.row_id]);
+        ties.1.extend([mirror.id, other.id]);
+        ties.2.extend([source.row_id, row_id]);
+        lines.push(record::by_link(
+            other,
+            (row_id, None),
+            "create",
+            origin,
+            &vals,
+        ));
+        queue.push(NewWrite {
+            mirror: other.id,
+            row_id,
+            entity: None,
+            kind: "create",
+            record_id: None,
+            vals,
+            old_vals: "{}".to_owned(),
+            origin: origin.to_owned(),
+            state: flush::state_of(world, other.id, shadow, held),
+            txs: cause.txs.clone(),
+        });
+    }
+    if !ties.0.is_empty() {
+        ledger::link_rows(ties.0, ties.1, ties.2)?;
+    }
+    flush::append(world, lines)?;
+    writes::enqueue(queue)
+}
+
+/// The values of a row on the other side, by column and as JSON by field; none
+/// if a required one has no image, which is asked about in review.
+fn counterpart(
+    world: &World,
+    mirror: &Mirror,
+    other: &Mirror,
+    source: i64,
+    (values, images): (&[Option<String>], &Images),
+) -> Result<Option<(Vec<Option<String>>, String)>> {
+    let info = &world.groups[mirror.group];
+    let mapping::Projection { mapped, refused } =
+        mapping::project(&info.group, mirror.side, other.side, values, images);
+    if !refused.is_empty() {
+        let reasons: BTreeMap<_, _> = refused
+            .iter()
+            .map(|(f, why)| (info.group.fields[*f].name.clone(), why.to_string()))
+            .collect();
+        reviews::ask(&RowQuestion {
+            kind: Kind::Create,
+            link: None,
+            mirror: mirror.id,
+            row_id: source,
+            entity: None,
+            reason: "cannot be created there",
+            candidates: &serde_json::json!(reasons).to_string(),
+        })?;
+        return Ok(None);
+    }
+    let mut row = vec![None; other.columns.len()];
+    let mut vals = serde_json::Map::new();
+    for (field, value) in mapped {
+        for (column, cell) in info.cells(field, other.side, &value) {
+            if cell.is_some() {
+                let name = other.columns[column].field.clone();
+                vals.insert(name, serde_json::json!(cell));
+            }
+            row[column] = cell;
+        }
+    }
+    for (column, value) in defaults(info, mirror, other) {
+        vals.insert(
+            other.columns[column].field.clone(),
+            serde_json::json!(value),
+        );
+        row[column] = Some(value.clone());
+    }
+    Ok(Some((row, serde_json::Value::Object(vals).to_string())))
+}
+
+/// A row's values by field of the group.
+fn group_values(info: &GroupInfo, mirror: &Mirror, row: &[Option<String>]) -> Vec<Option<String>> {
+    let mut values = vec![None; info.group.fields.len()];
+    let columns: Vec<usize> = (0..row.len()).collect();
+    for (field, value) in info.gather(mirror.side, &columns, row) {
+        values[field] = value;
+    }
+    values
+}
+
+/// What new records of `other` get in fields that nothing is mapped to.
+fn defaults<'w>(
+    info: &'w GroupInfo,
+    mirror: &Mirror,
+    other: &'w Mirror,
+) -> impl Iterator<Item = (usize, &'w String)> {
+    let (id, between) = (other.id, [mirror.id, other.id]);
+    info.links
+        .iter()
+        .filter(move |l| between.contains(&l.left_mirror) && between.contains(&l.right_mirror))
+        .flat_map(move |l| {
+            let side = if l.left_mirror == id { "left" } else { "right" };
+            l.defaults.iter().filter(move |d| d.side == side)
+        })
+        .filter_map(|d| Some((*other.by_field.get(&d.field)?, &d.value)))
+}
