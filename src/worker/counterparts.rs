@@ -25,13 +25,12 @@ pub(super) fn create(
     orphans: Vec<i64>,
     cause: &Cause,
 ) -> Result<()> {
-    let (origin, held) = (cause.origin.as_str(), cause.held);
+    let origin = cause.origin.as_str();
     if orphans.is_empty() {
         return Ok(());
     }
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let columns: Vec<_> = other.columns.iter().collect();
-    let shadow = world.groups[mirror.group].group.sides[other.side].shadow;
     let mut queue = Vec::new();
     let mut lines = Vec::new();
     let mut ties = (Vec::new(), Vec::new(), Vec::new());
@@ -72,24 +71,30 @@ pub(super) fn create(
             origin,
             &vals,
         ));
-        queue.push(NewWrite {
-            mirror: other.id,
-            row_id,
-            entity: None,
-            kind: "create",
-            record_id: None,
-            vals,
-            old_vals: "{}".to_owned(),
-            origin: origin.to_owned(),
-            state: flush::state_of(world, other.id, shadow, held),
-            txs: cause.txs.clone(),
-        });
+        queue.push(new_write(world, other, row_id, vals, cause));
     }
     if !ties.0.is_empty() {
         ledger::link_rows(ties.0, ties.1, ties.2)?;
     }
     flush::append(world, lines)?;
     writes::enqueue(queue)
+}
+
+/// The create of a record whose row has been made.
+fn new_write(world: &World, other: &Mirror, row_id: i64, vals: String, cause: &Cause) -> NewWrite {
+    let shadow = world.groups[other.group].group.sides[other.side].shadow;
+    NewWrite {
+        mirror: other.id,
+        row_id,
+        entity: None,
+        kind: "create",
+        record_id: None,
+        vals,
+        old_vals: "{}".to_owned(),
+        origin: cause.origin.clone(),
+        state: flush::state_of(world, other.id, shadow, cause.held),
+        txs: cause.txs.clone(),
+    }
 }
 
 /// The values of a row on the other side, by column and as JSON by field; none
