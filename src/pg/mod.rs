@@ -3,11 +3,13 @@
 //! `pgrx::pg_sys` (the two worker entry points excepted).
 
 pub(crate) mod api;
+pub(crate) mod bulk;
 pub(crate) mod capture;
 pub(crate) mod catalog;
 pub(crate) mod copy;
 pub(crate) mod fence;
 pub(crate) mod guc;
+pub(crate) mod image;
 pub(crate) mod origin;
 pub(crate) mod report;
 pub(crate) mod shmem;

@@ -141,6 +141,7 @@ fn adopt(world: &World, mirror: &Mirror, row_id: i64, record: RowInsert) -> Resu
     let columns: Vec<_> = mirror.columns.iter().collect();
     let update = RowUpdate {
         row_id,
+        tid: None,
         source: mirror.server.clone(),
         modified_at: record.modified_at,
         values,

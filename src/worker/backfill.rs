@@ -16,6 +16,9 @@ use crate::worker::session::Session;
 
 /// Rows that are applied together.
 const COPY_ROWS: usize = 2_000;
+/// Rows that are worth it when no further page is there: to wait for more would
+/// leave the session idle while they travel, and the network while it copies.
+const SOME_ROWS: usize = 400;
 /// Ranges that are copied at once.
 const RANGES: u64 = 4;
 /// Below this a copy is not worth splitting.
@@ -226,6 +229,17 @@ impl Session {
             watch.ranges = None;
         }
         Ok(())
+    }
+
+    /// Applies what was collected while no further page waits to be taken.
+    pub(super) fn flush_some(&mut self, now: Millis) -> Step<()> {
+        let ready: Vec<i32> = (self.engine.watches.iter())
+            .filter(|(_, w)| w.copied.page.records.len() >= SOME_ROWS)
+            .map(|(id, _)| *id)
+            .collect();
+        ready
+            .into_iter()
+            .try_for_each(|mirror| self.flush_copied(mirror, now))
     }
 
     /// Applies the pages that were collected, with what is left behind them.

@@ -435,6 +435,7 @@ fn show_normal_forms(
             .into_iter()
             .map(|(row_id, value)| rows::RowUpdate {
                 row_id,
+                tid: None,
                 source: String::new(),
                 modified_at: 0,
                 values: vec![value],

@@ -146,6 +146,7 @@ fn flush_rows(world: &World, cases: &[Case]) -> Result<()> {
                 .or_default()
                 .push(RowUpdate {
                     row_id: row.row_id,
+                    tid: row.tid,
                     source: case.writers[side].clone(),
                     modified_at: stamp,
                     values,

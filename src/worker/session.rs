@@ -385,6 +385,9 @@ impl Session {
         }
         for i in 0..EVENTS {
             let Some(event) = self.engine.io.try_recv() else {
+                if let Err(error) = self.flush_some(now) {
+                    failed = Some(error);
+                }
                 break;
             };
             // One answer that cannot be stored must not take along what came with it.

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::append;
 use super::spi::{self, Result};
 
 /// One line of the ledger.
@@ -96,6 +97,9 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
         return Ok(0);
     }
     let n = events.len();
+    if append::events(first, policy_version, &events)? {
+        return Ok(n);
+    }
     let mut mirror = Vec::with_capacity(n);
     let mut row_id = Vec::with_capacity(n);
     let mut record_id = Vec::with_capacity(n);
@@ -236,6 +240,9 @@ impl Values {
 
 /// Takes these identities (as UUID text); the ones that were not known, by position.
 pub(crate) fn take_identities(identities: Vec<String>) -> Result<Vec<usize>> {
+    if let Some(taken) = append::identities(&identities)? {
+        return Ok(taken);
+    }
     spi::write_rows(
         "WITH given AS (SELECT i, ord FROM unnest($1::uuid[]) WITH ORDINALITY AS g(i, ord)), \
          firsts AS (SELECT i, min(ord) AS ord FROM given GROUP BY i), \
@@ -255,12 +262,7 @@ pub(crate) fn take_identities(identities: Vec<String>) -> Result<Vec<usize>> {
 
 /// 32 hex digits as a UUID.
 fn uuid(identity: &str) -> pgrx::Uuid {
-    let mut bytes = [0_u8; 16];
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(identity.get(2 * i..2 * i + 2).unwrap_or("00"), 16)
-            .unwrap_or_default();
-    }
-    pgrx::Uuid::from_bytes(bytes)
+    pgrx::Uuid::from_bytes(append::bytes(identity))
 }
 
 /// Which entity a row belongs to, and the other rows of it.

@@ -1,5 +1,6 @@
 //! What the engine reads and writes, as owned values and whole batches.
 
+mod append;
 pub(crate) mod ask;
 pub(crate) mod catalog;
 pub(crate) mod changes;

@@ -7,10 +7,12 @@ use std::fmt::Write as _;
 
 use crm_core::model::FieldType;
 use crm_core::value;
+use pgrx::pg_sys;
 
 use super::config::ColumnRow;
 use super::spi::{self, Arg, Result};
 use crate::pg::copy::{self, CopyText};
+use crate::pg::image::{Image, Tid};
 use crate::pg::origin;
 
 /// A mirror's table, as far as statements need it.
@@ -28,6 +30,8 @@ pub(crate) struct Table {
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Row {
     pub(crate) row_id: i64,
+    /// Where the locked version is.
+    pub(crate) tid: Option<Tid>,
     pub(crate) record_id: Option<String>,
     /// Milliseconds since 1970; 0 if never observed.
     pub(crate) modified_at: i64,
@@ -41,6 +45,8 @@ pub(crate) struct Row {
 #[derive(Clone, Debug)]
 pub(crate) struct RowUpdate {
     pub(crate) row_id: i64,
+    /// Where the version is that this transaction has locked, if it has.
+    pub(crate) tid: Option<Tid>,
     /// New `_sync_source`; empty leaves it as it is.
     pub(crate) source: String,
     /// Milliseconds; 0 leaves `_remote_modified_at` as it is.
@@ -104,8 +110,8 @@ pub(crate) fn look(table: &Table, columns: &[&ColumnRow], ids: Vec<i64>) -> Resu
 
 fn select(table: &Table, columns: &[&ColumnRow], rest: &str, arg: Arg<'_>) -> Result<Vec<Row>> {
     let sql = format!(
-        "SELECT m._id, m.id, coalesce((extract(epoch FROM m._remote_modified_at) * 1000)::bigint, 0), \
-         m._deleted_at IS NOT NULL, coalesce(m._sync_state = 'soft_deleted', false){} FROM {} m WHERE {rest}",
+        "SELECT m._id, m.id, coalesce((date_part('epoch', m._remote_modified_at) * 1000)::bigint, 0), \
+         m._deleted_at IS NOT NULL, coalesce(m._sync_state = 'soft_deleted', false), m.ctid{} FROM {} m WHERE {rest}",
         select_list(columns),
         table.name,
     );
@@ -113,10 +119,11 @@ fn select(table: &Table, columns: &[&ColumnRow], rest: &str, arg: Arg<'_>) -> Re
         spi::write_rows(&sql, &[arg], |row| {
             let mut values = Vec::with_capacity(columns.len());
             for i in 0..columns.len() {
-                values.push(row.get::<String>(6 + i)?.filter(|v| !v.is_empty()));
+                values.push(row.get::<String>(7 + i)?.filter(|v| !v.is_empty()));
             }
             Ok(Row {
                 row_id: row.get(1)?.unwrap_or_default(),
+                tid: row.get(6)?,
                 record_id: row.get(2)?,
                 modified_at: row.get(3)?.unwrap_or_default(),
                 deleted: row.get(4)?.unwrap_or_default(),
@@ -141,6 +148,7 @@ pub(crate) fn read(table: &Table, columns: &[&ColumnRow], row_id: i64) -> Result
         }
         Ok(Row {
             row_id: row.get(1)?.unwrap_or_default(),
+            tid: None,
             record_id: row.get(2)?,
             modified_at: 0,
             deleted: row.get(3)?.unwrap_or_default(),
@@ -218,39 +226,82 @@ pub(crate) fn update(table: &Table, columns: &[&ColumnRow], rows: Vec<RowUpdate>
     if rows.is_empty() {
         return Ok(0);
     }
+    let count = rows.len();
+    let mut ids = Vec::with_capacity(count);
+    let mut tids = Vec::with_capacity(count);
+    let mut sources = Vec::with_capacity(count);
+    let mut stamps = Vec::with_capacity(count);
+    let values = by_column(
+        columns.len(),
+        rows.into_iter().map(|row| {
+            ids.push(row.row_id);
+            tids.extend(row.tid);
+            sources.push(row.source);
+            stamps.push(row.modified_at);
+            row.values
+        }),
+    );
+    let mut image = Image::default();
+    let mut places = vec![
+        (image.longs(&ids), pg_sys::INT8ARRAYOID),
+        (
+            image.texts(sources.iter().map(|s| Some(s.as_str()))),
+            pg_sys::TEXTARRAYOID,
+        ),
+        (image.longs(&stamps), pg_sys::INT8ARRAYOID),
+    ];
+    for column in &values {
+        let at = image.texts(column.iter().map(Option::as_deref));
+        places.push((at, pg_sys::TEXTARRAYOID));
+    }
+    let by_place = tids.len() == count;
+    if by_place {
+        places.push((image.tids(&tids), pg_sys::TIDARRAYOID));
+    }
+    let mut args: Vec<Arg<'_>> = places.iter().map(|(at, t)| image.arg(*at, *t)).collect();
+    as_owner(table, || {
+        if by_place {
+            let done = spi::write(&update_statement(table, columns, true), &args)?;
+            if done == count {
+                return Ok(done);
+            }
+            // Some hold the values already, or a trigger has touched them since
+            // they were locked: look at them by their key.
+            args.pop();
+        }
+        spi::write(&update_statement(table, columns, false), &args)
+    })
+}
+
+/// The statement of [`update`]; rows are found by place, which costs no descent
+/// of an index, or by key.
+fn update_statement(table: &Table, columns: &[&ColumnRow], by_place: bool) -> String {
     let (arrays, names) = unnest_columns(4, columns.len());
     let mut sets = String::new();
     let mut differs = String::from(
         "v.src <> '' AND m._sync_source IS DISTINCT FROM v.src \
-         OR v.at > 0 AND m._remote_modified_at IS DISTINCT FROM to_timestamp(v.at / 1000.0)",
+         OR v.at > 0 AND m._remote_modified_at IS DISTINCT FROM to_timestamp(v.at::float8 / 1000)",
     );
     for (i, column) in columns.iter().enumerate() {
         let value = input(column, i);
         let _ = write!(sets, "{} = {value}, ", column.quoted);
         let _ = write!(differs, " OR m.{} IS DISTINCT FROM {value}", column.quoted);
     }
-    let sql = format!(
+    let (places, place, found) = match by_place {
+        true => (
+            format!(", ${}::tid[]", 4 + columns.len()),
+            ", tid",
+            "m.ctid = v.tid AND m._id = v._id",
+        ),
+        false => (String::new(), "", "m._id = v._id"),
+    };
+    format!(
         "UPDATE {} m SET {sets}_sync_source = CASE WHEN v.src = '' THEN m._sync_source ELSE v.src END, _remote_modified_at = CASE WHEN v.at > 0 \
-         THEN greatest(m._remote_modified_at, to_timestamp(v.at / 1000.0)) ELSE m._remote_modified_at END \
-         FROM unnest($1::bigint[], $2::text[], $3::bigint[]{arrays}) AS v(_id, src, at{names}) \
-         WHERE m._id = v._id AND ({differs})",
+         THEN greatest(m._remote_modified_at, to_timestamp(v.at::float8 / 1000)) ELSE m._remote_modified_at END \
+         FROM unnest($1::bigint[], $2::text[], $3::bigint[]{arrays}{places}) AS v(_id, src, at{names}{place}) \
+         WHERE {found} AND ({differs})",
         table.name
-    );
-    let mut ids = Vec::with_capacity(rows.len());
-    let mut sources = Vec::with_capacity(rows.len());
-    let mut stamps = Vec::with_capacity(rows.len());
-    let values = by_column(
-        columns.len(),
-        rows.into_iter().map(|row| {
-            ids.push(row.row_id);
-            sources.push(row.source);
-            stamps.push(row.modified_at);
-            row.values
-        }),
-    );
-    let mut args: Vec<Arg<'_>> = vec![ids.into(), sources.into(), stamps.into()];
-    args.extend(values.into_iter().map(Arg::from));
-    as_owner(table, || spi::write(&sql, &args))
+    )
 }
 
 /// Inserts rows; those whose CRM id has a row already are left out.
@@ -277,7 +328,7 @@ pub(crate) fn insert(
     let sql = format!(
         "INSERT INTO {} AS m (id, _sync_source, _remote_modified_at, _deleted_at, _sync_state{into}) \
          SELECT n.* FROM (SELECT v.id, v.src AS _sync_source, \
-         CASE WHEN v.at > 0 THEN to_timestamp(v.at / 1000.0) END AS _remote_modified_at, \
+         CASE WHEN v.at > 0 THEN to_timestamp(v.at::float8 / 1000) END AS _remote_modified_at, \
          CASE WHEN v.gone THEN now() END AS _deleted_at, CASE WHEN v.gone THEN 'deleted' END AS _sync_state{list} \
          FROM unnest($1::text[], $2::text[], $3::bigint[], $4::boolean[]{arrays}) AS v(id, src, at, gone{names})) n{filter} \
          ON CONFLICT (id) DO NOTHING RETURNING m._id, m.id",
