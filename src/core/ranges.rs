@@ -52,6 +52,33 @@ impl Ranges {
         )
     }
 
+    /// Splits the range that ends nowhere, also while it is copied: it stops
+    /// before the first of these ids that lies ahead of it, where new ranges
+    /// begin. The numbers of these.
+    pub fn split(&mut self, mut starts: Vec<String>) -> Vec<usize> {
+        starts.sort_by(|a, b| id_order(a, b));
+        starts.dedup();
+        let Some(open) = self.0.iter_mut().flatten().find(|r| r.end.is_none()) else {
+            return Vec::new();
+        };
+        let ahead = |at: &String, start: &String| id_order(at, start) == Ordering::Less;
+        starts.retain(|start| open.at.as_ref().is_none_or(|at| ahead(at, start)));
+        let Some(first) = starts.first() else {
+            return Vec::new();
+        };
+        open.end = Some(first.clone());
+        let before = self.0.len();
+        let ends = starts.iter().skip(1).cloned().map(Some).chain([None]);
+        let new = starts.iter().cloned().zip(ends);
+        self.0.extend(new.map(|(start, end)| {
+            Some(Range {
+                at: Some(start),
+                end,
+            })
+        }));
+        (before..self.0.len()).collect()
+    }
+
     /// From stored text; anything else than our own form is a plain cursor.
     pub fn decode(text: Option<&str>) -> Self {
         let Some(text) = text else {
@@ -135,7 +162,18 @@ mod tests {
     }
 
     /// Copies ids 0..n by pages of 7 over the ranges, in a fixed mixture.
-    fn copied(mut ranges: Ranges, n: u64, restart_every: usize) -> Vec<u64> {
+    fn copied(ranges: Ranges, n: u64, restart_every: usize) -> Vec<u64> {
+        copied_split(ranges, n, restart_every, usize::MAX, Vec::new())
+    }
+
+    /// The same, splitting at `starts` after `split_after` pages.
+    fn copied_split(
+        mut ranges: Ranges,
+        n: u64,
+        restart_every: usize,
+        split_after: usize,
+        starts: Vec<String>,
+    ) -> Vec<u64> {
         let mut out = Vec::new();
         let mut turn = 0;
         while let Some(index) = {
@@ -143,6 +181,9 @@ mod tests {
             (!open.is_empty()).then(|| open[turn % open.len()])
         } {
             turn += 1;
+            if turn == split_after {
+                ranges.split(starts.clone());
+            }
             let start: u64 = ranges
                 .get(index)
                 .and_then(|r| r.at.as_ref())
@@ -181,6 +222,28 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_range_that_is_being_copied_can_be_split_anywhere_ahead() {
+        for n in [8, 100, 1234] {
+            for split_after in [1, 2, 5, 100] {
+                let starts = marks(&(n - 1).to_string(), 4);
+                let expected: Vec<u64> = (0..n).collect();
+                let one = Ranges::split_at(Vec::new());
+                let ids = copied_split(one, n, 3, split_after, starts);
+                assert_eq!(ids, expected, "n={n} split_after={split_after}");
+            }
+        }
+        let mut ranges = Ranges::decode(Some("50"));
+        assert_eq!(
+            ranges.split(vec!["10".into(), "90".into(), "70".into()]),
+            [1, 2]
+        );
+        assert_eq!(ranges.get(0).and_then(|r| r.end.as_deref()), Some("70"));
+        assert_eq!(ranges.get(1).and_then(|r| r.end.as_deref()), Some("90"));
+        assert_eq!(ranges.get(2).and_then(|r| r.end.as_deref()), None);
+        assert!(ranges.split(vec!["80".into()]).is_empty());
     }
 
     #[test]

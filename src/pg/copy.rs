@@ -38,6 +38,12 @@ impl CopyText {
             self.bytes.extend_from_slice(b"\\N");
             return;
         };
+        // Looked at as a whole first: few values hold anything to escape.
+        let special = |b: &u8| u8::from(*b < b' ') | u8::from(*b == b'\\');
+        if text.as_bytes().iter().fold(0, |any, b| any | special(b)) == 0 {
+            self.bytes.extend_from_slice(text.as_bytes());
+            return;
+        }
         for byte in text.bytes() {
             match byte {
                 b'\\' => self.bytes.extend_from_slice(b"\\\\"),

@@ -90,6 +90,19 @@ impl Image {
         unsafe { DatumWithOid::new(self.datum(at), oid) }
     }
 
+    /// The same, copied to the memory of the transaction.
+    fn copied(&self, at: usize, oid: pg_sys::Oid) -> DatumWithOid<'static> {
+        let bytes = self.len - at;
+        // SAFETY: the server's memory of that size, which lives as long as the
+        // transaction's statements; the image holds as many bytes from `at` on.
+        unsafe {
+            let copy = pg_sys::palloc(bytes);
+            let from = self.words.as_ptr().cast::<u8>().add(at);
+            std::ptr::copy_nonoverlapping(from, copy.cast::<u8>(), bytes);
+            DatumWithOid::new(pg_sys::Datum::from(copy), oid)
+        }
+    }
+
     /// Adds a text.
     pub(crate) fn text(&mut self, text: &str) -> usize {
         let at = self.begin();
@@ -207,6 +220,20 @@ impl Image {
         all[self.len..self.len + bytes.len()].copy_from_slice(bytes);
         self.len += bytes.len();
     }
+}
+
+/// A `text[]` as an argument.
+pub(crate) fn texts(items: &[String]) -> DatumWithOid<'static> {
+    let mut image = Image::default();
+    let at = image.texts(items.iter().map(|i| Some(i.as_str())));
+    image.copied(at, pg_sys::TEXTARRAYOID)
+}
+
+/// A `bigint[]` as an argument.
+pub(crate) fn longs(items: &[i64]) -> DatumWithOid<'static> {
+    let mut image = Image::default();
+    let at = image.longs(items);
+    image.copied(at, pg_sys::INT8ARRAYOID)
 }
 
 /// Where the elements of an array with nulls begin.

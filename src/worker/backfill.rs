@@ -163,8 +163,10 @@ impl Session {
         let total = total.and_then(|t| i64::try_from(t).ok());
         tx::in_transaction(|| Ok(streams::backfill_started(mirror, total)?))?;
         let large = total.is_some_and(|t| t >= SPLIT_ROWS);
-        if !large || !self.engine.look(mirror, None) {
-            self.engine.copy(mirror, Ranges::split_at(Vec::new()));
+        self.engine.copy(mirror, Ranges::split_at(Vec::new()));
+        if large {
+            // Places to split at are found while the first pages come.
+            self.engine.look(mirror, None);
         }
         Ok(())
     }
@@ -178,20 +180,21 @@ impl Session {
             asked += usize::from(self.engine.look(mirror, Some(mark)));
         }
         self.engine.watch(mirror).starts = (Vec::new(), asked);
-        if asked == 0 {
-            self.engine.copy(mirror, Ranges::split_at(Vec::new()));
-        }
         Ok(())
     }
 
     /// A place to start a range was found, or not.
     pub(super) fn sought(&mut self, mirror: i32, page: Option<&Page>) -> Step<()> {
-        let (starts, left) = &mut self.engine.watch(mirror).starts;
+        let watch = self.engine.watch(mirror);
+        let (starts, left) = &mut watch.starts;
         starts.extend(page.and_then(|p| p.records.first()).map(|r| r.id.clone()));
         *left = left.saturating_sub(1);
-        if *left == 0 {
-            let ranges = Ranges::split_at(std::mem::take(starts));
-            self.engine.copy(mirror, ranges);
+        if *left == 0 && watch.backfilling {
+            let starts = std::mem::take(starts);
+            let new = watch.ranges.as_mut().map(|r| r.split(starts));
+            for range in new.unwrap_or_default() {
+                self.engine.backfill_page(mirror, range);
+            }
         }
         Ok(())
     }

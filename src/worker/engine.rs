@@ -121,6 +121,8 @@ pub(crate) struct Watch {
     pub(crate) starts: (Vec<String>, usize),
     /// A page of the first copy failed: look for the record that did it.
     pub(crate) careful: bool,
+    /// A page of the first copy held records that have rows already.
+    pub(crate) met: bool,
 }
 
 /// Pages of a first copy that wait to be applied together.

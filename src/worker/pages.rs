@@ -11,6 +11,7 @@ use crate::pg::store::ledger::EventRow;
 use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
+use crate::pg::tx;
 use crate::worker::arrivals;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
@@ -52,19 +53,23 @@ pub(crate) struct PageApplied {
     pub(crate) examined: usize,
     /// Records put off because a user holds the row: read again later.
     pub(crate) locked: Vec<String>,
+    /// Records of a first copy had rows already, although none was expected to.
+    pub(crate) met: bool,
 }
 
 /// Applies records whose values are in the order of the mirror's columns.
 /// A page's value applies unless the row was seen later, a write of ours is
 /// unsettled, or the record is known to be deleted. Values that their type
-/// cannot hold are parked.
+/// cannot hold are parked. With `hope`, records of a first copy are taken for
+/// new altogether before anything is looked up.
 pub(crate) fn apply(
     world: &World,
     mirror: &Mirror,
     via: Via,
-    records: Vec<Record>,
+    mut records: Vec<Record>,
     unreadable: &Unreadable,
     now: Millis,
+    hope: bool,
 ) -> Result<PageApplied> {
     streams::park_values(mirror.id, &mirror.server, via.source, unreadable)?;
     let blind: HashSet<(&str, usize)> = unreadable
@@ -76,6 +81,18 @@ pub(crate) fn apply(
         ..PageApplied::default()
     };
     let ids: Vec<String> = records.iter().map(|r| r.id.clone()).collect();
+    if hope && is_plain_copy(mirror, via) {
+        records = erasure::without_erased(mirror, records, &ids, &HashSet::new())?;
+        records = creates::adopt_ours(world, mirror, records)?;
+        match tx::in_subtransaction(|| Ok(load(mirror, &records)?)) {
+            Ok(inserted) => {
+                applied.inserted = inserted;
+                return Ok(applied);
+            }
+            // Some are there, or something else is wrong with them: with care, then.
+            Err(_) => applied.met = true,
+        }
+    }
     let present: HashSet<String> = rows::present(&mirror.table, ids.clone())?
         .into_iter()
         .collect();
@@ -105,6 +122,18 @@ struct Compared<'p> {
     blind: HashSet<(&'p str, usize)>,
 }
 
+/// Whether records become rows without a line in the ledger and unfiltered.
+fn is_plain_copy(mirror: &Mirror, via: Via) -> bool {
+    via.source == "backfill" && mirror.table.filter.is_none()
+}
+
+/// Loads records of a first copy.
+fn load(mirror: &Mirror, records: &[Record]) -> Result<usize> {
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    let live = records.iter().filter(|r| !r.deleted);
+    rows::load(&mirror.table, &columns, &mirror.server, live)
+}
+
 fn insert_fresh(
     world: &World,
     mirror: &Mirror,
@@ -114,6 +143,10 @@ fn insert_fresh(
     now: Millis,
 ) -> Result<()> {
     let fresh = creates::adopt_ours(world, mirror, fresh)?;
+    if is_plain_copy(mirror, via) {
+        applied.inserted = load(mirror, &fresh)?;
+        return Ok(());
+    }
     let keep_deleted = via.source != "backfill";
     let mut stamps: HashMap<String, Millis> = HashMap::new();
     let inserts: Vec<RowInsert> = fresh
@@ -132,10 +165,6 @@ fn insert_fresh(
         })
         .collect();
     let columns: Vec<_> = mirror.columns.iter().collect();
-    if via.source == "backfill" && mirror.table.filter.is_none() {
-        applied.inserted = rows::load(&mirror.table, &columns, &inserts)?;
-        return Ok(());
-    }
     if via.source == "backfill" {
         applied.inserted = rows::insert(&mirror.table, &columns, inserts)?.len();
         return Ok(());

@@ -25,7 +25,7 @@ fn bisect_page(
     bad: &pages::Unreadable,
     now: Millis,
 ) -> Step<pages::PageApplied> {
-    let apply = || pages::apply(world, mirror, via, records.to_vec(), bad, now);
+    let apply = || pages::apply(world, mirror, via, records.to_vec(), bad, now, false);
     let whole = tx::in_transaction(|| Ok(apply()?));
     match whole {
         Err(error) if config::is_passing(&error) => Err(error),
@@ -95,8 +95,9 @@ pub(crate) fn page(
     }
     // A first copy is read again with care when a page of it fails; only then
     // is it worth keeping a second copy of the page.
-    let careful =
-        via.source != "backfill" || engine.watches.get(&mirror).is_some_and(|w| w.careful);
+    let watch = engine.watches.get(&mirror);
+    let careful = via.source != "backfill" || watch.is_some_and(|w| w.careful);
+    let hope = !careful && !watch.is_some_and(|w| w.met);
     let kept = if careful {
         page.records.clone()
     } else {
@@ -106,7 +107,7 @@ pub(crate) fn page(
     let whole = tx::in_transaction(|| {
         // Whoever lives on under another id is known before anything is matched.
         merges::shown(world, m, &merged, now)?;
-        let applied = pages::apply(world, m, via, page.records, &page.unreadable, now)?;
+        let applied = pages::apply(world, m, via, page.records, &page.unreadable, now, hope)?;
         advance(&applied)?;
         Ok(applied)
     });
@@ -118,6 +119,9 @@ pub(crate) fn page(
         }
         whole => whole?,
     };
+    if applied.met {
+        engine.watch(mirror).met = true;
+    }
     // A first copy causes no writes.
     engine.may_send |= via.source != "backfill";
     if !applied.locked.is_empty() {

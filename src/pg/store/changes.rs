@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 
 use crate::pg::capture::decode::{self, OldValue};
+use crate::pg::image;
 
 use super::spi::{self, Result};
 
@@ -75,7 +76,7 @@ pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
     let sql = format!(
         "SELECT DISTINCT row_id FROM {BOTH} c WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2))"
     );
-    spi::write_rows(&sql, &[mirror.into(), row_ids.into()], |row| {
+    spi::write_rows(&sql, &[mirror.into(), image::longs(&row_ids)], |row| {
         Ok(row.get::<i64>(1)?.unwrap_or_default())
     })
 }

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::append;
 use super::spi::{self, Result};
+use crate::pg::image;
 
 /// One line of the ledger.
 #[derive(Clone, Debug, Default)]
@@ -278,7 +279,7 @@ pub(crate) fn entities_of(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<XrefRow>
     spi::write_rows(
         "SELECT y.mirror, y.row_id, y.entity FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity \
          WHERE x.mirror = $1 AND x.row_id = ANY($2) AND x.merged_into IS NULL AND y.merged_into IS NULL",
-        &[mirror.into(), row_ids.into()],
+        &[mirror.into(), image::longs(&row_ids)],
         |row| {
             Ok(XrefRow {
                 mirror: row.get(1)?.unwrap_or_default(),

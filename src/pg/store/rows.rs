@@ -5,14 +5,14 @@
 
 use std::fmt::Write as _;
 
-use crm_core::model::FieldType;
+use crm_core::model::{FieldType, Record};
 use crm_core::value;
 use pgrx::pg_sys;
 
 use super::config::ColumnRow;
 use super::spi::{self, Arg, Result};
 use crate::pg::copy::{self, CopyText};
-use crate::pg::image::{Image, Tid};
+use crate::pg::image::{self, Image, Tid};
 use crate::pg::origin;
 
 /// A mirror's table, as far as statements need it.
@@ -165,7 +165,7 @@ pub(crate) fn lock_by_record(
     columns: &[&ColumnRow],
     ids: Vec<String>,
 ) -> Result<Vec<Row>> {
-    lock(table, columns, "m.id = ANY($1)", ids.into())
+    lock(table, columns, "m.id = ANY($1)", image::texts(&ids))
 }
 
 /// The same by local row id.
@@ -174,14 +174,14 @@ pub(crate) fn lock_by_row(
     columns: &[&ColumnRow],
     ids: Vec<i64>,
 ) -> Result<Vec<Row>> {
-    lock(table, columns, "m._id = ANY($1)", ids.into())
+    lock(table, columns, "m._id = ANY($1)", image::longs(&ids))
 }
 
 /// Which of these CRM ids have a row, locked by somebody or not.
 pub(crate) fn present(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
     let sql = format!("SELECT m.id FROM {} m WHERE m.id = ANY($1)", table.name);
     as_owner(table, || {
-        spi::write_rows(&sql, &[ids.into()], |row| {
+        spi::write_rows(&sql, &[image::texts(&ids)], |row| {
             Ok(row.get::<String>(1)?.unwrap_or_default())
         })
     })
@@ -438,24 +438,28 @@ pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) 
     Ok(())
 }
 
-/// Loads rows of a first copy that are known to be new, by COPY. The mirror has
-/// no row filter.
-pub(crate) fn load(table: &Table, columns: &[&ColumnRow], rows: &[RowInsert]) -> Result<usize> {
+/// Loads records of a first copy, by COPY. The mirror has no row filter. A
+/// record that has a row already is an error.
+pub(crate) fn load<'r>(
+    table: &Table,
+    columns: &[&ColumnRow],
+    source: &str,
+    records: impl Iterator<Item = &'r Record>,
+) -> Result<usize> {
+    let is_list: Vec<bool> = columns.iter().map(|c| c.column_type == "text[]").collect();
     let mut text = CopyText::default();
-    for row in rows {
+    for record in records {
         text.row();
-        text.value(row.record_id.as_deref());
-        text.value(Some(&row.source));
-        let stamp = Some(row.modified_at)
-            .filter(|at| *at > 0)
-            .and_then(value::format_instant);
-        text.value(stamp.as_deref());
-        for (column, value) in columns.iter().zip(&row.values) {
-            match (value, column.column_type.as_str()) {
-                (Some(value), "text[]") => {
+        text.value(Some(&record.id));
+        text.value(Some(source));
+        let stamp = record.modified_at.filter(|at| *at > 0);
+        text.value(stamp.and_then(value::format_instant).as_deref());
+        for (value, is_list) in record.values.iter().zip(&is_list) {
+            match value {
+                Some(value) if *is_list => {
                     text.value(Some(&value::to_postgres(FieldType::MultiChoice, value)));
                 }
-                (value, _) => text.value(value.as_deref()),
+                value => text.value(value.as_deref()),
             }
         }
     }

@@ -1,6 +1,7 @@
 //! Inbound bookkeeping: offsets, deferred and poison events, backfill, usage.
 
 use super::spi::{self, Result};
+use crate::pg::image;
 
 /// A stream's row and its offset.
 #[derive(Clone, Debug)]
@@ -155,7 +156,7 @@ pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
 pub(crate) fn waiting(mirror: i32, records: Vec<String>) -> Result<Vec<String>> {
     spi::write_rows(
         "SELECT DISTINCT record_id FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2)",
-        &[mirror.into(), records.into()],
+        &[mirror.into(), image::texts(&records)],
         |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
     )
 }
