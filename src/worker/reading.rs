@@ -119,9 +119,7 @@ pub(crate) fn page(
         }
         whole => whole?,
     };
-    if applied.met {
-        engine.watch(mirror).met = true;
-    }
+    engine.watch(mirror).met |= applied.met;
     // A first copy causes no writes.
     engine.may_send |= via.source != "backfill";
     if !applied.locked.is_empty() {
