@@ -293,13 +293,18 @@ impl Cluster {
 
     /// A new database with the extension, and a connection to it.
     pub async fn database(&self, name: &str) -> Db {
+        let db = self.bare_database(name).await;
+        db.exec("CREATE EXTENSION pg_crm_sync").await;
+        db
+    }
+
+    /// A new database without the extension.
+    pub async fn bare_database(&self, name: &str) -> Db {
         self.connect("postgres")
             .await
             .exec(&format!("CREATE DATABASE \"{name}\""))
             .await;
-        let db = self.connect(name).await;
-        db.exec("CREATE EXTENSION pg_crm_sync").await;
-        db
+        self.connect(name).await
     }
 
     /// [`crate::wait_until`] whose failure shows the end of the server log.

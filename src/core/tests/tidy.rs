@@ -57,7 +57,7 @@ fn root() -> PathBuf {
         .expect("find the root")
 }
 
-/// Every text file of the tree.
+/// Every text file of the tree but install and upgrade scripts: a program wrote them.
 fn tree() -> Vec<File> {
     fn walk(folder: &Path, root: &Path, found: &mut Vec<File>) {
         for entry in fs::read_dir(folder)
@@ -66,7 +66,8 @@ fn tree() -> Vec<File> {
         {
             let (path, name) = (entry.path(), entry.file_name());
             let kind = entry.file_type().expect("know its type");
-            if SKIPPED.iter().any(|s| name == *s) {
+            let generated = name.to_string_lossy().starts_with("pg_crm_sync--");
+            if generated || SKIPPED.iter().any(|s| name == *s) {
                 continue;
             }
             if kind.is_dir() {
