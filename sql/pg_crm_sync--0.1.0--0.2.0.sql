@@ -110,7 +110,7 @@ COMMENT ON COLUMN crm.field_map.match_threshold IS 'For a key that is compared b
 
 COMMENT ON COLUMN crm.field_map.match_accept IS 'From which similarity on the only candidate is taken without asking; null asks always.';
 
-COMMENT ON COLUMN crm.field_map.unique_key IS 'The value exists once in each CRM (an invoice number): before a record is made there it is searched for, and never made a second time.';
+COMMENT ON COLUMN crm.field_map.unique_key IS 'The value exists once on each side (an invoice number): compared before all other keys, for equality; a record of the other mirror that has it is taken instead of being made. What its CRM has and the mirror does not show yet is not found by it.';
 
 CREATE TABLE crm.field_default (
     link  text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
