@@ -4,7 +4,6 @@
     reason = "the bans keep the core pure; this program measures it"
 )]
 
-use std::collections::BTreeMap;
 use std::hint::black_box;
 use std::time::Instant;
 
@@ -66,7 +65,7 @@ fn at_rest() -> Entity {
     };
     Entity {
         records: vec![record("101"), record("003xx000004TmiQAAS")],
-        fields: BTreeMap::new(),
+        ..Entity::default()
     }
 }
 
