@@ -136,9 +136,10 @@ impl Image {
             self.align(8);
         }
         for text in items.flatten() {
-            self.align(4);
             self.put(&length_word(HEADER + text.len()));
             self.put(text.as_bytes());
+            // Behind the last element too, as the server does: readers count on it.
+            self.align(4);
         }
         self.end_array(at);
         at
