@@ -447,8 +447,9 @@ impl<'w> Work<'w> {
         let now = self.now;
         let removal = Removal::remote(self.mirror, now);
         if !self.deleted.is_empty() {
+            // First: a removal that does not stand brings the row back.
+            rows::mark_deleted(&self.mirror.table, self.deleted.clone(), true, server)?;
             removals::removed(self.world, self.mirror, &self.deleted, removal)?;
-            rows::mark_deleted(&self.mirror.table, self.deleted, true, server)?;
         }
         if !self.restored.is_empty() {
             rows::mark_deleted(&self.mirror.table, self.restored.clone(), false, server)?;

@@ -326,8 +326,9 @@ fn compare_known(
     flush::flush(world, batch, events)?;
     scope::settle(world, mirror, watched, now)?;
     if !gone.is_empty() {
+        // First: a removal that does not stand brings the row back.
+        rows::mark_deleted(&mirror.table, gone.clone(), true, &mirror.server)?;
         removals::removed(world, mirror, &gone, Removal::remote(mirror, now))?;
-        rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
     }
     if !back.is_empty() {
         rows::mark_deleted(&mirror.table, back.clone(), false, &mirror.server)?;

@@ -149,7 +149,8 @@ pub(crate) fn gone(
         .map(|r| pages::existence(mirror, Via::asked("read"), r, "delete", now))
         .collect();
     flush::append(world, lines)?;
+    // First: a removal that does not stand brings the row back.
+    rows::mark_deleted(&mirror.table, row_ids.clone(), true, &mirror.server)?;
     removals::removed(world, mirror, &row_ids, Removal::remote(mirror, now))?;
-    rows::mark_deleted(&mirror.table, row_ids, true, &mirror.server)?;
     Ok(())
 }

@@ -302,6 +302,8 @@ async fn a_link_may_decide_crossing_deletes_without_asking() {
     pair.db
         .wait_true("the record is made anew", PATIENCE, &anew)
         .await;
+    let live = format!("SELECT _deleted_at IS NULL FROM hubspot.contacts WHERE _id = {row}");
+    assert!(pair.db.one::<bool>(&live).await, "and shown as live");
     assert_eq!(
         pair.db.one::<i64>("SELECT count(*) FROM crm.review").await,
         0
