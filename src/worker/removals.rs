@@ -348,7 +348,7 @@ pub(crate) fn revive(
     let Some(row) = locked.into_iter().next() else {
         return Ok(());
     };
-    ends::drop_unsent(mirror.id, vec![row_id])?;
+    ends::drop_all(mirror.id, row_id)?;
     lives::revive(&mirror.table, row_id)?;
     if let Some(entity) = entity {
         ends::forget_states(entity)?;
@@ -386,7 +386,19 @@ pub(crate) fn reinsert(mirror: &Mirror, row_id: i64, entity: Option<i64>) -> Res
         .iter()
         .map(|c| values.remove(&c.field).flatten())
         .collect();
-    lives::reinsert(&mirror.table, &columns, row_id, record, values)?;
+    // News of the record may have brought a row of its own meanwhile.
+    let known = record.clone().into_iter().collect();
+    let back = rows::lock_by_record(&mirror.table, &[], known)?;
+    let row_id = match back.first() {
+        Some(row) => row.row_id,
+        None if !rows::present(&mirror.table, record.clone().into_iter().collect())?.is_empty() => {
+            return Ok(());
+        }
+        None => {
+            lives::reinsert(&mirror.table, &columns, row_id, record, values)?;
+            row_id
+        }
+    };
     match entity {
         Some(entity) => ends::join_entity(entity, &[(mirror.id, row_id)]),
         None => Ok(()),

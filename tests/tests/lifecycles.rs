@@ -258,8 +258,8 @@ async fn a_sql_delete_of_a_row_with_an_open_question_waits_for_an_answer() {
         ))
         .await;
     let back = format!(
-        "SELECT id = '{}' AND email = '{}' FROM hubspot.contacts WHERE _id = {}",
-        chosen[0].hubspot, chosen[0].email, rows[0]
+        "SELECT email = '{}' AND _deleted_at IS NULL FROM hubspot.contacts WHERE id = '{}'",
+        chosen[0].email, chosen[0].hubspot
     );
     pair.db.wait_true("the row is back", PATIENCE, &back).await;
     pair.cluster

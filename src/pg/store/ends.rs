@@ -80,6 +80,15 @@ pub(crate) fn drop_unsent(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<(i64, St
     )
 }
 
+/// Drops every change on its way to a record that is gone, also those that were
+/// sent: put back into the queue they would hold up what comes after.
+pub(crate) fn drop_all(mirror: i32, row_id: i64) -> Result<usize> {
+    spi::write(
+        "DELETE FROM crm.write WHERE mirror = $1 AND row_id = $2 AND kind <> 'delete'",
+        &[mirror.into(), row_id.into()],
+    )
+}
+
 /// Tells a row's unsent changes the id under which its record lives on.
 pub(crate) fn readdress(mirror: i32, row_id: i64, record_id: &str) -> Result<usize> {
     spi::write(
