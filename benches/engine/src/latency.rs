@@ -148,7 +148,8 @@ async fn edited(pair: &Pair, from: u64, count: u64, rate: u64, round: usize) -> 
             .admin("POST", "/_admin/edit-many", Some(&body))
     });
     let done = format!(
-        "SELECT count(*) >= {count} FROM crm.event e WHERE e.seq > {before} AND e.source = 'result' AND e.origin = 'hubspot'"
+        "SELECT count(*) >= {count} FROM crm.event e JOIN crm.mirror m ON m.id = e.mirror
+         WHERE e.seq > {before} AND e.source = 'result' AND m.server = 'hubspot'"
     );
     pair.db
         .wait_true("all edits are in HubSpot", setup::PATIENCE, &done)
