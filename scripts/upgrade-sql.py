@@ -2,8 +2,9 @@
 
 Functions, views, triggers, comments and grants follow from the two install scripts: what is gone is dropped, what
 changed is replaced, what is new is made. Tables hold users' data: what changes in them is written by hand in TABLES.sql,
-which runs after the drops and before everything that is made, from `-- after:` on behind all of it. A statement that is neither is an error here, so that none is
-forgotten; TABLES.sql takes it over by naming it as the error does in a comment `-- done: …`.
+which runs after the drops and before everything that is made, from `-- after:` on behind all of it. A statement that is
+neither is an error here, so that none is forgotten; TABLES.sql takes it over by naming it as the error does in a comment
+`-- done: …`. scripts/install-extension calls this for every version in sql/released.
 """
 import re
 import sys
@@ -112,7 +113,7 @@ def main(old_path, new_path, tables_path):
         if s.kind == "view" and s.name not in dropped and any(re.search(rf"{v}\b", s.flat) for v in dropped):
             dropped.append(s.name)
             known.discard(s.flat)
-    print(f"-- Written by scripts/upgrade-sql; tables by {tables_path}.")
+    print(f"-- Written by scripts/upgrade-sql.py when the extension was installed; tables by {tables_path}.")
     print('\\echo Use "ALTER EXTENSION pg_crm_sync UPDATE" to load this file. \\quit')
     print()
     # Views first, the youngest first: they use the others.
@@ -149,7 +150,7 @@ def main(old_path, new_path, tables_path):
             lost.append(s.label())
     print(re.sub(r"(?m)^-- done: .*\n", "", after).strip())
     if lost:
-        sys.exit("changed, and not written by hand (-- done: …):\n  " + "\n  ".join(lost))
+        sys.exit(f"changed, and not written by hand in {tables_path} (-- done: …):\n  " + "\n  ".join(lost))
 
 
 main(*sys.argv[1:4])

@@ -106,7 +106,7 @@ async fn an_updated_installation_equals_a_fresh_one_and_loses_nothing() {
         assert!(
             missing.is_empty() && surplus.is_empty(),
             "after the update from {version}\nonly fresh: {missing:#?}\nonly updated: {surplus:#?}\n\
-             run scripts/upgrade-sql {version}"
+             a table changed that sql/upgrade/{version}--*.sql does not change alike"
         );
         let kept: String = db
             .one(

@@ -15,7 +15,8 @@ const MAX_FILE_LINES: usize = 500;
 const MAX_FUNCTION_LINES: usize = 70;
 
 /// Folders that hold nothing written by hand.
-const SKIPPED: [&str; 6] = [
+const SKIPPED: [&str; 7] = [
+    "released",
     "target",
     ".git",
     "node_modules",
@@ -57,7 +58,7 @@ fn root() -> PathBuf {
         .expect("find the root")
 }
 
-/// Every text file of the tree but install and upgrade scripts: a program wrote them.
+/// Every text file of the tree that somebody wrote.
 fn tree() -> Vec<File> {
     fn walk(folder: &Path, root: &Path, found: &mut Vec<File>) {
         for entry in fs::read_dir(folder)
@@ -66,8 +67,7 @@ fn tree() -> Vec<File> {
         {
             let (path, name) = (entry.path(), entry.file_name());
             let kind = entry.file_type().expect("know its type");
-            let generated = name.to_string_lossy().starts_with("pg_crm_sync--");
-            if generated || SKIPPED.iter().any(|s| name == *s) {
+            if SKIPPED.iter().any(|s| name == *s) {
                 continue;
             }
             if kind.is_dir() {
