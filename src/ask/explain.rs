@@ -358,6 +358,7 @@ fn of_event(id: i64) -> Result<Vec<Line>, SqlError> {
     let batch: Vec<Inbound> = (taken.iter())
         .filter_map(|w| {
             Some(Inbound {
+                waited: None,
                 mirror: w.mirror,
                 source: source_name(&w.source),
                 stream: None,

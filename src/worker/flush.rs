@@ -7,7 +7,7 @@ use crm_core::model::Value;
 use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::rows::{self, RowUpdate};
 use crate::pg::store::spi::Result;
-use crate::pg::store::streams;
+use crate::pg::store::streams::{self, Wait};
 use crate::pg::store::writes::{self, NewWrite};
 use crate::worker::cases::Case;
 use crate::worker::reviews;
@@ -55,7 +55,7 @@ pub(crate) fn flush(world: &World, mut cases: Vec<Case>, mut events: Vec<EventRo
 }
 
 /// Requests to read records again, for sides about which a decision was in doubt.
-fn rereads(world: &World, cases: &[Case]) -> Vec<(i32, String, String, String, &'static str)> {
+fn rereads(world: &World, cases: &[Case]) -> Vec<Wait> {
     let mut out = Vec::new();
     for case in cases {
         for side in &case.reread {
@@ -68,14 +68,20 @@ fn rereads(world: &World, cases: &[Case]) -> Vec<(i32, String, String, String, &
 }
 
 /// A request to read a record again, as a deferred event.
-pub(crate) fn reread(mirror: i32, record: String) -> (i32, String, String, String, &'static str) {
+pub(crate) fn reread(mirror: i32, record: String) -> Wait {
     let change = serde_json::json!({
         "object": "", "record_id": record, "kind": {"kind": "reread"}, "fields": [],
         "reread": [], "occurred_at": 0, "identity": "", "actor": "", "mark": "",
         "transaction": null,
     });
-    let source = "read".to_owned();
-    (mirror, record, source, change.to_string(), "read")
+    Wait {
+        id: None,
+        mirror,
+        record,
+        source: "read".to_owned(),
+        change: change.to_string(),
+        reason: "read",
+    }
 }
 
 /// Numbers events and appends them to the ledger.

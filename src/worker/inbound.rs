@@ -129,6 +129,7 @@ fn apply_new(world: &World, arrivals: &[Arrival], now: Millis) -> Result<Applied
         .filter_map(|(_, a)| {
             let mirror = world.mirror_of(&a.server, &a.change.object)?;
             Some(Inbound {
+                waited: None,
                 mirror: mirror.id,
                 source: a.source,
                 stream: a.stream,

@@ -11,7 +11,7 @@ use crate::pg::store::changes;
 use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
-use crate::pg::store::streams;
+use crate::pg::store::streams::{self, Wait};
 use crate::worker::absent;
 use crate::worker::accord;
 use crate::worker::cases::{self, Case};
@@ -35,6 +35,8 @@ pub(crate) struct Inbound {
     /// Row of `crm.stream` that brought it.
     pub(crate) stream: Option<i32>,
     pub(crate) change: Change,
+    /// Its row of `crm.deferred`, if it waited.
+    pub(crate) waited: Option<i64>,
 }
 
 /// What a batch came to.
@@ -48,9 +50,11 @@ pub(crate) struct Applied {
     pub(crate) unchanged: usize,
     /// Mirrors that must be read again whole.
     pub(crate) overflowed: BTreeSet<i32>,
+    /// Rows of `crm.deferred` that wait on.
+    pub(crate) wait_on: Vec<i64>,
 }
 
-pub(super) type Deferred = Vec<(i32, String, String, String, &'static str)>;
+pub(super) type Deferred = Vec<Wait>;
 
 /// Applies a batch, mirror by mirror in the order in which they first appear.
 pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<Applied> {
@@ -70,25 +74,24 @@ pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<A
     for id in order {
         if let (Some(mirror), Some(items)) = (world.mirrors.get(&id), of_mirror.remove(&id)) {
             let deferred = apply_mirror(world, mirror, items, now, &mut applied)?;
-            applied.locked += deferred.iter().filter(|d| d.4 == "locked").count();
-            applied.to_read += deferred.iter().filter(|d| d.4 == "read").count();
+            applied.locked += deferred.iter().filter(|d| d.reason == "locked").count();
+            applied.to_read += deferred.iter().filter(|d| d.reason == "read").count();
+            applied.wait_on.extend(deferred.iter().filter_map(|d| d.id));
             streams::defer(deferred)?;
         }
     }
     Ok(applied)
 }
 
-pub(super) fn put_off(
-    item: &Inbound,
-    reason: &'static str,
-) -> (i32, String, String, String, &'static str) {
-    (
-        item.mirror,
-        item.change.record_id.clone(),
-        item.source.to_owned(),
-        serde_json::to_string(&item.change).unwrap_or_default(),
+pub(super) fn put_off(item: &Inbound, reason: &'static str) -> Wait {
+    Wait {
+        id: item.waited,
+        mirror: item.mirror,
+        record: item.change.record_id.clone(),
+        source: item.source.to_owned(),
+        change: serde_json::to_string(&item.change).unwrap_or_default(),
         reason,
-    )
+    }
 }
 
 fn apply_mirror(
@@ -104,9 +107,11 @@ fn apply_mirror(
     let mut waiting: HashSet<String> = match world.rehearsal {
         // What waits is what somebody asks about.
         Some(_) => HashSet::new(),
-        None => streams::waiting(mirror.id, ids.clone())?
-            .into_iter()
-            .collect(),
+        None => {
+            let taken = items.iter().filter_map(|i| i.waited).collect();
+            let waiting = streams::waiting(mirror.id, ids.clone(), taken)?;
+            waiting.into_iter().collect()
+        }
     };
     waiting.extend(merges::told(world, mirror, &items, now)?);
     let columns = touched(mirror, &items);

@@ -70,6 +70,7 @@ fn batch(
     for event in events {
         match world.mirrors.get(&event.mirror).and(again(&event)) {
             Some(change) => inbound.push(Inbound {
+                waited: None,
                 mirror: event.mirror,
                 source: SOURCE,
                 stream: Some(run.stream),

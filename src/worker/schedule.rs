@@ -1,7 +1,7 @@
 //! What is due without being asked: first copies, polls, streams, reads,
 //! deliveries, writes in doubt, housekeeping.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 
 use crm_core::connectors::Keyset;
@@ -278,7 +278,7 @@ impl Engine {
             if locked.is_empty() {
                 return Ok((0, reads));
             }
-            streams::undefer(locked.iter().map(|d| d.id).collect())?;
+            let taken: Vec<i64> = locked.iter().map(|d| d.id).collect();
             let batch: Vec<Inbound> = locked
                 .into_iter()
                 .filter_map(|d| {
@@ -288,10 +288,13 @@ impl Engine {
                         source: source_name(&d.source),
                         stream: d.stream,
                         change,
+                        waited: Some(d.id),
                     })
                 })
                 .collect();
             let applied = ingest::apply(world, batch, now)?;
+            let wait_on: HashSet<i64> = applied.wait_on.into_iter().collect();
+            streams::undefer(taken.into_iter().filter(|i| !wait_on.contains(i)).collect())?;
             Ok((applied.locked, reads))
         })?;
         self.undefer_at = now + 50;

@@ -104,18 +104,45 @@ pub(crate) struct DeferredRow {
     pub(crate) change: String,
 }
 
-/// Stores events that wait: `(mirror, record, source, change, reason)`.
-pub(crate) fn defer(events: Vec<(i32, String, String, String, &'static str)>) -> Result<usize> {
-    if events.is_empty() {
+/// An event that must wait.
+#[derive(Clone, Debug)]
+pub(crate) struct Wait {
+    /// Its row of `crm.deferred`, if it waits there already.
+    pub(crate) id: Option<i64>,
+    pub(crate) mirror: i32,
+    pub(crate) record: String,
+    pub(crate) source: String,
+    /// [`crm_core::model::Change`] as JSON.
+    pub(crate) change: String,
+    /// `locked` or `read`.
+    pub(crate) reason: &'static str,
+}
+
+/// Stores events that wait. Those that waited before keep their place and their
+/// number, by which people ask about them.
+pub(crate) fn defer(events: Vec<Wait>) -> Result<usize> {
+    let (again, new): (Vec<Wait>, Vec<Wait>) = events.into_iter().partition(|w| w.id.is_some());
+    let reads: Vec<i64> = again
+        .iter()
+        .filter(|w| w.reason == "read")
+        .filter_map(|w| w.id)
+        .collect();
+    if !reads.is_empty() {
+        spi::write(
+            "UPDATE crm.deferred SET reason = 'read' WHERE id = ANY($1) AND reason <> 'read'",
+            &[reads.into()],
+        )?;
+    }
+    if new.is_empty() {
         return Ok(0);
     }
     let mut cols = (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    for (mirror, record, source, change, reason) in events {
-        cols.0.push(mirror);
-        cols.1.push(record);
-        cols.2.push(source);
-        cols.3.push(change);
-        cols.4.push(reason);
+    for wait in new {
+        cols.0.push(wait.mirror);
+        cols.1.push(wait.record);
+        cols.2.push(wait.source);
+        cols.3.push(wait.change);
+        cols.4.push(wait.reason);
     }
     spi::write(
         "INSERT INTO crm.deferred (mirror, record_id, source, change, reason) \
@@ -152,11 +179,13 @@ pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
     )
 }
 
-/// Which of these records have an event waiting.
-pub(crate) fn waiting(mirror: i32, records: Vec<String>) -> Result<Vec<String>> {
+/// Which of these records have an event waiting. Events that are taken up again
+/// wait only behind earlier ones: `taken` are their numbers.
+pub(crate) fn waiting(mirror: i32, records: Vec<String>, taken: Vec<i64>) -> Result<Vec<String>> {
     spi::write_rows(
-        "SELECT DISTINCT record_id FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2)",
-        &[mirror.into(), image::texts(&records)],
+        "SELECT DISTINCT record_id FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND id <> ALL ($3) \
+         AND id < coalesce((SELECT max(t) FROM unnest($3) t), 9223372036854775807)",
+        &[mirror.into(), image::texts(&records), taken.into()],
         |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
     )
 }
