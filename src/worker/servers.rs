@@ -30,8 +30,11 @@ pub(crate) struct NextRefresh {
     ticket: i64,
 }
 
-/// Reads servers and credentials again, and tells the I/O thread.
-pub(crate) fn load(engine: &mut Engine) -> Step<()> {
+/// Reads servers and credentials again, and tells the I/O thread. What it finds
+/// out is noted where this cluster may write to CRMs, or somebody `asked`: rows
+/// made here would collide with those of a dump that is being restored.
+pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
+    let may_note = asked || engine.active;
     let rows = tx::in_transaction(|| Ok(catalog::servers()?))?;
     let gone: Vec<u32> = engine
         .servers
@@ -68,9 +71,10 @@ pub(crate) fn load(engine: &mut Engine) -> Step<()> {
                 server.webhook_secret.clone_from(&spec.webhook_secret);
                 server.usable = engine.submit(Command::Configure(Box::new(spec)));
             }
-            Err(problem) => note_problem(&row, &problem)?,
+            Err(problem) if may_note => note_problem(&row, &problem)?,
+            Err(_) => {}
         }
-        let unread = server.usable && !row.known;
+        let unread = server.usable && !row.known && may_note;
         let id = server.id;
         engine.servers.push(server);
         if unread && !engine.refreshes.contains_key(&id) {
@@ -276,7 +280,7 @@ fn row_of(id: u32) -> Step<Option<ServerRow>> {
 /// Serves what a user's backend asked for outside its transaction.
 pub(crate) fn on_request(engine: &mut Engine, request: &Request) -> Step<()> {
     // The server may be newer than what was read last.
-    load(engine)?;
+    load(engine, true)?;
     let Some(row) = row_of(request.server_oid.to_u32())? else {
         return Ok(());
     };

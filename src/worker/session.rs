@@ -317,7 +317,7 @@ impl Session {
             })?;
             self.engine.release(engine::now())?;
         }
-        servers::load(&mut self.engine)?;
+        servers::load(&mut self.engine, false)?;
         let wanted: Vec<(String, String)> = self
             .engine
             .world
