@@ -370,6 +370,9 @@ pub fn answered(
     result: Answer,
     now: Millis,
 ) -> Option<Value> {
+    let claims = state.hold.iter().flat_map(|h| &h.claims);
+    // A person is asked about what somebody wrote there in the meantime.
+    let contested = claims.filter(|c| c.side == side).any(|c| c.value != *value);
     let side = state.sides.get_mut(side)?;
     let place = side
         .sent
@@ -383,7 +386,7 @@ pub fn answered(
     match result {
         Answer::Failed => write.sent = Sent::Failed,
         // A newer write in the outbox has taken its place.
-        Answer::Retry if newest => write.sent = Sent::Queued,
+        Answer::Retry if newest && !contested => write.sent = Sent::Queued,
         Answer::Retry => {
             side.sent.remove(place);
         }
@@ -417,6 +420,19 @@ pub fn answered(
         }
     }
     None
+}
+
+/// A write came back undone and may be tried again. Whether it is still wanted:
+/// no newer one waits, and no person is asked about what somebody wrote there
+/// since.
+pub fn retry(state: &mut FieldState, side: usize, value: &Value, now: Millis) -> bool {
+    let has = |state: &FieldState, sent: fn(&Sent) -> bool| {
+        let writes = state.sides.get(side).map(|s| &s.sent);
+        writes.is_some_and(|all| all.iter().any(|w| w.value == *value && sent(&w.sent)))
+    };
+    let known = has(state, |s| matches!(s, Sent::InFlight { .. }));
+    answered(state, side, value, Answer::Retry, now);
+    !known || has(state, |s| *s == Sent::Queued)
 }
 
 /// Whether nothing is left to wait for: no write is queued, in flight, unknown

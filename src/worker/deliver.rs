@@ -15,6 +15,7 @@ use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::worker::cases;
 use crate::worker::creates;
 use crate::worker::flush;
+use crate::worker::setbacks::{self, no_record, setback};
 use crate::worker::world::{Mirror, World};
 
 /// A call on its way.
@@ -76,19 +77,6 @@ pub(crate) fn claim(
         }
     }
     Ok(batches)
-}
-
-fn no_record() -> RemoteError {
-    RemoteError {
-        class: ErrorClass::FixData,
-        status: 0,
-        code: "no_record".to_owned(),
-        message: "the row has no record in the CRM and no create is waiting".to_owned(),
-        fields: Vec::new(),
-        advice: "Delete the row and insert it again, or discard the write.",
-        retry_after_ms: None,
-        maybe_applied: false,
-    }
 }
 
 /// The writes of a batch as the connector wants them.
@@ -189,20 +177,8 @@ struct Sorted {
     /// Rows to show as faulty: row id and message.
     faulty: Vec<(i64, String)>,
     refused: Vec<WriteRow>,
-}
-
-fn setback(id: i64, state: &'static str, wait_ms: i64, error: &RemoteError) -> Setback {
-    let class = serde_json::to_value(error.class).unwrap_or_default();
-    Setback {
-        id,
-        state,
-        wait_ms,
-        status: i32::from(error.status),
-        class: class.as_str().unwrap_or_default().to_owned(),
-        code: error.code.clone(),
-        message: error.message.clone(),
-        advice: error.advice.to_owned(),
-    }
+    /// Updates that wait for another try.
+    again: Vec<WriteRow>,
 }
 
 impl Sorted {
@@ -219,12 +195,11 @@ impl Sorted {
         match error.class {
             _ if error.maybe_applied => self.unknown(row, &error),
             ErrorClass::Retry | ErrorClass::Wait | ErrorClass::Reauth => {
-                self.setbacks.push(setback(row.id, "queued", wait, &error));
+                self.later(row, wait, &error);
             }
             ErrorClass::Stop => {
                 after.stop = Some((error.message.clone(), error.advice));
-                self.setbacks
-                    .push(setback(row.id, "queued", wait.max(30_000), &error));
+                self.later(row, wait.max(30_000), &error);
             }
             ErrorClass::Gone => {
                 after.read.extend(row.record_id.clone());
@@ -237,6 +212,13 @@ impl Sorted {
         }
     }
 
+    fn later(&mut self, row: WriteRow, wait: i64, error: &RemoteError) {
+        self.setbacks.push(setback(row.id, "queued", wait, error));
+        if kind_of(&row) == WriteKind::Update {
+            self.again.push(row);
+        }
+    }
+
     fn dead(&mut self, row: WriteRow, error: &RemoteError) {
         self.faulty.push((row.row_id, error.message.clone()));
         self.setbacks.push(setback(row.id, "dead", 0, error));
@@ -245,6 +227,7 @@ impl Sorted {
 
     fn write(self, world: &World, mirror: &Mirror, kind: WriteKind, now: Millis) -> Result<()> {
         writes::set_back(&self.setbacks)?;
+        setbacks::wait_again(world, mirror, &self.again, now)?;
         if kind == WriteKind::Create {
             let made = self
                 .done
@@ -351,7 +334,7 @@ pub(crate) fn adopt(mirror: &Mirror, made: Vec<(i64, String)>) -> Result<()> {
 }
 
 /// The states of all unsettled fields of the entities that were written.
-fn states_of<'w>(
+pub(super) fn states_of<'w>(
     rows: impl Iterator<Item = &'w WriteRow>,
 ) -> Result<HashMap<(i64, String), FieldState>> {
     let entities: Vec<i64> = rows.filter_map(|r| r.entity).collect();

@@ -44,6 +44,7 @@ mod schedule;
 mod scope;
 mod servers;
 pub(crate) mod session;
+mod setbacks;
 mod unsettled;
 pub(crate) mod world;
 

@@ -223,6 +223,11 @@ async fn ask(pair: &Pair, chosen: &[Person]) {
             "SELECT count(*) = 2 FROM crm.review WHERE field = 'city'",
         )
         .await;
+    // An attempt under way would land when HubSpot takes writes again.
+    let gone = "SELECT NOT EXISTS (SELECT FROM crm.write WHERE vals ? 'city')";
+    pair.db
+        .wait_true("nothing goes to HubSpot any more", PATIENCE, gone)
+        .await;
     pair.emulator.clear_faults();
 }
 

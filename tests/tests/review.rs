@@ -42,6 +42,11 @@ async fn disagree(pair: &Pair, people: &[Person]) {
     pair.db
         .wait_true("there is a question for each", PATIENCE, &sql)
         .await;
+    // An attempt under way would land when HubSpot takes writes again.
+    let gone = "SELECT NOT EXISTS (SELECT FROM crm.write WHERE vals ? 'city' AND vals ->> 'city' LIKE 'Forcebury%')";
+    pair.db
+        .wait_true("nothing goes to HubSpot any more", PATIENCE, gone)
+        .await;
     pair.emulator.clear_faults();
 }
 

@@ -298,6 +298,24 @@ pub(crate) fn cancel(cells: Vec<(i32, i64, String)>) -> Result<()> {
     Ok(())
 }
 
+/// Takes fields out of updates: `(write, field)`; one left empty goes.
+pub(crate) fn take_out(cells: Vec<(i64, String)>) -> Result<()> {
+    if cells.is_empty() {
+        return Ok(());
+    }
+    let (ids, fields): (Vec<i64>, Vec<String>) = cells.into_iter().unzip();
+    spi::write(
+        "UPDATE crm.write w SET vals = w.vals - v.fields, old_vals = w.old_vals - v.fields \
+         FROM (SELECT id, array_agg(field) AS fields FROM unnest($1::bigint[], $2::text[]) AS c(id, field) GROUP BY 1) v WHERE w.id = v.id",
+        &[ids.clone().into(), fields.into()],
+    )?;
+    spi::write(
+        "DELETE FROM crm.write WHERE id = ANY($1) AND kind = 'update' AND vals = '{}'",
+        &[ids.into()],
+    )?;
+    Ok(())
+}
+
 /// Whether any write is in doubt.
 pub(crate) fn any_unknown() -> Result<bool> {
     let text =

@@ -72,6 +72,9 @@ pub(crate) struct Reply {
     status: u16,
     #[serde(default)]
     headers: std::collections::BTreeMap<String, String>,
+    /// How long the answer takes.
+    #[serde(default)]
+    after_ms: u64,
     /// Text is sent as it is, anything else as JSON.
     #[serde(default)]
     body: serde_json::Value,
@@ -224,6 +227,7 @@ impl Faults {
                 Some(status) => Answer::Reply(Reply {
                     status,
                     headers: std::collections::BTreeMap::new(),
+                    after_ms: 0,
                     body,
                 }),
                 None => Answer::Close,
@@ -267,6 +271,16 @@ impl Faults {
             }
         }
         (out, delay)
+    }
+}
+
+impl Answer {
+    /// How long it takes.
+    pub(crate) fn delay(&self) -> Duration {
+        Duration::from_millis(match self {
+            Self::Reply(reply) => reply.after_ms,
+            Self::Garbage(_) | Self::Close => 0,
+        })
     }
 }
 

@@ -69,6 +69,7 @@ pub(crate) async fn pass(
         Verdict::Answer(answer) => {
             // A body left unread would cost the client its connection.
             let _unused = axum::body::to_bytes(request.into_body(), MAX_BODY).await;
+            tokio::time::sleep(answer.delay()).await;
             answer.into_response()
         }
         Verdict::After(answer) => {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crm_core::model::{Value, WriteKind};
 use crm_core::plan::Edit;
-use crm_core::state::{Answer, Sent, answered, claimed};
+use crm_core::state::{Answer, Sent, answered, claimed, retry};
 
 use crate::engine::Engine;
 use crate::trace::note;
@@ -169,6 +169,12 @@ impl Engine {
         let Some(state) = there.entity.fields.get_mut(&field) else {
             return;
         };
+        if answer == Answer::Retry {
+            if !retry(state, side, value, now) && queued.get(&field) == Some(value) {
+                queued.remove(&field);
+            }
+            return;
+        }
         if let Some(normal) = answered(state, side, value, answer, now) {
             // A user's edit that is not drained yet stays.
             let edited = |(t, s, e, _): &(usize, usize, Edit, i64)| {
