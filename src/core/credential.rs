@@ -128,6 +128,22 @@ fn credential(reference: &str, map: &Map<String, Value>) -> Result<Credential, S
     ))
 }
 
+/// The refresh token in a credential's text.
+pub fn refresh_token(text: &str) -> Option<Secret> {
+    secret(&serde_json::from_str(text).ok()?, "refresh_token")
+}
+
+/// The same credential with another refresh token; all else stays as it was
+/// written. `None` when the text holds no refresh token.
+pub fn with_refresh_token(text: &str, token: &Secret) -> Option<String> {
+    let mut map: Map<String, Value> = serde_json::from_str(text).ok()?;
+    secret(&map, "refresh_token")?;
+    map.insert("refresh_token".to_owned(), token.expose().into());
+    let mut text = serde_json::to_string_pretty(&map).ok()?;
+    text.push('\n');
+    Some(text)
+}
+
 /// Hosts that a server may call: those of the setting, narrowed by the
 /// credential's list and by the server's own, where they exist. Never widened.
 pub fn allowed_hosts(setting: &[String], narrowing: [&[String]; 2]) -> Vec<String> {
@@ -209,6 +225,24 @@ mod tests {
                 problem.starts_with("file:x") && !problem.contains("CANARY"),
                 "{problem}"
             );
+        }
+    }
+
+    #[test]
+    fn a_new_refresh_token_replaces_the_old_one_and_nothing_else() {
+        let text = r#"{"client_id": "c", "refresh_token": "old", "note": "ours", "hosts": ["a"]}"#;
+        let next = with_refresh_token(text, &Secret::new("new")).expect("holds one");
+        assert_eq!(refresh_token(&next), Some(Secret::new("new")));
+        let both: [Map<String, Value>; 2] =
+            [text, &next].map(|t| serde_json::from_str(t).expect("an object"));
+        assert!(both[0].keys().eq(both[1].keys()));
+        assert_eq!(both[0]["hosts"], both[1]["hosts"]);
+        for none in [
+            r#"{"token": "t"}"#,
+            "bare-token",
+            r#"{"refresh_token": ""}"#,
+        ] {
+            assert_eq!(with_refresh_token(none, &Secret::new("new")), None);
         }
     }
 

@@ -1,6 +1,7 @@
 //! What crosses the thread boundary: settings, commands in, events out.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use crm_core::connectors::{Connector, Credential, LimitHint, ServerConfig};
@@ -84,8 +85,11 @@ pub struct ServerSpec {
     pub connector: &'static dyn Connector,
     /// Where it is.
     pub config: ServerConfig,
-    /// How to log in. Held in memory only.
+    /// How to log in.
     pub credential: Credential,
+    /// The file that `credential` was read from: a refresh token that the CRM
+    /// replaces is written back there. `None` keeps it in memory only.
+    pub credential_file: Option<PathBuf>,
     /// Hosts that may be called: whole names or addresses (optionally with
     /// `:port`), or suffixes that start with a dot. Vendor hosts are not implied.
     pub allowed_hosts: Vec<String>,
@@ -98,12 +102,12 @@ pub struct ServerSpec {
 }
 
 impl ServerSpec {
-    /// Whether the other one says the same.
-    pub(crate) fn same(&self, other: &Self) -> bool {
+    /// Whether the other one says the same, credentials aside.
+    pub(crate) fn same_account(&self, other: &Self) -> bool {
         self.id == other.id
             && self.connector.name() == other.connector.name()
             && self.config == other.config
-            && self.credential == other.credential
+            && self.credential_file == other.credential_file
             && self.allowed_hosts == other.allowed_hosts
             && self.ca_pem == other.ca_pem
             && self.calls_per_window == other.calls_per_window

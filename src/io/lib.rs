@@ -20,6 +20,7 @@ mod job;
 mod listener;
 mod mailbox;
 mod pubsub;
+mod rotation;
 mod server;
 mod signals;
 mod thread;

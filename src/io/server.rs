@@ -17,7 +17,7 @@ use crate::dispatch::{Pick, Queue};
 use crate::errors::{is_write, local};
 use crate::job::{Job, Outcome, Shape};
 use crate::mailbox::Mailbox;
-use crate::token::Tokens;
+use crate::token::{Login, Tokens};
 use crate::{clock, hosts};
 
 /// Longer answers are parsed beside the thread's loop, one at a time.
@@ -116,7 +116,12 @@ impl Server {
     /// Replaces the target; queue and budget stay. The same once more changes
     /// nothing: session and connections live on.
     pub(crate) fn reconfigure(&self, spec: ServerSpec) {
-        if self.target().spec.same(&spec) {
+        let target = self.target();
+        if target.spec.same_account(&spec)
+            && target
+                .tokens
+                .knows(&target.spec.credential, &spec.credential)
+        {
             return;
         }
         let max = self.settings.max_in_flight_per_server;
@@ -320,8 +325,13 @@ impl Target {
 
     /// The token in force; logs in if needed.
     pub(crate) async fn token(&self, server: &Server) -> Result<Token, RemoteError> {
+        let login = Login {
+            credential: &self.spec.credential,
+            file: self.spec.credential_file.as_deref(),
+            mailbox: &server.mailbox,
+        };
         self.tokens
-            .get(&self.spec.credential, |credential| async move {
+            .get(login, |credential| async move {
                 let connector = self.spec.connector;
                 let now = clock::wall();
                 let request = connector.token_request(&self.spec.config, &credential, now)?;

@@ -1,7 +1,8 @@
 //! Credentials by reference: `file:NAME` below the secrets directory, or
 //! `env:PG_CRM_SYNC_NAME`.
 //!
-//! What is read stays in the worker's memory. Problems are told in words that
+//! What is read stays in the worker's memory; only a refresh token that the CRM
+//! replaced goes back into its file (`crm_io`). Problems are told in words that
 //! never quote the content: they end up in tables and in the server log.
 
 use crm_core::credential::{Loaded, parse, parse_webhook_secret};
@@ -9,7 +10,7 @@ use crm_core::secret::Secret;
 use std::fs::File;
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Longest credential file.
 const MAX_BYTES: u64 = 64 << 10;
@@ -22,6 +23,12 @@ pub(crate) fn load_credential(reference: &str, dir: Option<&Path>) -> Result<Loa
 /// Reads the secret of webhooks: the field of that name, or the whole text.
 pub(crate) fn load_webhook_secret(reference: &str, dir: Option<&Path>) -> Result<Secret, String> {
     parse_webhook_secret(reference, &read(reference, dir)?)
+}
+
+/// The file behind a reference that was just read, links resolved; `None` for a variable.
+pub(crate) fn credential_file(reference: &str, dir: Option<&Path>) -> Option<PathBuf> {
+    let name = reference.strip_prefix("file:")?;
+    dir?.join(name).canonicalize().ok()
 }
 
 fn read(reference: &str, dir: Option<&Path>) -> Result<String, String> {

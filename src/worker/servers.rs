@@ -12,7 +12,7 @@ use crate::pg::guc;
 use crate::pg::shmem::Request;
 use crate::pg::store::catalog::{self, ServerRow};
 use crate::pg::tx;
-use crate::worker::credential::{load_credential, load_webhook_secret};
+use crate::worker::credential::{credential_file, load_credential, load_webhook_secret};
 use crate::worker::engine::{Engine, Job, Server, Step};
 
 /// A catalog refresh on its way, and who waits for it.
@@ -130,6 +130,7 @@ fn spec(row: &ServerRow, server: &Server) -> Result<ServerSpec, String> {
         connector: server.connector,
         config: server.config.clone(),
         credential: loaded.credential,
+        credential_file: credential_file(reference, dir.as_deref()),
         allowed_hosts: credential::allowed_hosts(&guc::allowed_hosts(), [&loaded.hosts, &own]),
         ca_pem,
         webhook_secret,

@@ -1,6 +1,6 @@
 //! A secret stays in its file and in the worker's memory: no catalog, log, dump or statistics view shows it.
 
-use crm_tests::{Cluster, Db, EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person};
+use crm_tests::{Cluster, Db, EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person, Stop};
 use serde_json::json;
 
 /// Found nowhere but in the credential files.
@@ -194,4 +194,41 @@ async fn secrets_appear_in_no_catalog_log_dump_or_statistics_view() {
     // The control: what this test looks for would be found.
     let file = std::fs::read_to_string(pair.cluster.secrets_dir().join("hubspot.json"));
     assert!(file.expect("read the credential").contains(TOKEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_token_that_the_crm_replaced_still_works_after_a_restart() {
+    let mut pair = Pair::start(PairOptions {
+        emulator: EmulatorOptions::default().contacts(5),
+        ..PairOptions::default()
+    })
+    .await;
+    let content = json!({"client_id": "emulator-app", "client_secret": "emulator-secret", "refresh_token": "emulator-refresh",
+                         "hosts": ["127.0.0.1"], "owner": "postgres"});
+    pair.cluster.credentials("salesforce.json", &content);
+    let rotate = json!({"rotate_refresh_token": true});
+    pair.emulator
+        .admin("POST", "/_admin/salesforce/settings", Some(&rotate));
+    pair.import("salesforce", &["Contact"]).await;
+    pair.backfilled().await;
+    let file = pair.cluster.secrets_dir().join("salesforce.json");
+    let kept = std::fs::read_to_string(&file).expect("the credential file");
+    assert!(!kept.contains("emulator-refresh"), "the old token is void");
+    assert!(kept.contains("\"owner\""), "all else stands");
+
+    pair.cluster.restart(Stop::Fast).await;
+    pair.db = pair.cluster.connect("app").await;
+    pair.emulator
+        .admin("POST", "/_admin/salesforce/expire-tokens", Some(&json!({})));
+    let id: String = pair
+        .db
+        .one("SELECT id FROM salesforce.contact ORDER BY _id LIMIT 1")
+        .await;
+    let title = json!({"Title": "After the restart"});
+    pair.emulator.edit("salesforce", "Contact", &id, title);
+    let sql =
+        format!("SELECT title = 'After the restart' FROM salesforce.contact WHERE id = '{id}'");
+    pair.db
+        .wait_true("the stream goes on with the new token", PATIENCE, &sql)
+        .await;
 }

@@ -67,6 +67,11 @@ impl Connector for Fake {
     ) -> Result<Option<HttpRequest>, RemoteError> {
         match credential {
             Credential::Token { .. } => Ok(None),
+            Credential::RefreshToken { refresh_token, .. } => {
+                let mut login = request("/token", Purpose::Auth);
+                login.body = refresh_token.expose().into();
+                Ok(Some(login))
+            }
             _ => Ok(Some(request("/token", Purpose::Auth))),
         }
     }
@@ -81,7 +86,7 @@ impl Connector for Fake {
             expires_at: body["ttl_ms"].as_i64().map(|ms| now + ms),
             instance_url: body["instance_url"].as_str().map(Into::into),
             tenant: Some("00D000000000001AAA".into()),
-            refresh_token: None,
+            refresh_token: body["refresh"].as_str().map(Secret::new),
         })
     }
 

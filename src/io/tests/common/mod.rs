@@ -49,6 +49,7 @@ pub fn spec(base_url: &str) -> ServerSpec {
         credential: Credential::Token {
             token: Secret::new("fixed"),
         },
+        credential_file: None,
         allowed_hosts: vec!["127.0.0.1".into()],
         ca_pem: None,
         webhook_secret: None,
