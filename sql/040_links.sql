@@ -48,9 +48,13 @@ FROM (VALUES
 ) AS v (pair, left_object, right_object, left_field, right_field, to_left, to_right, value_map, match_order);
 
 -- Scripts of pg_dump switch this off; rows that they bring were checked when
--- they were made, and the tables they refer to may come later.
+-- they were made, and the tables they refer to may come later. Anybody can
+-- switch it off, so it counts for those only who may restore the extension.
 CREATE FUNCTION crm._restoring() RETURNS boolean
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT current_setting('check_function_bodies') = 'off' $$;
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT current_setting('check_function_bodies') = 'off'
+           AND EXISTS (SELECT FROM pg_extension e WHERE e.extname = 'pg_crm_sync' AND pg_has_role(session_user, e.extowner, 'MEMBER'))
+$$;
 COMMENT ON FUNCTION crm._restoring() IS 'Whether a dump is being restored by this session.';
 
 CREATE FUNCTION crm._link_named(name text) RETURNS crm.link

@@ -1,50 +1,68 @@
 -- Scope: which rows of a mirror take part in a link, as a condition of the row.
 
+-- The engine evaluates a condition, and so do functions that others call, each
+-- with rights of its own. So it may compute from the row and nothing else: as
+-- the predicate of an index may, and without anything that a user defined.
 -- Tried on an empty copy of the table, so that nobody waits for a lock on the
--- mirror; PostgreSQL itself gives the canonical text that the worker will use.
-CREATE FUNCTION crm._scope_checked(mirror integer, scope text) RETURNS text
+-- mirror; PostgreSQL itself gives the canonical text that is used from then on.
+CREATE FUNCTION crm._condition_checked(mirror regclass, condition text, what text) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    t         text := crm._table_of(mirror);
     canonical text;
+    stranger  text;
 BEGIN
-    IF scope IS NULL THEN
+    IF condition IS NULL THEN
         RETURN NULL;
-    ELSIF NOT pg_has_role((SELECT c.relowner FROM crm.mirror m JOIN pg_namespace n ON n.nspname = m.schema_name JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = m.table_name WHERE m.id = _scope_checked.mirror), 'USAGE') THEN
-        RAISE EXCEPTION 'the scope of % can only be set by its owner', t
+    ELSIF NOT coalesce(pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = mirror), 'USAGE'), false) THEN
+        RAISE EXCEPTION 'the % of % can only be set by its owner', what, mirror
             USING ERRCODE = '42501', DETAIL = 'The worker evaluates it with the rights of the table''s owner.', HINT = 'Become a member of the owning role, or ask its members.';
     END IF;
     BEGIN
-        EXECUTE format('CREATE TEMPORARY TABLE _crm_scope (LIKE %s) ON COMMIT DROP', t);
-        EXECUTE format('ALTER TABLE pg_temp._crm_scope ADD CONSTRAINT _crm_scope CHECK (%s)', scope);
-        SELECT pg_get_expr(c.conbin, c.conrelid) INTO STRICT canonical FROM pg_constraint c WHERE c.conrelid = 'pg_temp._crm_scope'::regclass AND c.conname = '_crm_scope';
-        DROP TABLE pg_temp._crm_scope;
+        EXECUTE format('CREATE TEMPORARY TABLE _crm_condition (LIKE %s) ON COMMIT DROP', mirror);
+        EXECUTE format('CREATE INDEX _crm_condition_index ON pg_temp._crm_condition ((1)) WHERE (%s)', condition);
+        SELECT pg_get_expr(i.indpred, i.indrelid) INTO STRICT canonical FROM pg_index i WHERE i.indexrelid = 'pg_temp._crm_condition_index'::regclass;
+        SELECT string_agg(pg_describe_object(d.refclassid, d.refobjid, 0), ', ') INTO stranger
+        FROM pg_depend d LEFT JOIN pg_type y ON d.refclassid = 'pg_type'::regclass AND y.oid = d.refobjid
+        WHERE d.classid = 'pg_class'::regclass AND d.objid = 'pg_temp._crm_condition_index'::regclass
+          AND d.refclassid IN ('pg_proc'::regclass, 'pg_operator'::regclass, 'pg_type'::regclass) AND y.typtype IS DISTINCT FROM 'e'
+          AND NOT EXISTS (SELECT FROM pg_depend e WHERE e.classid = d.refclassid AND e.objid = d.refobjid AND e.deptype = 'e');
+        DROP TABLE pg_temp._crm_condition;
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR feature_not_supported OR no_data_found OR too_many_rows OR data_exception THEN
-        RAISE EXCEPTION 'scope of % is not usable: %', t, sqlerrm
-            USING ERRCODE = '22023', DETAIL = format('Got: %s', left(scope, 200)),
-                  HINT = 'Expected a condition over the mirror''s own columns, without subqueries, such as: lifecyclestage = ''customer''.';
+        RAISE EXCEPTION '% of % is not usable: %', what, mirror, sqlerrm
+            USING ERRCODE = '22023', DETAIL = format('Got: %s', left(condition, 200)),
+                  HINT = 'Expected a condition over the mirror''s own columns, without subqueries and with immutable functions only, such as: lifecyclestage = ''customer''.';
     END;
+    IF stranger IS NOT NULL THEN
+        RAISE EXCEPTION '% of % uses %', what, mirror, stranger
+            USING ERRCODE = '22023', DETAIL = 'It would run with the rights of whoever evaluates the condition.',
+                  HINT = 'Use functions, operators and types of PostgreSQL itself or of an extension.';
+    END IF;
     RETURN canonical;
 END $$;
+COMMENT ON FUNCTION crm._condition_checked(regclass, text, text) IS 'Checks a condition against a mirror''s columns and returns its canonical text.';
+
+CREATE FUNCTION crm._scope_checked(mirror integer, scope text) RETURNS text
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT crm._condition_checked(crm._relation_of(m.schema_name, m.table_name), scope, 'scope') FROM crm.mirror m WHERE m.id = mirror
+$$;
 COMMENT ON FUNCTION crm._scope_checked(integer, text) IS 'Checks a scope against the mirror''s columns and returns its canonical text.';
 
--- Runs with the rights of whoever sets the scope: it is checked that these are
--- the table owner's, with which the worker evaluates it.
+-- Runs with the rights of whoever sets the scope.
 CREATE FUNCTION crm._link_scope_check() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT crm._restoring() THEN
-        IF tg_op = 'INSERT' OR new.left_scope IS DISTINCT FROM old.left_scope THEN
+        IF tg_op = 'INSERT' OR (new.left_mirror, new.left_scope) IS DISTINCT FROM (old.left_mirror, old.left_scope) THEN
             new.left_scope := crm._scope_checked(new.left_mirror, new.left_scope);
         END IF;
-        IF tg_op = 'INSERT' OR new.right_scope IS DISTINCT FROM old.right_scope THEN
+        IF tg_op = 'INSERT' OR (new.right_mirror, new.right_scope) IS DISTINCT FROM (old.right_mirror, old.right_scope) THEN
             new.right_scope := crm._scope_checked(new.right_mirror, new.right_scope);
         END IF;
     END IF;
     RETURN new;
 END $$;
 COMMENT ON FUNCTION crm._link_scope_check() IS 'Checks the scopes of a link.';
-CREATE TRIGGER link_scope_check BEFORE INSERT OR UPDATE OF left_scope, right_scope ON crm.link FOR EACH ROW EXECUTE FUNCTION crm._link_scope_check();
+CREATE TRIGGER link_scope_check BEFORE INSERT OR UPDATE OF left_mirror, right_mirror, left_scope, right_scope ON crm.link FOR EACH ROW EXECUTE FUNCTION crm._link_scope_check();
 COMMENT ON TRIGGER link_scope_check ON crm.link IS 'Refuses scopes that cannot be evaluated.';
 
 -- PostgreSQL writes each condition of an AND in parentheses of its own.

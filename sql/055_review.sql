@@ -127,7 +127,8 @@ DECLARE
 BEGIN
     SELECT x.* INTO m FROM crm.mirror x WHERE x.id = _review_value.mirror;
     SELECT x.* INTO c FROM crm.mirror_column x WHERE x.mirror = m.id AND x.field = given;
-    SELECT format_type(a.atttypid, a.atttypmod) INTO type FROM pg_attribute a
+    -- Converting to a type of a user's, such as a domain with a CHECK, would run his code with our rights.
+    SELECT format_type(a.atttypid, a.atttypmod) INTO type FROM pg_attribute a JOIN pg_type y ON y.oid = a.atttypid AND y.typnamespace = 'pg_catalog'::regnamespace
     WHERE a.attrelid = crm._relation_of(m.schema_name, m.table_name) AND a.attname = c.column_name AND NOT a.attisdropped;
     BEGIN
         EXECUTE 'SELECT ' || crm._to_text(coalesce(type, 'text'), crm._from_text(coalesce(type, 'text'), '$1')) INTO canonical USING nullif(val, '');

@@ -151,10 +151,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._new_columns(crm.mirror, text[]) IS 'Columns that a mirror lacks, with names that collide with nothing.';
 
-CREATE FUNCTION crm._mirror_table(m crm.mirror, object_label text) RETURNS void
+CREATE FUNCTION crm._mirror_table(t text, note text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    t text := format('%I.%I', m.schema_name, m.table_name);
 BEGIN
     EXECUTE format($f$CREATE TABLE %s (
         _id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -165,7 +163,7 @@ BEGIN
         _remote_modified_at timestamptz,
         _deleted_at timestamptz
     ) WITH (fillfactor = 90)$f$, t);
-    EXECUTE format('COMMENT ON TABLE %s IS %L', t, format('%s of server %s, kept in step with the CRM by pg_crm_sync.', object_label, m.server));
+    EXECUTE format('COMMENT ON TABLE %s IS %L', t, note);
     EXECUTE format('COMMENT ON COLUMN %s._id IS %L', t, 'Our own key: stable, also before the CRM knows the record.');
     EXECUTE format('COMMENT ON COLUMN %s.id IS %L', t, 'The CRM''s record id; null until the record is made there.');
     EXECUTE format('COMMENT ON COLUMN %s._sync_source IS %L', t, 'Who made the last change: a server, local, or a named application.');
@@ -174,7 +172,7 @@ BEGIN
     EXECUTE format('COMMENT ON COLUMN %s._remote_modified_at IS %L', t, 'Last change in the CRM, by the CRM''s clock.');
     EXECUTE format('COMMENT ON COLUMN %s._deleted_at IS %L', t, 'When the record was deleted in the CRM; the row stays.');
 END $$;
-COMMENT ON FUNCTION crm._mirror_table(crm.mirror, text) IS 'Creates the table of a mirror with its system columns; runs as the caller, who becomes its owner.';
+COMMENT ON FUNCTION crm._mirror_table(text, text) IS 'Creates the table of a mirror with its system columns; runs as the caller, who becomes its owner.';
 
 CREATE FUNCTION crm._mirror_columns_add(m crm.mirror, wanted text[]) RETURNS integer
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -206,28 +204,27 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._mirror_columns_add(crm.mirror, text[]) IS 'Adds the columns that a mirror lacks; returns how many.';
 
--- Parsed as a CHECK constraint: a row expression without subqueries, of which
--- PostgreSQL itself gives the canonical text that the worker will use.
-CREATE FUNCTION crm._row_filter_checked(t regclass, row_filter text) RETURNS text
+-- The worker writes to the table of a mirror with its owner's rights, so only
+-- who has these may say which table that is.
+CREATE FUNCTION crm._mirror_check() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    canonical text;
+    t regclass := crm._relation_of(new.schema_name, new.table_name);
 BEGIN
-    IF row_filter IS NULL THEN
-        RETURN NULL;
+    IF crm._restoring() THEN
+        RETURN new;
+    ELSIF (tg_op = 'INSERT' OR (new.schema_name, new.table_name) IS DISTINCT FROM (old.schema_name, old.table_name))
+          AND NOT coalesce(pg_has_role((SELECT c.relowner FROM pg_class c WHERE c.oid = t AND c.relkind = 'r'), 'USAGE'), false) THEN
+        RAISE EXCEPTION 'table %.% is not yours', quote_ident(new.schema_name), quote_ident(new.table_name)
+            USING ERRCODE = '42501', DETAIL = 'The worker writes to it with the rights of its owner.', HINT = 'Let crm.import make the table; to move it, use ALTER TABLE.';
+    ELSIF tg_op = 'INSERT' OR new.row_filter IS DISTINCT FROM old.row_filter THEN
+        new.row_filter := crm._condition_checked(t, new.row_filter, 'row filter');
     END IF;
-    BEGIN
-        EXECUTE format('ALTER TABLE %s ADD CONSTRAINT _crm_row_filter CHECK (%s) NOT VALID', t, row_filter);
-        SELECT pg_get_expr(c.conbin, c.conrelid) INTO STRICT canonical FROM pg_constraint c WHERE c.conrelid = t AND c.conname = '_crm_row_filter';
-        EXECUTE format('ALTER TABLE %s DROP CONSTRAINT _crm_row_filter', t);
-    EXCEPTION WHEN syntax_error_or_access_rule_violation OR feature_not_supported OR no_data_found OR too_many_rows THEN
-        RAISE EXCEPTION 'row filter of % is not usable: %', t, sqlerrm
-            USING ERRCODE = '22023', DETAIL = format('Got: %s', left(row_filter, 200)),
-                  HINT = 'Expected a condition over the mirror''s own columns, without subqueries, such as: lifecyclestage = ''customer''.';
-    END;
-    RETURN canonical;
+    RETURN new;
 END $$;
-COMMENT ON FUNCTION crm._row_filter_checked(regclass, text) IS 'Checks a row filter against the mirror''s columns and returns its canonical text.';
+COMMENT ON FUNCTION crm._mirror_check() IS 'Checks whose table a mirror names, and its row filter.';
+CREATE TRIGGER mirror_check BEFORE INSERT OR UPDATE OF schema_name, table_name, row_filter ON crm.mirror FOR EACH ROW EXECUTE FUNCTION crm._mirror_check();
+COMMENT ON TRIGGER mirror_check ON crm.mirror IS 'Refuses tables of others, and filters that cannot be evaluated.';
 
 CREATE FUNCTION crm._mirror_upsert(server text, remote crm.remote_object, into_schema name, poll_interval interval) RETURNS crm.mirror
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -248,12 +245,12 @@ BEGIN
         RAISE EXCEPTION 'relation %.% exists and is not a mirror of "%"', quote_ident(into_schema), quote_ident(t), remote.object
             USING ERRCODE = '42P07', DETAIL = 'Import makes the table itself and never takes over another.', HINT = 'Choose another into_schema, or rename that relation.';
     END IF;
+    PERFORM crm._mirror_table(format('%I.%I', into_schema, t), format('%s of server %s, kept in step with the CRM by pg_crm_sync.', remote.label_plural, remote.server));
     INSERT INTO crm.mirror (server, object, schema_name, table_name, poll_interval, unique_field, source_field)
     VALUES (remote.server, remote.object, into_schema, t, poll_interval,
             (SELECT f FROM unnest(fields) f WHERE lower(f) IN ('pg_crm_sync_id', 'pg_crm_sync_id__c') LIMIT 1),
             (SELECT f FROM unnest(fields) f WHERE lower(f) IN ('sync_source', 'sync_source__c') LIMIT 1))
     RETURNING * INTO m;
-    PERFORM crm._mirror_table(m, remote.label_plural);
     RETURN m;
 END $$;
 COMMENT ON FUNCTION crm._mirror_upsert(text, crm.remote_object, name, interval) IS 'Finds or makes the mirror of an object.';
@@ -266,14 +263,12 @@ DECLARE
     m      crm.mirror;
     t      regclass;
     added  integer;
-    filter text;
 BEGIN
     m := crm._mirror_upsert(server, remote, into_schema, poll_interval);
     t := format('%I.%I', m.schema_name, m.table_name)::regclass;
     added := crm._mirror_columns_add(m, CASE WHEN wanted IS NULL AND EXISTS (SELECT FROM crm.mirror_column c WHERE c.mirror = m.id)
                                              THEN '{}' ELSE wanted END);
-    filter := coalesce(crm._row_filter_checked(t, row_filter), m.row_filter);
-    UPDATE crm.mirror x SET row_filter = filter, poll_interval = _import_one.poll_interval WHERE x.id = m.id RETURNING * INTO m;
+    UPDATE crm.mirror x SET row_filter = coalesce(_import_one.row_filter, m.row_filter), poll_interval = _import_one.poll_interval WHERE x.id = m.id RETURNING * INTO m;
     IF added > 0 THEN
         PERFORM crm._mirror_detach(t) WHERE EXISTS (SELECT FROM crm.backfill b WHERE b.mirror = m.id);
         PERFORM crm._mirror_attach(m.id, t, (SELECT coalesce(array_agg(c.column_name::text), '{}') FROM crm.mirror_column c WHERE c.mirror = m.id AND c.read_only));

@@ -95,8 +95,8 @@ BEGIN
     END LOOP;
 END $$;
 
-GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.conflict_policy, crm.field_lock, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
-GRANT INSERT, UPDATE, DELETE ON crm.server_state, crm.stream, crm.review_item, crm.write, crm.remote_object, crm.remote_field TO crm_admin;
+GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.field_default, crm.survivor_rule, crm.conflict_policy, crm.field_lock, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
+GRANT INSERT, UPDATE, DELETE ON crm.server_state, crm.stream, crm.review_item, crm.write TO crm_admin;
 GRANT INSERT ON crm.installation, crm.config_change TO crm_admin;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA crm TO crm_admin;
 GRANT UPDATE (paused) ON crm.mirror, crm.link, crm.server_state TO crm_operator;
@@ -109,3 +109,5 @@ GRANT USAGE ON FOREIGN DATA WRAPPER pg_crm_sync TO crm_admin;
 GRANT SELECT, INSERT, UPDATE, DELETE, TRUNCATE ON ALL TABLES IN SCHEMA crm TO crm_worker;
 GRANT USAGE, SELECT, UPDATE ON ALL SEQUENCES IN SCHEMA crm TO crm_worker;
 GRANT EXECUTE ON ALL FUNCTIONS IN SCHEMA crm TO crm_worker;
+-- Whoever took over the worker would have the rights of every table's owner.
+REVOKE EXECUTE ON FUNCTION crm._as_engine(oid, text, jsonb), crm._fence_write(text), crm._role_ensure(name, boolean, text) FROM crm_worker;

@@ -60,6 +60,8 @@ END $$;
 -- Mirrors without a link had a hidden default.
 INSERT INTO crm.conflict_policy (link, field, strategy)
     SELECT '*', '*', 'last_write_wins' WHERE EXISTS (SELECT FROM crm.mirror) ON CONFLICT DO NOTHING;
+-- The worker alone writes the catalog: names and types in it become SQL.
+REVOKE INSERT, UPDATE, DELETE ON crm.remote_object, crm.remote_field FROM crm_admin;
 -- Stewards answer through crm.review.
 REVOKE UPDATE, DELETE ON crm.review_item FROM crm_steward;
 -- The partitions of before, as those to come.

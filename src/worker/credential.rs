@@ -7,13 +7,15 @@
 
 use crm_core::credential::{Loaded, parse, parse_webhook_secret};
 use crm_core::secret::Secret;
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io::Read;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 /// Longest credential file.
 const MAX_BYTES: u64 = 64 << 10;
+/// Longest file of certificates: some times a system's whole bundle.
+const MAX_CA_BYTES: u64 = 1 << 20;
 
 /// Reads a credential; on failure what is wrong and what to do, in a sentence each.
 pub(crate) fn load_credential(reference: &str, dir: Option<&Path>) -> Result<Loaded, String> {
@@ -60,6 +62,27 @@ fn read(reference: &str, dir: Option<&Path>) -> Result<String, String> {
     read_file(name, dir)
 }
 
+/// Reads the certificates of a server's option `ca_file`.
+pub(crate) fn load_ca_file(path: &str) -> Result<Vec<u8>, String> {
+    let told = |problem: String| format!("ca_file {path} {problem}.");
+    let (file, _) = open_file(Path::new(path), MAX_CA_BYTES).map_err(told)?;
+    let mut pem = Vec::new();
+    let read = file.take(MAX_CA_BYTES).read_to_end(&mut pem);
+    read.map_err(|error| told(format!("cannot be read: {error}")))?;
+    Ok(pem)
+}
+
+/// Opens a file of bounded size; a pipe or a device, which might never end or
+/// never begin, is not even opened.
+fn open_file(path: &Path, max_bytes: u64) -> Result<(File, Metadata), String> {
+    let failed = |error: std::io::Error| format!("cannot be read: {error}");
+    let meta = path.metadata().map_err(failed)?;
+    if !meta.is_file() || meta.len() > max_bytes {
+        return Err(format!("is not a file of at most {max_bytes} bytes"));
+    }
+    Ok((File::open(path).map_err(failed)?, meta))
+}
+
 fn read_file(name: &str, dir: &Path) -> Result<String, String> {
     let shown = dir.join(name);
     let failed = |error: std::io::Error| format!("{} cannot be read: {error}.", shown.display());
@@ -71,15 +94,9 @@ fn read_file(name: &str, dir: &Path) -> Result<String, String> {
             shown.display()
         ));
     }
-    let file = File::open(&real).map_err(failed)?;
-    let meta = file.metadata().map_err(failed)?;
+    let (file, meta) =
+        open_file(&real, MAX_BYTES).map_err(|problem| format!("{} {problem}.", shown.display()))?;
     let me = crate::pg::account();
-    if !meta.is_file() || meta.len() > MAX_BYTES {
-        return Err(format!(
-            "{} is not a file of at most {MAX_BYTES} bytes.",
-            shown.display()
-        ));
-    }
     if meta.permissions().mode() & 0o007 != 0 || (meta.uid() != me && meta.uid() != 0) {
         return Err(format!(
             "{} can be used by others. Make it the server's own: chown, then chmod 600.",

@@ -12,7 +12,7 @@ use crate::pg::guc;
 use crate::pg::shmem::Request;
 use crate::pg::store::catalog::{self, ServerRow};
 use crate::pg::tx;
-use crate::worker::credential::{credential_file, load_credential, load_webhook_secret};
+use crate::worker::credential::{credential_file, load_ca_file, load_credential, load_webhook_secret};
 use crate::worker::engine::{Engine, Job, Server, Step};
 
 /// A catalog refresh on its way, and who waits for it.
@@ -115,9 +115,7 @@ fn spec(row: &ServerRow, server: &Server) -> Result<ServerSpec, String> {
     };
     let ca_pem = match row.option("ca_file") {
         "" => None,
-        path => {
-            Some(std::fs::read(path).map_err(|e| format!("ca_file {path} cannot be read: {e}."))?)
-        }
+        path => Some(load_ca_file(path)?),
     };
     let own: Vec<String> = row
         .option("allowed_hosts")

@@ -20,6 +20,7 @@ mod db;
 mod emulator;
 mod http;
 mod pair;
+mod refusals;
 mod system;
 mod truth;
 mod wait;

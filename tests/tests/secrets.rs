@@ -232,3 +232,31 @@ async fn a_refresh_token_that_the_crm_replaced_still_works_after_a_restart() {
         .wait_true("the stream goes on with the new token", PATIENCE, &sql)
         .await;
 }
+
+/// Whoever may create a server names the file: reading `/dev/zero` would never end, opening a pipe never begin.
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_are_read_from_files_of_bounded_size_only() {
+    let pair = start().await;
+    let pipe = pair.cluster.socket_dir().join("pipe");
+    let made = std::process::Command::new("mkfifo")
+        .arg("-m666")
+        .arg(&pipe)
+        .status();
+    assert!(made.expect("run mkfifo").success());
+    let pipe = pipe.to_string_lossy().into_owned();
+    pair.db
+        .exec("ALTER SERVER hubspot OPTIONS (ADD ca_file '/dev/zero')")
+        .await;
+    for path in ["/dev/zero", &pipe, "/"] {
+        pair.db
+            .exec(&format!(
+                "ALTER SERVER hubspot OPTIONS (SET ca_file '{path}')"
+            ))
+            .await;
+        let told: String = pair
+            .db
+            .one("SELECT detail FROM crm.server_check('hubspot') WHERE item = 'credentials' AND NOT ok")
+            .await;
+        assert!(told.contains("is not a file of at most"), "{path}: {told}");
+    }
+}

@@ -36,19 +36,6 @@ async fn start() -> (Cluster, Db) {
     (cluster, db)
 }
 
-/// `(statement, SQLSTATE, words of message, detail or hint)`: each has a hint.
-async fn refused(db: &Db, cases: &[(&str, &str, &str)]) {
-    for (sql, code, words) in cases {
-        let error = db.error(sql).await;
-        let hint = error.hint().unwrap_or_default();
-        let detail = error.detail().unwrap_or_default();
-        let all = format!("{} | {detail} | {hint}", error.message());
-        assert_eq!(error.code().code(), *code, "{sql}\n  {all}");
-        assert!(all.contains(words), "{sql}\n  expected {words:?} in: {all}");
-        assert!(!hint.is_empty(), "no hint: {sql}\n  {all}");
-    }
-}
-
 const MAP: &str = "INSERT INTO crm.field_map (link, left_field, right_field";
 
 /// Columns besides link, left_field and right_field; their values; SQLSTATE; words of the answer.
@@ -83,7 +70,7 @@ async fn a_map_that_cannot_work_is_refused_when_it_is_made() {
             panic!("four parts: {line}");
         };
         let sql = format!("{MAP}, {columns}) VALUES ('contacts', {values})");
-        refused(&db, &[(&sql, code, words)]).await;
+        db.refuses(&[(&sql, code, words)]).await;
     }
     // What works is stored with its full name, whatever was typed.
     db.exec(&format!("{MAP}, to_right, to_left) VALUES ('contacts', 'company', 'company__c', 'public.shout', 'public.calm(text)')")).await;
@@ -124,7 +111,7 @@ async fn defaults_scopes_and_rules_that_cannot_work_are_refused() {
             "Did you mean contacts",
         ),
     ];
-    refused(&db, &cases).await;
+    db.refuses(&cases).await;
 }
 
 /// The worker runs a map's function as its owner: who names it must be allowed to call it.
@@ -135,18 +122,16 @@ async fn nobody_borrows_a_function_that_he_may_not_call() {
     let mapper = cluster.connect_as("mapper", "postgres").await;
     let insert =
         format!("{MAP}, to_right) VALUES ('contacts', 'company', 'Company__c', 'public.shout')");
-    refused(
-        &mapper,
-        &[
-            (&insert, "42501", "GRANT EXECUTE"),
+    mapper
+        .refuses(&[
+            (insert.as_str(), "42501", "GRANT EXECUTE"),
             (
                 "UPDATE crm.link SET left_scope = 'city = ''x'''",
                 "42501",
                 "owner",
             ),
-        ],
-    )
-    .await;
+        ])
+        .await;
     db.exec("GRANT EXECUTE ON FUNCTION public.shout TO mapper")
         .await;
     mapper.exec(&insert).await;
