@@ -12,7 +12,9 @@ use crate::pg::guc;
 use crate::pg::shmem::Request;
 use crate::pg::store::catalog::{self, ServerRow};
 use crate::pg::tx;
-use crate::worker::credential::{credential_file, load_ca_file, load_credential, load_webhook_secret};
+use crate::worker::credential::{
+    credential_file, load_ca_file, load_credential, load_webhook_secret,
+};
 use crate::worker::engine::{Engine, Job, Server, Step};
 
 /// A catalog refresh on its way, and who waits for it.

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use crm_tests::catalog::{catalog, mirrors};
+use crm_tests::catalog::mirrors;
 use crm_tests::{Cluster, Db, Options, PATIENCE, Stop};
 
 async fn fence(db: &Db) -> (String, String) {
@@ -131,37 +131,6 @@ async fn a_dump_restores_everything_but_the_right_to_write() {
         "{error:?}"
     );
     copy.exec("SELECT crm.activate(); SELECT crm.import('hubspot', ARRAY['deals'], into_schema => 'hubspot')").await;
-}
-
-/// pg_restore fills one table after the other, and the worker is awake as soon as it finds the installation.
-#[tokio::test(flavor = "multi_thread")]
-async fn the_worker_writes_nothing_into_tables_that_a_restore_has_still_to_fill() {
-    let cluster = Cluster::start(Options::default()).await;
-    let db = cluster.database("app").await;
-    catalog(&db).await;
-    db.exec(
-        "DELETE FROM crm.remote_field; DELETE FROM crm.remote_object; DELETE FROM crm.server_state",
-    )
-    .await;
-    db.exec("INSERT INTO crm.installation (id, activated_at, activation) VALUES ('original', now(), 'elsewhere')")
-        .await;
-    // When the second note is taken, all that followed from the first is done.
-    for _ in 0..2 {
-        db.exec("INSERT INTO crm.config_change DEFAULT VALUES; SELECT crm._wake()")
-            .await;
-        db.wait_true(
-            "the worker has read the configuration",
-            PATIENCE,
-            "SELECT NOT EXISTS (SELECT FROM crm.config_change)",
-        )
-        .await;
-    }
-    let (state, reason) = fence(&db).await;
-    assert_eq!(state, "inert", "{reason}");
-    let written: i64 = db
-        .one("SELECT (SELECT count(*) FROM crm.server_state) + (SELECT count(*) FROM crm.remote_object) + (SELECT count(*) FROM crm.stream)")
-        .await;
-    assert_eq!(written, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
