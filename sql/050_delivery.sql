@@ -230,7 +230,7 @@ BEGIN
             USING ERRCODE = '22023', DETAIL = 'Expected out (writes that a CRM refused) or in (events that the database refused).', HINT = 'See the column direction of crm.dead_letter.';
     END IF;
     SELECT coalesce(array_agg(d.id), '{}') INTO known FROM crm.dead_letter d WHERE d.direction = _dead_ids.direction;
-    SELECT array_agg(i) INTO alien FROM unnest(ids) i WHERE i IS NULL OR i <> ALL (known);
+    SELECT array_agg(i) INTO alien FROM unnest(ids) i LEFT JOIN unnest(known) k ON k = i WHERE k IS NULL;
     IF alien IS NOT NULL THEN
         RAISE EXCEPTION 'no dead letter with id %', array_to_string(alien, ', ', 'null')
             USING ERRCODE = '42704', DETAIL = format('%s dead letters have direction %s.', cardinality(known), direction), HINT = 'SELECT id, direction, error FROM crm.dead_letter;';
@@ -264,6 +264,42 @@ BEGIN
     RETURN n;
 END $$;
 COMMENT ON FUNCTION crm.dead_letter_retry(bigint[], text) IS 'Tries dead letters again, all of a direction (out, in) or those named; returns how many. Correct the cause first.';
+
+CREATE FUNCTION crm.dead_letter_retry_where(condition text, expected bigint DEFAULT NULL) RETURNS bigint
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    outs bigint[];
+    ins  bigint[];
+    n    bigint;
+BEGIN
+    IF condition IS NULL OR btrim(condition) = '' THEN
+        RAISE EXCEPTION 'a condition is needed'
+            USING ERRCODE = '22023', DETAIL = 'Expected a condition on the columns of crm.dead_letter, such as code = ''REQUIRED_FIELD_MISSING''.', HINT = 'For all of them: SELECT crm.dead_letter_retry();';
+    END IF;
+    BEGIN
+        -- With the caller's rights: the condition is theirs.
+        EXECUTE format('SELECT coalesce(array_agg(id) FILTER (WHERE direction = ''out''), ''{}''), coalesce(array_agg(id) FILTER (WHERE direction = ''in''), ''{}'') FROM crm.dead_letter WHERE (%s)', condition)
+           INTO outs, ins;
+    EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
+        RAISE EXCEPTION 'the condition cannot be used: %', SQLERRM
+            USING ERRCODE = '22023', DETAIL = format('Asked: SELECT … FROM crm.dead_letter WHERE (%s)', condition), HINT = 'Its columns: \d crm.dead_letter. The view crm.dead_letter_cause has a condition for each cause.';
+    END;
+    n := cardinality(outs) + cardinality(ins);
+    IF expected IS NULL THEN
+        RETURN n;
+    ELSIF expected <> n THEN
+        RAISE EXCEPTION '% dead letters fit, % were expected', n, expected
+            USING ERRCODE = '55000', DETAIL = 'Nothing was tried again.', HINT = 'Look at them, then name their number: SELECT * FROM crm.dead_letter WHERE …;';
+    END IF;
+    IF cardinality(outs) > 0 THEN
+        PERFORM crm.dead_letter_retry(outs, 'out');
+    END IF;
+    IF cardinality(ins) > 0 THEN
+        PERFORM crm.dead_letter_retry(ins, 'in');
+    END IF;
+    RETURN n;
+END $$;
+COMMENT ON FUNCTION crm.dead_letter_retry_where(text, bigint) IS 'How many dead letters fit a condition on the columns of crm.dead_letter; with that number as expected, tries them again together. Another number changes nothing.';
 
 CREATE FUNCTION crm.dead_letter_discard(ids bigint[] DEFAULT NULL, direction text DEFAULT 'out') RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

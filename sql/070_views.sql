@@ -54,13 +54,27 @@ COMMENT ON VIEW crm.conflict IS 'Decisions that made a value lose or stay behind
 
 CREATE VIEW crm.dead_letter AS
 SELECT w.id, 'out' AS direction, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id, w.record_id, w.kind AS what, w.vals AS change,
-       w.status, w.error_code AS code, w.error, coalesce(w.advice, 'Correct the row or the CRM''s settings, then SELECT crm.dead_letter_retry(ARRAY[id]).') AS advice, w.attempts, w.queued_at AS since
+       w.status, w.error_code AS code, w.error_class AS class, w.error, coalesce(w.advice, 'Correct the row or the CRM''s settings, then SELECT crm.dead_letter_retry(ARRAY[id]).') AS advice, w.attempts, w.queued_at AS since
 FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror WHERE w.state = 'dead'
 UNION ALL
 SELECT p.id, 'in', coalesce(format('%I.%I', m.schema_name, m.table_name), p.server), NULL, p.record_id, p.source, p.change,
-       NULL, p.sqlstate, p.error, p.advice, 1, p.received_at
+       NULL, p.sqlstate, NULL, p.error, p.advice, 1, p.received_at
 FROM crm.poison p LEFT JOIN crm.mirror m ON m.id = p.mirror;
 COMMENT ON VIEW crm.dead_letter IS 'What could not be done and waits for a person: writes that a CRM refused for good (out), events that the database refused (in), each with the reason and what to do.';
+
+CREATE VIEW crm.dead_letter_cause AS
+SELECT d.direction, d.mirror, d.status, d.code, d.class, count(*) AS letters, min(d.since) AS since, max(d.since) AS newest,
+       (array_agg(d.error ORDER BY d.since DESC))[1] AS error, (array_agg(d.advice ORDER BY d.since DESC))[1] AS advice,
+       format('SELECT crm.dead_letter_retry_where(%L, %s);',
+              format('direction = %L AND mirror = %L', d.direction, d.mirror) || coalesce(format(' AND status = %s', d.status), ' AND status IS NULL')
+              || coalesce(format(' AND code = %L', d.code), ' AND code IS NULL'), count(*)) AS retry
+FROM crm.dead_letter d GROUP BY d.direction, d.mirror, d.status, d.code, d.class;
+COMMENT ON VIEW crm.dead_letter_cause IS 'Dead letters by what stopped them: how many, since when, the newest one''s words and advice, and the statement that tries them again together once the cause is gone.';
+
+CREATE VIEW crm.error_class AS
+SELECT r.ordinality::integer AS line, r.crm, r.status, r.code, r.class, r.meaning, make_interval(secs => r.wait) AS wait, r.maybe_applied, r.advice
+FROM crm._error_rules() WITH ORDINALITY AS r;
+COMMENT ON VIEW crm.error_class IS 'The table of errors that the worker goes by: for a status and a code of a CRM (null fits any; crm any is the way there) the class with what is done, the least wait where the CRM names none, whether a write may have landed all the same, and what to do. Of a CRM''s lines the first that fits decides.';
 
 CREATE VIEW crm._status_parts AS
 -- How the installation as a whole stands.

@@ -4,6 +4,7 @@ COMMENT ON FUNCTION crm._map_value(text, jsonb, text) IS 'The image of a value u
 COMMENT ON FUNCTION crm._map_cells(text, text[], integer) IS 'The columns of one side for those of the other, where a map makes one value of several, as the worker makes them.';
 COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker of this database, also before this transaction ends; the answer is a row under the returned ticket.';
 COMMENT ON FUNCTION crm._wake() IS 'Wakes the worker of this database when this transaction commits.';
+COMMENT ON FUNCTION crm._error_rules() IS 'The tables of errors as the library has them: see crm.error_class.';
 COMMENT ON FUNCTION crm._fence() IS 'State of the fence as the library reads it: see crm.fence_status().';
 COMMENT ON FUNCTION crm._fence_write(text) IS 'Writes the activation file of this cluster; only through crm.activate().';
 COMMENT ON FUNCTION crm._last_tx() IS 'Number of this session''s last transaction that changed mirrors: see crm.wait_synced().';
@@ -74,7 +75,7 @@ BEGIN
         IF f.name NOT IN ('_as_engine', '_fence_write', '_role_ensure', '_event_partition_ensure', '_event_retain', '_event_seen_forget') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
         END IF;
-        IF f.name IN ('pause', 'resume', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_discard', '_pause_set', '_ask', '_request',
+        IF f.name IN ('pause', 'resume', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_retry_where', 'dead_letter_discard', '_pause_set', '_ask', '_request',
                       '_wait_possible', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;

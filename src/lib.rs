@@ -68,7 +68,11 @@ extension_sql_file!(
     requires = ["ledger"]
 );
 extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["consumers"]);
-extension_sql_file!("../sql/070_views.sql", name = "views", requires = ["ask"]);
+extension_sql_file!(
+    "../sql/070_views.sql",
+    name = "views",
+    requires = ["ask", pg::api::errors::error_rules]
+);
 extension_sql_file!("../sql/900_grants.sql", name = "grants", finalize);
 
 /// Runs once per process: in the postmaster when preloaded, else in the backend

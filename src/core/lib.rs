@@ -40,6 +40,7 @@ mod steps;
 pub mod strategy;
 pub mod structure;
 mod timeline;
+pub mod transport;
 pub mod value;
 pub mod what_if;
 

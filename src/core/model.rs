@@ -284,6 +284,40 @@ pub enum ErrorClass {
     Stop,
 }
 
+impl ErrorClass {
+    /// As it stands in tables: `fix_data`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Retry => "retry",
+            Self::Wait => "wait",
+            Self::Reauth => "reauth",
+            Self::Split => "split",
+            Self::FixData => "fix_data",
+            Self::FixPermission => "fix_permission",
+            Self::FixMapping => "fix_mapping",
+            Self::Gone => "gone",
+            Self::Stop => "stop",
+        }
+    }
+
+    /// What the worker does about it, in words.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Retry => "sent again, each time after a longer pause",
+            Self::Wait => {
+                "sent again when the CRM allows it; everything else of the account waits too where its budget is spent"
+            }
+            Self::Reauth => "a new access token, then sent again",
+            Self::Split => "the batch is sent in halves",
+            Self::FixData => "parked: somebody has to change the value",
+            Self::FixPermission => "parked: somebody has to grant a right in the CRM",
+            Self::FixMapping => "parked: the field or object is not there; map or import anew",
+            Self::Gone => "the record is read, then it is decided again",
+            Self::Stop => "the server's calls stop until the setting or credential is mended",
+        }
+    }
+}
+
 /// An error of a CRM or of the way to it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]

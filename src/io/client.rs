@@ -8,7 +8,7 @@ use std::sync::Once;
 use std::time::Duration;
 
 use crm_core::http::{HttpRequest, HttpResponse, Method};
-use crm_core::model::{ErrorClass, RemoteError};
+use crm_core::model::RemoteError;
 use reqwest::Url;
 use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::{Instant, timeout_at};
@@ -106,9 +106,7 @@ impl Client {
         if matches!(status, 301 | 302 | 303 | 307 | 308) {
             let mut e = local(
                 "redirect",
-                ErrorClass::Stop,
                 format!("status {status} sends the request elsewhere"),
-                "Redirects are not followed; put the final address into the server's options.",
             );
             e.status = status;
             return Err(e);
@@ -166,10 +164,8 @@ fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, RemoteError> {
         let Some((name, mut value)) = parsed else {
             // The value may be a token read from a file with a stray line break.
             return Err(local(
-                "bad_request",
-                ErrorClass::Stop,
+                "bad_credential",
                 format!("header {name} has characters that cannot be sent"),
-                "Check the credential for line breaks and other control characters.",
             ));
         };
         value.set_sensitive(name == reqwest::header::AUTHORIZATION);
@@ -181,9 +177,7 @@ fn header_map(headers: &[(String, String)]) -> Result<HeaderMap, RemoteError> {
 fn too_large(status: u16, max: usize, write: bool) -> RemoteError {
     let mut e = local(
         "body_too_large",
-        ErrorClass::Retry,
         format!("the answer is longer than {max} bytes"),
-        "Check that the address is the CRM's; ask for fewer records or fields at a time.",
     );
     e.status = status;
     e.maybe_applied = write;
@@ -192,18 +186,11 @@ fn too_large(status: u16, max: usize, write: bool) -> RemoteError {
 
 fn bad_ca(error: reqwest::Error) -> RemoteError {
     local(
-        "tls",
-        ErrorClass::Stop,
+        "ca_file",
         format!("certificates cannot be used: {}", error.without_url()),
-        "The file of option ca_file must hold PEM certificates.",
     )
 }
 
 fn no_ca() -> RemoteError {
-    local(
-        "tls",
-        ErrorClass::Stop,
-        "no certificate in the given file",
-        "The file of option ca_file must hold PEM certificates.",
-    )
+    local("ca_file", "no certificate in the given file")
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crm_core::http::HttpRequest;
 use crm_core::limiter::Lane;
-use crm_core::model::{ErrorClass, RemoteError, WriteKind};
+use crm_core::model::{RemoteError, WriteKind};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
@@ -234,12 +234,8 @@ impl Engine {
 }
 
 fn no_room(stream: u64) -> RemoteError {
-    local(
-        "too_many_streams",
-        ErrorClass::Stop,
-        format!("stream {stream} is open already, or {MAX_STREAMS} others are"),
-        "Subscribe to the channel of all objects instead of one stream per object.",
-    )
+    let message = format!("stream {stream} is open already, or {MAX_STREAMS} others are");
+    local("too_many_streams", message)
 }
 
 fn push_request(spec: &ServerSpec, object: &str, shape: &Shape) -> HttpRequest {

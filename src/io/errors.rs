@@ -3,28 +3,15 @@
 use std::error::Error as StdError;
 
 use crm_core::http::{HttpRequest, Method, Purpose};
-use crm_core::model::{ErrorClass, RemoteError};
+use crm_core::model::RemoteError;
+use crm_core::transport;
 
 /// Longest message, in characters.
 const MAX_MESSAGE: usize = 500;
 
-/// An error without an HTTP status that certainly had no effect.
-pub(crate) fn local(
-    code: &str,
-    class: ErrorClass,
-    message: impl Into<String>,
-    advice: &'static str,
-) -> RemoteError {
-    RemoteError {
-        class,
-        status: 0,
-        code: code.to_string(),
-        message: bounded(&message.into()),
-        fields: Vec::new(),
-        advice,
-        retry_after_ms: None,
-        maybe_applied: false,
-    }
+/// An error without an HTTP status, of our own code, that had no effect.
+pub(crate) fn local(code: &str, message: impl AsRef<str>) -> RemoteError {
+    transport::error(code, "internal", message.as_ref())
 }
 
 /// Whether the request may change something at the CRM.
@@ -39,21 +26,11 @@ pub(crate) fn from_send(error: reqwest::Error, write: bool) -> RemoteError {
     let mut e = if let Some(e) = from_connect(&error, &text) {
         e
     } else if error.is_builder() {
-        local(
-            "bad_request",
-            ErrorClass::FixMapping,
-            text,
-            "This request could not be built; report it with the message.",
-        )
+        local("bad_request", text)
     } else if error.is_timeout() {
         timeout("no answer in time")
     } else if find::<hyper::Error>(&error).is_some_and(hyper::Error::is_parse) {
-        local(
-            "protocol",
-            ErrorClass::Retry,
-            text,
-            "What answers at this address does not speak HTTP; check the server's URL.",
-        )
+        local("protocol", text)
     } else {
         connection_lost(text)
     };
@@ -66,24 +43,17 @@ fn from_connect(error: &reqwest::Error, text: &str) -> Option<RemoteError> {
     if !error.is_connect() {
         return None;
     }
-    let retry = ErrorClass::Retry;
     Some(if is_tls(error) {
-        let advice = "Check the certificate of the server and the option ca_file.";
-        local("tls", retry, text, advice)
+        local("tls", text)
     } else if text.contains("dns error") || text.contains("failed to lookup address") {
-        local(
-            "dns",
-            retry,
-            text,
-            "Check the host name and this machine's name resolution.",
-        )
+        local("dns", text)
     } else {
         let text = if error.is_timeout() {
             "no connection in time"
         } else {
             text
         };
-        local("connect", retry, text, "Check host, port and firewall.")
+        local("connect", text)
     })
 }
 
@@ -93,12 +63,7 @@ pub(crate) fn from_body(error: reqwest::Error, write: bool) -> RemoteError {
     let mut e = if error.is_timeout() {
         timeout("the answer stopped arriving")
     } else if find::<hyper::Error>(&error).is_none_or(hyper::Error::is_parse) {
-        local(
-            "protocol",
-            ErrorClass::Retry,
-            chain(&error),
-            "The answer's compression or framing is damaged; a proxy in between may be at fault.",
-        )
+        local("protocol", chain(&error))
     } else {
         connection_lost(chain(&error))
     };
@@ -108,21 +73,11 @@ pub(crate) fn from_body(error: reqwest::Error, write: bool) -> RemoteError {
 
 /// Time is up.
 pub(crate) fn timeout(message: &str) -> RemoteError {
-    local(
-        "timeout",
-        ErrorClass::Retry,
-        message,
-        "The CRM or the way to it is slow; it is tried again.",
-    )
+    local("timeout", message)
 }
 
 fn connection_lost(text: String) -> RemoteError {
-    local(
-        "connection_lost",
-        ErrorClass::Retry,
-        text,
-        "The connection broke before the answer was complete; it is tried again.",
-    )
+    local("connection_lost", text)
 }
 
 /// Cuts a text to the bound, at a character.

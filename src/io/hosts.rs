@@ -1,7 +1,7 @@
 //! Which hosts may be called at all. Checked before any connection, name
 //! lookup included, for every URL whoever made it up.
 
-use crm_core::model::{ErrorClass, RemoteError};
+use crm_core::model::RemoteError;
 use reqwest::Url;
 
 use crate::errors::local;
@@ -10,42 +10,29 @@ use crate::errors::local;
 /// `allowed` (see [`crate::ServerSpec::allowed_hosts`]), plain HTTP beyond
 /// this machine, credentials in the URL.
 pub(crate) fn checked(url: &str, allowed: &[String]) -> Result<Url, RemoteError> {
-    let parsed = Url::parse(url).map_err(|e| {
-        local(
-            "bad_url",
-            ErrorClass::Stop,
-            format!("not a URL: {e}"),
-            "Correct the URL in the options of the server.",
-        )
-    })?;
+    let parsed = Url::parse(url).map_err(|e| local("bad_url", format!("not a URL: {e}")))?;
     let host = parsed.host_str().unwrap_or("").to_ascii_lowercase();
     let port = parsed.port_or_known_default().unwrap_or(0);
     let has_login = !parsed.username().is_empty() || parsed.password().is_some();
     if has_login || !matches!(parsed.scheme(), "https" | "http") {
         return Err(local(
             "bad_url",
-            ErrorClass::Stop,
             format!(
                 "scheme {} or a login in the URL of host {host}",
                 parsed.scheme()
             ),
-            "Use an https URL without user name and password.",
         ));
     }
     if !allowed.iter().any(|a| matches(a, &host, port)) {
         return Err(local(
             "host_not_allowed",
-            ErrorClass::Stop,
             format!("host {host}:{port} is not among the allowed hosts"),
-            "Add the host to pg_crm_sync.allowed_hosts and to the credential file, if it is meant.",
         ));
     }
     if parsed.scheme() == "http" && !is_loopback(&parsed) {
         return Err(local(
             "host_not_allowed",
-            ErrorClass::Stop,
             format!("plain http to {host}, which is not a loopback address"),
-            "Use https; plain http is only for emulators and proxies on this machine.",
         ));
     }
     Ok(parsed)

@@ -5,9 +5,7 @@ use std::sync::Arc;
 use crm_core::connectors::ClassLimit;
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::limiter::Lane;
-use crm_core::model::{
-    ErrorClass, FieldType, Millis, Page, RemoteError, Write, WriteKind, WriteResult,
-};
+use crm_core::model::{FieldType, Millis, Page, RemoteError, Write, WriteKind, WriteResult};
 
 use crate::api::Event;
 use crate::errors::local;
@@ -121,9 +119,7 @@ impl Drop for Ticket {
         }
         let mut error = local(
             "abandoned",
-            ErrorClass::Retry,
             "the request was given up before it was answered",
-            "It is tried again; if this repeats, report it with the server log.",
         );
         error.maybe_applied = self.exposed;
         self.post(Err(error));
@@ -158,9 +154,7 @@ pub(crate) struct Job {
 pub(crate) fn waited(now: Millis, until: Option<Millis>) -> RemoteError {
     let mut e = local(
         "rate_limited",
-        ErrorClass::Wait,
         "the budget of calls leaves no room for this request now",
-        "It is sent when the budget allows; see crm.status for the server's limits.",
     );
     e.retry_after_ms = Some(until.map_or(1_000, |t| (t - now).max(1)));
     e

@@ -398,30 +398,18 @@ fn fixed(credential: &crm_core::connectors::Credential) -> Result<Token, RemoteE
         }),
         _ => Err(local(
             "credential",
-            ErrorClass::Stop,
             "this kind of credential does not fit this type of server",
-            "Give the server a credential of a kind that its type supports.",
         )),
     }
 }
 
 /// A command names a server that was never configured, or is gone.
 pub(crate) fn unknown_server(id: u32) -> RemoteError {
-    local(
-        "unknown_server",
-        ErrorClass::Stop,
-        format!("server {id} is not configured"),
-        "The server was dropped or its credentials could not be read.",
-    )
+    local("unknown_server", format!("server {id} is not configured"))
 }
 
 fn unparsable(message: &str, write: bool) -> RemoteError {
-    let mut e = local(
-        "internal",
-        ErrorClass::Retry,
-        message,
-        "Reading an answer failed unexpectedly; report it with the server log.",
-    );
+    let mut e = local("internal", message);
     e.maybe_applied = write;
     e
 }

@@ -15,13 +15,12 @@ use crate::worker::world::{Mirror, World};
 
 /// A setback of a write, in the CRM's words.
 pub(super) fn setback(id: i64, state: &'static str, wait_ms: i64, error: &RemoteError) -> Setback {
-    let class = serde_json::to_value(error.class).unwrap_or_default();
     Setback {
         id,
         state,
         wait_ms,
         status: i32::from(error.status),
-        class: class.as_str().unwrap_or_default().to_owned(),
+        class: error.class.name().to_owned(),
         code: error.code.clone(),
         message: error.message.clone(),
         advice: error.advice.to_owned(),

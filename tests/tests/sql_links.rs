@@ -263,6 +263,53 @@ async fn reject_puts_old_values_back_where_nothing_changed_since() {
     );
 }
 
+/// Two dead letters of one cause (`out`), one of another (`in`); nothing is changed by looking or by a wrong number.
+async fn one_cause_is_counted_before_it_is_released(db: &Db) {
+    refused(
+        db,
+        &[
+            (
+                "SELECT crm.dead_letter_retry_where('no_such_column = 1')",
+                "22023",
+                "crm.dead_letter_cause",
+            ),
+            (
+                "SELECT crm.dead_letter_retry_where(' ')",
+                "22023",
+                "crm.dead_letter_retry()",
+            ),
+            (
+                "SELECT crm.dead_letter_retry_where('id = 1) OR (1/0 = 1')",
+                "22023",
+                "crm.dead_letter_cause",
+            ),
+            (
+                "SELECT crm.dead_letter_retry_where($$direction = 'out'$$, 3)",
+                "55000",
+                "crm.dead_letter",
+            ),
+        ],
+    )
+    .await;
+    let count = "SELECT crm.dead_letter_retry_where($$error ~ 'EMAIL'$$)";
+    assert_eq!(db.one::<i64>(count).await, 2);
+    assert_eq!(
+        db.table("SELECT direction, letters, advice FROM crm.dead_letter_cause ORDER BY 1")
+            .await,
+        [["in", "1", "look"], ["out", "2", "Correct the address."]]
+    );
+    db.exec("BEGIN").await;
+    let release: String = db
+        .one("SELECT retry FROM crm.dead_letter_cause WHERE direction = 'out'")
+        .await;
+    db.exec(&release).await;
+    assert_eq!(
+        db.table("SELECT direction FROM crm.dead_letter").await,
+        [["in"]]
+    );
+    db.exec("ROLLBACK").await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn approve_releases_and_dead_letters_are_tried_again_or_given_up() {
     let (_cluster, db) = start().await;
@@ -304,6 +351,7 @@ async fn approve_releases_and_dead_letters_are_tried_again_or_given_up() {
         ],
     )
     .await;
+    one_cause_is_counted_before_it_is_released(&db).await;
     assert_eq!(db.one::<i64>("SELECT crm.dead_letter_retry(ARRAY[(SELECT min(id) FROM crm.dead_letter WHERE direction = 'out')])").await, 1);
     assert_eq!(db.one::<i64>("SELECT crm.dead_letter_discard()").await, 1);
     assert_eq!(

@@ -6,7 +6,7 @@ pub mod hubspot;
 pub mod salesforce;
 
 mod rows;
-mod table;
+pub(crate) mod table;
 mod text;
 
 use crate::http::{Delivery, HttpRequest, HttpResponse};
@@ -15,6 +15,8 @@ use crate::model::{
     Value, Write, WriteKind, WriteResult,
 };
 use crate::secret::Secret;
+
+pub use table::Rule as ErrorRule;
 
 /// Where a server is and how to speak to it: the options of `CREATE SERVER`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -159,6 +161,8 @@ pub trait Connector: Send + Sync {
     fn token(&self, response: &HttpResponse, now: Millis) -> Result<Token, RemoteError>;
     /// Adds authorization and our mark.
     fn authorize(&self, config: &ServerConfig, token: &Token, request: &mut HttpRequest);
+    /// The table that [`Self::classify`] goes by.
+    fn errors(&self) -> &'static [ErrorRule];
     /// What an unsuccessful answer means. Also for 2xx whose body is not what was asked.
     fn classify(&self, response: &HttpResponse) -> RemoteError;
     /// Budget told by an answer.
@@ -356,6 +360,9 @@ pub struct OurFields {
     /// Property that says who wrote last.
     pub source: &'static str,
 }
+
+/// Every server TYPE.
+pub const TYPES: [&str; 2] = ["hubspot", "salesforce"];
 
 /// The connector of a server TYPE.
 pub fn by_type(server_type: &str) -> Option<&'static dyn Connector> {

@@ -7,21 +7,21 @@ const MESSAGE_MAX: usize = 500;
 /// Most field names kept of one error.
 const FIELDS_MAX: usize = 50;
 
-/// One line of a connector's table. The first line that fits decides.
+/// One line of a table of errors. The first line that fits decides.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Rule {
-    /// HTTP status; 0 fits any.
-    pub(crate) status: u16,
+pub struct Rule {
+    /// HTTP status; 0 fits any, 3 to 5 fit those of that hundred.
+    pub status: u16,
     /// The CRM's code; empty fits any.
-    pub(crate) code: &'static str,
+    pub code: &'static str,
     /// What to do.
-    pub(crate) class: ErrorClass,
+    pub class: ErrorClass,
     /// Least wait in milliseconds where the CRM names none.
-    pub(crate) wait_ms: Option<i64>,
+    pub wait_ms: Option<i64>,
     /// A write may have had an effect.
-    pub(crate) maybe_applied: bool,
+    pub maybe_applied: bool,
     /// What a DBA should do.
-    pub(crate) advice: &'static str,
+    pub advice: &'static str,
 }
 
 impl Rule {
@@ -55,15 +55,24 @@ impl Rule {
     }
 }
 
-/// The first line that fits, or `fallback`.
-pub(crate) fn find(rules: &'static [Rule], status: u16, code: &str, fallback: &Rule) -> Rule {
+/// For a table without a line that fits all.
+const UNKNOWN: Rule = Rule::new(
+    0,
+    "",
+    ErrorClass::Retry,
+    "Nothing is known of this error; report it with its message.",
+)
+.unsure();
+
+/// The first line that fits.
+pub(crate) fn find(rules: &'static [Rule], status: u16, code: &str) -> Rule {
     *rules
         .iter()
         .find(|r| {
-            (r.status == 0 || r.status == status)
+            (r.status == 0 || r.status == status || r.status == status / 100)
                 && (r.code.is_empty() || r.code.eq_ignore_ascii_case(code))
         })
-        .unwrap_or(fallback)
+        .unwrap_or(&UNKNOWN)
 }
 
 /// Makes the error of a line; the message is bounded and printable.

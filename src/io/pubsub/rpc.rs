@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crm_core::connectors::Token;
 use crm_core::model::{ErrorClass, RemoteError};
+use crm_core::transport;
 use futures_util::stream::poll_fn;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -11,7 +12,7 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::metadata::{Ascii, MetadataMap, MetadataValue};
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint};
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Request, Status, Streaming};
 use tonic_prost::ProstCodec;
 
 use crate::api::Settings;
@@ -119,14 +120,9 @@ fn endpoint(target: &Target, settings: &Settings) -> Result<Endpoint, RemoteErro
     if let Some(pem) = &target.spec.ca_pem {
         tls = tls.ca_certificate(Certificate::from_pem(pem));
     }
-    endpoint.tls_config(tls).map_err(|e| {
-        local(
-            "tls",
-            ErrorClass::Stop,
-            chain(&e),
-            "The file of option ca_file must hold PEM certificates.",
-        )
-    })
+    endpoint
+        .tls_config(tls)
+        .map_err(|e| local("ca_file", chain(&e)))
 }
 
 fn metadata(target: &Target, token: &Token) -> Result<MetadataMap, RemoteError> {
@@ -144,10 +140,8 @@ fn metadata(target: &Target, token: &Token) -> Result<MetadataMap, RemoteError> 
     ] {
         let mut value: MetadataValue<Ascii> = value.parse().map_err(|_| {
             local(
-                "bad_request",
-                ErrorClass::Stop,
+                "bad_credential",
                 format!("{key} has characters that cannot be sent"),
-                "Check the credential for line breaks and other control characters.",
             )
         })?;
         value.set_sensitive(key == "accesstoken");
@@ -159,14 +153,11 @@ fn metadata(target: &Target, token: &Token) -> Result<MetadataMap, RemoteError> 
 fn no_connection(error: &tonic::transport::Error) -> RemoteError {
     let text = chain(error);
     if is_tls(error) {
-        let advice = "Check the certificate of the endpoint and the option ca_file.";
-        local("tls", ErrorClass::Retry, text, advice)
+        local("tls", text)
     } else if text.contains("dns error") || text.contains("failed to lookup address") {
-        let advice = "Check pubsub_endpoint and this machine's name resolution.";
-        local("dns", ErrorClass::Retry, text, advice)
+        local("dns", text)
     } else {
-        let advice = "Check pubsub_endpoint and the firewall (port 7443 or 443).";
-        local("connect", ErrorClass::Retry, text, advice)
+        local("connect", text)
     }
 }
 
@@ -191,56 +182,15 @@ pub(crate) fn failure(status: &Status) -> Failure {
         .and_then(|v| v.to_str().ok())
         .unwrap_or("");
     let code = trailer.rsplit("eventbus.grpc.").next().unwrap_or("");
-    let make = |class, retry_after_ms, advice| RemoteError {
-        code: if code.is_empty() {
-            format!("grpc_{:?}", status.code()).to_ascii_lowercase()
-        } else {
-            code.to_string()
-        },
-        retry_after_ms,
-        ..local("", class, status.message(), advice)
-    };
-    let again = || Failure::Again(make(ErrorClass::Retry, None, "The stream is opened again."));
-    match code {
-        "service.auth.error" => return reauth(make),
-        "subscription.fetch.replayid.corrupted"
-        | "subscription.fetch.replayid.validation.failed" => {
-            return Failure::Expired(make(
-                ErrorClass::Retry,
-                None,
-                "Events after this point are no longer kept; the objects are reconciled.",
-            ));
-        }
-        "subscription.limit.exceeded" => {
-            return Failure::Final(make(
-                ErrorClass::Wait,
-                Some(3_600_000),
-                "The organisation's event deliveries of 24 hours are used up; changes come by polling until then.",
-            ));
-        }
-        "service.unavailable" | "concurrent.client.limit.exceeded" => return again(),
-        _ => {}
+    let grpc = format!("grpc_{:?}", status.code()).to_ascii_lowercase();
+    let code = if code.is_empty() { &grpc } else { code };
+    let known = transport::RULES.iter().any(|r| r.code == grpc);
+    let like = if known { grpc.as_str() } else { "stream" };
+    let error = transport::error(code, like, status.message());
+    match error.class {
+        _ if code.starts_with("subscription.fetch.replayid.") => Failure::Expired(error),
+        ErrorClass::Reauth => Failure::Reauth(error),
+        ErrorClass::Retry => Failure::Again(error),
+        _ => Failure::Final(error),
     }
-    match status.code() {
-        Code::Unauthenticated => reauth(make),
-        Code::PermissionDenied => Failure::Final(make(
-            ErrorClass::FixPermission,
-            None,
-            "Grant the app's user read access to the change events.",
-        )),
-        Code::NotFound | Code::InvalidArgument | Code::Unimplemented => Failure::Final(make(
-            ErrorClass::FixMapping,
-            None,
-            "Select the object for Change Data Capture in Salesforce's setup.",
-        )),
-        _ => again(),
-    }
-}
-
-fn reauth(make: impl Fn(ErrorClass, Option<i64>, &'static str) -> RemoteError) -> Failure {
-    Failure::Reauth(make(
-        ErrorClass::Reauth,
-        None,
-        "The session has ended; a new one is opened.",
-    ))
 }

@@ -1,6 +1,7 @@
 //! Functions of the schema `crm` that SQL cannot express. Each is private: a
 //! public one in SQL wraps it and checks who may.
 
+pub(crate) mod errors;
 mod maps;
 
 use crate::pg::{capture, origin};

@@ -10,7 +10,7 @@ use crate::model::{ErrorClass, RemoteError};
 /// Longest `Retry-After` believed: account moves announce up to a day.
 const RETRY_AFTER_MAX_MS: i64 = 86_400_000;
 
-/// The table. First fit decides; `status` 0 and an empty code fit any.
+/// The table. First fit decides; `status` 0 and an empty code fit any, 3 to 5 a hundred.
 #[rustfmt::skip]
 pub(crate) const RULES: &[Rule] = &[
     Rule::new(429, "DAILY", ErrorClass::Wait, "The daily call limit of the account is used up; it resets at midnight in the account's time zone.").wait(900_000),
@@ -51,34 +51,11 @@ pub(crate) const RULES: &[Rule] = &[
     Rule::new(524, "", ErrorClass::Retry, "HubSpot took too long; nothing needs to be done unless it lasts.").wait(3_000).unsure(),
     Rule::new(525, "", ErrorClass::Retry, "TLS between HubSpot and its front end fails; nothing needs to be done unless it lasts.").wait(3_000),
     Rule::new(526, "", ErrorClass::Retry, "TLS between HubSpot and its front end fails; nothing needs to be done unless it lasts.").wait(3_000),
+    Rule::new(3, "", ErrorClass::Stop, "The server redirects, which is never followed; correct base_url."),
+    Rule::new(4, "", ErrorClass::FixData, "HubSpot refuses the request; see its message."),
+    Rule::new(5, "", ErrorClass::Retry, "HubSpot had an internal error; nothing needs to be done unless it lasts.").unsure(),
+    Rule::new(0, "", ErrorClass::Retry, "Something between here and HubSpot answers in its place; check base_url, proxy and firewall.").unsure(),
 ];
-
-const REFUSED: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::FixData,
-    "HubSpot refuses the request; see its message.",
-);
-const SERVER_ERROR: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::Retry,
-    "HubSpot had an internal error; nothing needs to be done unless it lasts.",
-)
-.unsure();
-const NOT_AN_ANSWER: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::Retry,
-    "Something between here and HubSpot answers in its place; check base_url, proxy and firewall.",
-)
-.unsure();
-const REDIRECT: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::Stop,
-    "The server redirects, which is never followed; correct base_url.",
-);
 
 /// An error body, or one error of a batch answer. Every key may be missing.
 #[derive(Debug, Default, Deserialize)]
@@ -176,13 +153,7 @@ pub(crate) fn scalar(json: &Json) -> Option<String> {
 }
 
 fn rule(status: u16, code: &str) -> Rule {
-    let fallback = match status {
-        300..400 => &REDIRECT,
-        400..500 => &REFUSED,
-        500.. => &SERVER_ERROR,
-        _ => &NOT_AN_ANSWER,
-    };
-    table::find(RULES, status, code, fallback)
+    table::find(RULES, status, code)
 }
 
 /// `(property, code)` of the list that validation messages end in:

@@ -9,8 +9,8 @@ mod request;
 mod response;
 
 use crate::connectors::{
-    ClassLimit, Connector, Credential, Keyset, LimitHint, OurFields, ServerConfig, SignatureError,
-    Token,
+    ClassLimit, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig,
+    SignatureError, Token,
 };
 use crate::http::{Delivery, HttpRequest, HttpResponse};
 use crate::model::{
@@ -67,6 +67,10 @@ impl Connector for HubSpot {
     fn authorize(&self, _config: &ServerConfig, token: &Token, request: &mut HttpRequest) {
         let value = format!("Bearer {}", token.access.expose());
         request.headers.push(("authorization".into(), value));
+    }
+
+    fn errors(&self) -> &'static [ErrorRule] {
+        errors::RULES
     }
 
     fn classify(&self, response: &HttpResponse) -> RemoteError {

@@ -10,7 +10,7 @@ use crate::model::{ErrorClass, RemoteError};
 /// Wait when too many calls run at once.
 const CONCURRENT_WAIT_MS: i64 = 5_000;
 
-/// The table. First fit decides; `status` 0 and an empty code fit any. Codes
+/// The table. First fit decides; `status` 0 and an empty code fit any, 3 to 5 a hundred. Codes
 /// come first: the same code arrives under several statuses.
 #[rustfmt::skip]
 pub(crate) const RULES: &[Rule] = &[
@@ -67,34 +67,11 @@ pub(crate) const RULES: &[Rule] = &[
     Rule::new(503, "", ErrorClass::Retry, "Salesforce is unavailable; nothing needs to be done unless it lasts.").wait(5_000),
     Rule::new(504, "", ErrorClass::Retry, "Salesforce is overloaded; nothing needs to be done unless it lasts.").wait(5_000).unsure(),
     Rule::new(400, "", ErrorClass::FixData, "Salesforce refuses the row; its message says why."),
+    Rule::new(3, "", ErrorClass::Stop, "The server redirects, which is never followed; set login_url to the organisation's My Domain."),
+    Rule::new(4, "", ErrorClass::FixData, "Salesforce refuses the request; see its message."),
+    Rule::new(5, "", ErrorClass::Retry, "Salesforce had an internal error; nothing needs to be done unless it lasts.").unsure(),
+    Rule::new(0, "", ErrorClass::Retry, "Something between here and Salesforce answers in its place; check login_url, base_url, proxy and firewall.").unsure(),
 ];
-
-const REFUSED: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::FixData,
-    "Salesforce refuses the request; see its message.",
-);
-const SERVER_ERROR: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::Retry,
-    "Salesforce had an internal error; nothing needs to be done unless it lasts.",
-)
-.unsure();
-const NOT_AN_ANSWER: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::Retry,
-    "Something between here and Salesforce answers in its place; check login_url, base_url, proxy and firewall.",
-)
-.unsure();
-const REDIRECT: Rule = Rule::new(
-    0,
-    "",
-    ErrorClass::Stop,
-    "The server redirects, which is never followed; set login_url to the organisation's My Domain.",
-);
 
 /// One error: of a plain answer (`errorCode`), of a row of a collection
 /// (`statusCode`), or of OAuth (`error`).
@@ -173,13 +150,7 @@ fn id_in(message: &str) -> Option<String> {
 }
 
 fn rule(status: u16, code: &str) -> Rule {
-    let fallback = match status {
-        301..400 => &REDIRECT,
-        400..500 => &REFUSED,
-        500.. => &SERVER_ERROR,
-        _ => &NOT_AN_ANSWER,
-    };
-    table::find(RULES, status, code, fallback)
+    table::find(RULES, status, code)
 }
 
 /// Errors of a body: a list, or the single object of OAuth.

@@ -13,7 +13,8 @@ mod response;
 pub use request::event_schema;
 
 use crate::connectors::{
-    Connector, Credential, Keyset, LimitHint, OurFields, ServerConfig, SignatureError, Token, table,
+    Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig, SignatureError,
+    Token, table,
 };
 use crate::http::{Delivery, HttpRequest, HttpResponse};
 use crate::model::{
@@ -94,6 +95,10 @@ impl Connector for Salesforce {
         request.headers.push(("authorization".into(), value));
         let mark = format!("client={}", client_mark(&config.installation));
         request.headers.push(("sforce-call-options".into(), mark));
+    }
+
+    fn errors(&self) -> &'static [ErrorRule] {
+        errors::RULES
     }
 
     fn classify(&self, response: &HttpResponse) -> RemoteError {

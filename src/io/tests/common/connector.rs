@@ -1,8 +1,8 @@
 //! The connector of the made-up CRM.
 
 use crm_core::connectors::{
-    ClassLimit, Connector, Credential, Keyset, LimitHint, OurFields, ServerConfig, SignatureError,
-    Token,
+    ClassLimit, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig,
+    SignatureError, Token,
 };
 use crm_core::http::{Delivery, HttpRequest, HttpResponse, Method, Purpose};
 use crm_core::model::{
@@ -93,6 +93,10 @@ impl Connector for Fake {
     fn authorize(&self, _: &ServerConfig, token: &Token, request: &mut HttpRequest) {
         let value = format!("Bearer {}", token.access.expose());
         request.headers.push(("authorization".into(), value));
+    }
+
+    fn errors(&self) -> &'static [ErrorRule] {
+        &[]
     }
 
     fn classify(&self, response: &HttpResponse) -> RemoteError {
