@@ -66,8 +66,8 @@ CREATE VIEW crm.dead_letter_cause AS
 SELECT d.direction, d.mirror, d.status, d.code, d.class, count(*) AS letters, min(d.since) AS since, max(d.since) AS newest,
        (array_agg(d.error ORDER BY d.since DESC))[1] AS error, (array_agg(d.advice ORDER BY d.since DESC))[1] AS advice,
        format('SELECT crm.dead_letter_retry_where(%L, %s);',
-              format('direction = %L AND mirror = %L', d.direction, d.mirror) || coalesce(format(' AND status = %s', d.status), ' AND status IS NULL')
-              || coalesce(format(' AND code = %L', d.code), ' AND code IS NULL'), count(*)) AS retry
+              format('direction = %L AND mirror = %L', d.direction, d.mirror) || coalesce(' AND status = ' || d.status, ' AND status IS NULL')
+              || coalesce(' AND code = ' || quote_literal(d.code), ' AND code IS NULL'), count(*)) AS retry
 FROM crm.dead_letter d GROUP BY d.direction, d.mirror, d.status, d.code, d.class;
 COMMENT ON VIEW crm.dead_letter_cause IS 'Dead letters by what stopped them: how many, since when, the newest one''s words and advice, and the statement that tries them again together once the cause is gone.';
 

@@ -8,6 +8,10 @@ use pgrx::prelude::*;
 /// decides. CRM (`any` for the way there), status (`429`, `5xx`, null for any),
 /// code (null for any), class and what it means, least wait in seconds, may a
 /// write have landed, advice.
+#[expect(
+    clippy::type_complexity,
+    reason = "pgrx reads the columns from the signature"
+)]
 #[pg_extern(name = "_error_rules", immutable, parallel_safe)]
 fn error_rules() -> TableIterator<
     'static,
