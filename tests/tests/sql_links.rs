@@ -265,8 +265,8 @@ async fn reject_puts_old_values_back_where_nothing_changed_since() {
 
 /// Two dead letters of one cause (`out`), one of another (`in`); nothing is changed by looking or by a wrong number.
 async fn one_cause_is_counted_before_it_is_released(db: &Db) {
-    refused(
-        db,
+    db.refuses_unchanged(
+        STATE,
         &[
             (
                 "SELECT crm.dead_letter_retry_where('no_such_column = 1')",
