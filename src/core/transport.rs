@@ -36,9 +36,9 @@ pub const RULES: &[Rule] = &[
     Rule::new(0, "concurrent.client.limit.exceeded", ErrorClass::Retry, "Too many programs read the organisation's events; the stream is opened again."),
     Rule::new(0, "service.unavailable", ErrorClass::Retry, "The stream is opened again."),
     Rule::new(0, "grpc_permissiondenied", ErrorClass::FixPermission, "Grant the app's user read access to the change events."),
-    Rule::new(0, "grpc_notfound", ErrorClass::FixMapping, "Select the object for Change Data Capture in Salesforce's setup."),
-    Rule::new(0, "grpc_invalidargument", ErrorClass::FixMapping, "Select the object for Change Data Capture in Salesforce's setup."),
-    Rule::new(0, "grpc_unimplemented", ErrorClass::FixMapping, "Select the object for Change Data Capture in Salesforce's setup."),
+    Rule::new(0, "grpc_notfound", ErrorClass::FixMapping, "Select the object for Change Data Capture in the CRM's setup."),
+    Rule::new(0, "grpc_invalidargument", ErrorClass::FixMapping, "Select the object for Change Data Capture in the CRM's setup."),
+    Rule::new(0, "grpc_unimplemented", ErrorClass::FixMapping, "Select the object for Change Data Capture in the CRM's setup."),
     Rule::new(0, "stream", ErrorClass::Retry, "The stream is opened again."),
 ];
 

@@ -415,3 +415,7 @@ pub fn rereads(object: &str, page: &Page) -> Vec<Change> {
     };
     page.records.iter().map(change).collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a failed test panics")]
+mod errors_tests;

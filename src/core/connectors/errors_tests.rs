@@ -1,14 +1,13 @@
 //! The tables of errors: complete for what is known of both CRMs, and printed in
 //! docs/errors.md (`UPDATE_DOCS=1` writes it).
-#![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crm_core::connectors::{self, ErrorRule};
-use crm_core::http::HttpResponse;
-use crm_core::model::{ErrorClass, RemoteError};
-use crm_core::transport;
+use crate::connectors::{self, ErrorRule};
+use crate::http::HttpResponse;
+use crate::model::{ErrorClass, RemoteError};
+use crate::transport;
 
 fn answer(crm: &str, status: u16, body: &str) -> RemoteError {
     let response = HttpResponse {
@@ -232,6 +231,6 @@ fn the_page_of_errors_says_what_the_code_does() {
     let stands = std::fs::read_to_string(&path).unwrap_or_default();
     assert!(
         stands == page,
-        "docs/errors.md is behind: UPDATE_DOCS=1 cargo test -p crm-core --test errors"
+        "docs/errors.md is behind: UPDATE_DOCS=1 cargo test -p crm-core connectors::errors_tests"
     );
 }
