@@ -9,6 +9,7 @@
 pub mod again;
 pub mod broken;
 pub mod catalog;
+pub mod cells;
 pub mod compare;
 pub mod connectors;
 pub mod credential;

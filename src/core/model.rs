@@ -8,6 +8,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cells::Cells;
+
 /// Milliseconds since 1970-01-01 UTC.
 pub type Millis = i64;
 
@@ -121,7 +123,7 @@ pub struct Record {
     /// In the recycle bin or archived.
     pub deleted: bool,
     /// Values in canonical text, one per requested field.
-    pub values: Vec<Value>,
+    pub values: Cells,
 }
 
 /// A page of records.

@@ -43,58 +43,91 @@ fn unreadable(text: &str, expected: &'static str) -> Unreadable {
 /// or `+00:00`) or a count since 1970: milliseconds, for dates also days.
 /// Text is taken as it is, without NUL, which PostgreSQL cannot store.
 pub fn canonical(field_type: FieldType, raw: &str) -> Result<Value, Unreadable> {
-    if raw.is_empty() {
-        return Ok(None);
-    }
-    match field_type {
-        FieldType::Text | FieldType::Reference => Ok(text(raw)),
-        FieldType::Number => number(raw).map(Some),
-        FieldType::Boolean => parse_bool(raw)
-            .map(|b| Some(b.to_string()))
-            .ok_or_else(|| unreadable(raw, "true or false")),
-        FieldType::Date if raw.len() == 10 && day_prefix(raw.as_bytes()).is_some() => {
-            Ok(Some(raw.to_owned()))
-        }
-        FieldType::Date => parse_day(raw)
-            .map(|d| Some(format_day(d)))
-            .ok_or_else(|| unreadable(raw, "a date")),
-        FieldType::DateTime => match in_utc(raw) {
-            Some(text) => Ok(Some(text)),
-            None => parse_instant(raw)
-                .and_then(format_instant)
-                .map(Some)
-                .ok_or_else(|| unreadable(raw, "a date and time")),
-        },
-        FieldType::Time => parse_time(raw)
-            .map(|t| Some(format_time(t)))
-            .ok_or_else(|| unreadable(raw, "a time of day")),
-        FieldType::MultiChoice => Ok(choices(raw)),
-    }
+    let mut out = String::new();
+    append_canonical(field_type, raw, &mut out)?;
+    Ok((!out.is_empty()).then_some(out))
 }
 
-fn text(raw: &str) -> Value {
-    if raw.as_bytes().contains(&0) {
-        let kept: String = raw.chars().filter(|c| *c != '\0').collect();
-        return (!kept.is_empty()).then_some(kept);
+/// The same, appended to `out`; nothing for null and for what cannot be read.
+pub(crate) fn append_canonical(
+    field_type: FieldType,
+    raw: &str,
+    out: &mut String,
+) -> Result<(), Unreadable> {
+    if raw.is_empty() {
+        return Ok(());
     }
-    (!raw.is_empty()).then(|| raw.to_owned())
+    match field_type {
+        FieldType::Text | FieldType::Reference => append_text(raw, out),
+        FieldType::Number => out.push_str(number(raw)?),
+        FieldType::Boolean => match parse_bool(raw) {
+            Some(true) => out.push_str("true"),
+            Some(false) => out.push_str("false"),
+            None => return Err(unreadable(raw, "true or false")),
+        },
+        FieldType::Date if raw.len() == 10 && day_prefix(raw.as_bytes()).is_some() => {
+            out.push_str(raw);
+        }
+        FieldType::Date => match parse_day(raw) {
+            Some(day) => out.push_str(&format_day(day)),
+            None => return Err(unreadable(raw, "a date")),
+        },
+        FieldType::DateTime => match in_utc(raw) {
+            Some((seconds, rest)) => out.extend([seconds, rest]),
+            None => match parse_instant(raw).and_then(format_instant) {
+                Some(text) => out.push_str(&text),
+                None => return Err(unreadable(raw, "a date and time")),
+            },
+        },
+        FieldType::Time => match parse_time(raw) {
+            Some(time) => out.push_str(&format_time(time)),
+            None => return Err(unreadable(raw, "a time of day")),
+        },
+        FieldType::MultiChoice => append_choices(raw, out),
+    }
+    Ok(())
+}
+
+fn append_text(raw: &str, out: &mut String) {
+    if raw.as_bytes().contains(&0) {
+        out.extend(raw.chars().filter(|c| *c != '\0'));
+    } else {
+        out.push_str(raw);
+    }
 }
 
 fn choices(raw: &str) -> Value {
-    let raw = text(raw)?;
-    if !raw.contains(";;") && !raw.starts_with(';') && !raw.ends_with(';') {
-        return Some(raw);
-    }
-    let kept: Vec<&str> = raw.split(';').filter(|c| !c.is_empty()).collect();
-    (!kept.is_empty()).then(|| kept.join(";"))
+    let mut out = String::new();
+    append_choices(raw, &mut out);
+    (!out.is_empty()).then_some(out)
 }
 
-fn number(raw: &str) -> Result<String, Unreadable> {
+fn append_choices(raw: &str, out: &mut String) {
+    let plain = !raw.contains(";;") && !raw.starts_with(';') && !raw.ends_with(';');
+    if plain && !raw.as_bytes().contains(&0) {
+        out.push_str(raw);
+        return;
+    }
+    let before = out.len();
+    for choice in raw.split(';') {
+        let start = out.len();
+        if start > before {
+            out.push(';');
+        }
+        let behind = out.len();
+        append_text(choice, out);
+        if out.len() == behind {
+            out.truncate(start);
+        }
+    }
+}
+
+fn number(raw: &str) -> Result<&str, Unreadable> {
     let trimmed = raw.trim();
     if trimmed.len() <= NUMBER_MAX
         && Decimal::parse(trimmed).is_some_and(|d| d.exponent_text.abs() <= EXPONENT_MAX)
     {
-        Ok(trimmed.to_owned())
+        Ok(trimmed)
     } else {
         Err(unreadable(raw, "a number"))
     }
@@ -183,9 +216,9 @@ fn offset(b: &[u8]) -> Option<i64> {
     (h < 24 && m < 60 && s < 60).then_some(sign * i64::from((h * 60 + m) * 60 + s) * 1_000)
 }
 
-/// Canonical text of an instant that the CRM gave in UTC, without arithmetic:
-/// nearly all instants of a backfill come this way.
-fn in_utc(raw: &str) -> Option<String> {
+/// Canonical text, in two parts, of an instant that the CRM gave in UTC, without
+/// arithmetic: nearly all instants of a backfill come this way.
+fn in_utc(raw: &str) -> Option<(&str, &'static str)> {
     let b = raw.as_bytes();
     if b.len() < 20 || b[10] != b'T' || b[16] != b':' || day_prefix(b)?.year() < 1 {
         return None;
@@ -195,8 +228,8 @@ fn in_utc(raw: &str) -> Option<String> {
         return None;
     }
     match b.len() - rest.len() {
-        23 => Some([&raw[..23], "Z"].concat()),
-        19 => Some([&raw[..19], ".000Z"].concat()),
+        23 => Some((&raw[..23], "Z")),
+        19 => Some((&raw[..19], ".000Z")),
         _ => None,
     }
 }

@@ -248,13 +248,11 @@ fn weight(event: &Event) -> usize {
 }
 
 fn page_weight(page: &Page) -> usize {
-    let value = std::mem::size_of::<crm_core::model::Value>();
+    let own = std::mem::size_of::<crm_core::model::Record>();
     page.records
         .iter()
-        .map(|r| {
-            let text: usize = r.values.iter().flatten().map(String::len).sum();
-            r.id.len() + text + r.values.len() * value
-        })
+        // A place of eight bytes for each value, null or not.
+        .map(|r| own + r.id.len() + r.values.bytes() + r.values.len() * 8)
         .sum()
 }
 

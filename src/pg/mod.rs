@@ -10,6 +10,7 @@ pub(crate) mod copy;
 pub(crate) mod fence;
 pub(crate) mod guc;
 pub(crate) mod image;
+pub(crate) mod load;
 pub(crate) mod origin;
 pub(crate) mod report;
 pub(crate) mod shmem;

@@ -298,7 +298,7 @@ impl Session {
         let pairs: Vec<(String, String)> = page
             .records
             .into_iter()
-            .filter_map(|r| Some((r.id, r.values.into_iter().next().flatten()?)))
+            .filter_map(|r| Some((r.id, r.values.value(0)?)))
             .collect();
         let lost = ids
             .into_iter()

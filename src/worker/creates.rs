@@ -44,7 +44,6 @@ pub(crate) fn adopt_ours(
         let row = record
             .values
             .get(mirror.columns.len())
-            .and_then(Option::as_deref)
             .and_then(|v| row_of_unique(&world.installation, mirror.id, v));
         if let Some(row) = row {
             ours.insert(record.id.clone(), row);

@@ -37,7 +37,7 @@ pub(crate) fn settle(
             WriteKind::Create | WriteKind::Update => record.is_some_and(|r| {
                 cases::json_values(&row.vals).iter().all(|(name, value)| {
                     mirror.by_field.get(name).is_none_or(|c| {
-                        crm_core::value::same(mirror.types[*c], &r.values[*c], value)
+                        crm_core::value::same(mirror.types[*c], value, &r.values.value(*c))
                     })
                 })
             }),

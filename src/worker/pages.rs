@@ -152,15 +152,16 @@ fn insert_fresh(
     let inserts: Vec<RowInsert> = fresh
         .into_iter()
         .filter(|r| (keep_deleted || !r.deleted) && !r.id.is_empty())
-        .map(|mut r| {
-            r.values.truncate(mirror.columns.len());
+        .map(|r| {
             stamps.insert(r.id.clone(), r.modified_at.unwrap_or_default());
             RowInsert {
                 record_id: Some(r.id),
                 source: mirror.server.clone(),
                 modified_at: r.modified_at.unwrap_or_default(),
                 deleted: r.deleted,
-                values: r.values,
+                values: (0..mirror.columns.len())
+                    .map(|c| r.values.value(c))
+                    .collect(),
             }
         })
         .collect();
@@ -224,8 +225,8 @@ pub(super) fn interval(at: Millis) -> Interval {
     }
 }
 
-fn same(field_type: FieldType, a: &Value, b: &Value) -> bool {
-    a == b || crm_core::value::same(field_type, a, b)
+fn same(field_type: FieldType, a: &Value, b: Option<&str>) -> bool {
+    a.as_deref() == b || crm_core::value::same(field_type, a, &b.map(str::to_owned))
 }
 
 /// Rows that a page shows otherwise, and what it shows of them.
@@ -278,7 +279,7 @@ fn differing(
 /// Columns in which a record differs from its row.
 fn changed(mirror: &Mirror, page: &Compared<'_>, row: &Row, record: &Record) -> Vec<usize> {
     (0..mirror.columns.len())
-        .filter(|c| !same(mirror.types[*c], &row.values[*c], &record.values[*c]))
+        .filter(|c| !same(mirror.types[*c], &row.values[*c], record.values.get(*c)))
         .filter(|c| !page.blind.contains(&(record.id.as_str(), *c)))
         .collect()
 }
@@ -347,7 +348,7 @@ fn conversion_of(
 ) -> Option<merges::Conversion> {
     let fresh: Vec<(String, Value)> = changed(mirror, page, row, record)
         .into_iter()
-        .map(|c| (mirror.columns[c].field.clone(), record.values[c].clone()))
+        .map(|c| (mirror.columns[c].field.clone(), record.values.value(c)))
         .collect();
     merges::conversion(world, mirror, &record.id, &fresh)
 }
@@ -373,7 +374,7 @@ fn warm(
         };
         for column in changed(mirror, page, row, record) {
             if let Some(field) = info.field_of[mirror.side].get(&column) {
-                coming.push((i, *field, record.values[column].clone()));
+                coming.push((i, *field, record.values.value(column)));
             }
         }
     }
@@ -395,7 +396,7 @@ fn mark_scope(
     for row in batch.iter().filter_map(|c| c.rows[mirror.side].as_ref()) {
         if let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) {
             let values = changed(mirror, page, row, record).into_iter();
-            let values = values.map(|c| (c, record.values[c].clone()));
+            let values = values.map(|c| (c, record.values.value(c)));
             becomes.insert(row.row_id, values.collect());
         }
     }
@@ -426,7 +427,7 @@ fn show(
         .filter_map(|c| info.field_of[mirror.side].get(c).copied())
         .collect();
     let read = |c: usize| !page.blind.contains(&(record.id.as_str(), c));
-    let now_there = |c: usize| read(c).then(|| record.values[c].clone());
+    let now_there = |c: usize| read(c).then(|| record.values.value(c));
     let held = &case.entity.records[mirror.side].values;
     let values = (fields.into_iter())
         .map(|f| {
@@ -449,7 +450,6 @@ fn show(
     if shown.is_empty() {
         return None;
     }
-    let pick = |values: &[Value]| shown.iter().map(|c| values[*c].clone()).collect();
     Some(EventRow {
         mirror: mirror.id,
         row_id: Some(row.row_id),
@@ -463,8 +463,8 @@ fn show(
             .iter()
             .map(|c| mirror.columns[*c].field.clone())
             .collect(),
-        old_values: pick(&row.values),
-        new_values: pick(&record.values),
+        old_values: shown.iter().map(|c| row.values[*c].clone()).collect(),
+        new_values: shown.iter().map(|c| record.values.value(*c)).collect(),
         decision: record::decision_json(world, mirror, &decisions),
         carried: record::take_carried(world, case),
         ..EventRow::default()

@@ -1,11 +1,11 @@
 //! From JSON into `Record.values` without a tree in between.
 //!
-//! Backfill speed is decided here: one pass over the bytes, one allocation per
-//! value, none per key. Keys of consecutive records come in the same order, so
+//! Backfill speed is decided here: one pass over the bytes, two allocations per
+//! record, none per value or key. Keys of consecutive records come in the same order, so
 //! the column of the n-th key is remembered and only compared.
 
 use std::borrow::Cow;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt;
 
@@ -13,12 +13,15 @@ use serde::Deserialize;
 use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_json::value::RawValue;
 
-use crate::model::{FieldType, Value};
-use crate::value::canonical;
+use crate::cells::Cells;
+use crate::model::FieldType;
+use crate::value::append_canonical;
 
 /// Most unreadable values reported of one page.
 const UNREADABLE_MAX: usize = 1_000;
 const NO_COLUMN: usize = usize::MAX;
+/// Most bytes that are set aside for the text of a record before it is read.
+const ROOM_MAX: usize = 4_096;
 
 /// The requested fields, to be found by name.
 pub(crate) struct Columns<'a> {
@@ -26,6 +29,8 @@ pub(crate) struct Columns<'a> {
     index: HashMap<&'a str, usize>,
     memo: RefCell<Vec<usize>>,
     unreadable: RefCell<Vec<(String, String, String)>>,
+    /// Bytes of the longest record so far.
+    room: Cell<usize>,
 }
 
 impl<'a> Columns<'a> {
@@ -39,11 +44,19 @@ impl<'a> Columns<'a> {
                 .collect(),
             memo: RefCell::new(Vec::new()),
             unreadable: RefCell::new(Vec::new()),
+            room: Cell::new(0),
         }
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.fields.len()
+    /// Nulls for a record, with room for the text of one like those before it.
+    pub(crate) fn cells(&self) -> Cells {
+        Cells::nulls(self.fields.len(), self.room.get())
+    }
+
+    /// Takes note of how long the text of a record is.
+    pub(crate) fn filled(&self, cells: &Cells) {
+        self.room
+            .set(self.room.get().max(cells.bytes()).min(ROOM_MAX));
     }
 
     pub(crate) fn field_type(&self, column: usize) -> FieldType {
@@ -128,68 +141,70 @@ pub(crate) fn parse<'de, S: DeserializeSeed<'de>>(
     Ok(value)
 }
 
-/// A value in canonical text, or the text that is none.
-pub(crate) type Read = Result<Value, String>;
+/// The text of a value that its type cannot hold.
+pub(crate) type Read = Result<(), String>;
 
-/// Reads any JSON value as a value of a type; objects and arrays count as null.
-pub(crate) struct ValueSeed(pub(crate) FieldType);
+/// Reads any JSON value as a value of a type and appends its canonical text;
+/// nothing for null, objects and arrays.
+pub(crate) struct ValueSeed<'o>(pub(crate) FieldType, pub(crate) &'o mut String);
 
-impl<'de> DeserializeSeed<'de> for ValueSeed {
+impl<'de> DeserializeSeed<'de> for ValueSeed<'_> {
     type Value = Read;
     fn deserialize<D: Deserializer<'de>>(self, d: D) -> Result<Read, D::Error> {
         if self.0 != FieldType::Number {
-            return d.deserialize_any(ValueVisitor(self.0));
+            return d.deserialize_any(self);
         }
         // The text of a number must survive: no detour over f64.
         let raw: &'de RawValue = Deserialize::deserialize(d)?;
         let raw = raw.get();
         Ok(match raw.as_bytes().first() {
-            None | Some(b'n' | b'{' | b'[') => Ok(None),
+            None | Some(b'n' | b'{' | b'[') => Ok(()),
+            Some(b'"') if !raw.contains('\\') => self.read(&raw[1..raw.len() - 1]),
             Some(b'"') => match serde_json::from_str::<Cow<'_, str>>(raw) {
-                Ok(text) => read(self.0, &text),
+                Ok(text) => self.read(&text),
                 Err(_) => Err(raw.chars().take(100).collect()),
             },
-            Some(_) => read(self.0, raw),
+            Some(_) => self.read(raw),
         })
     }
 }
 
-fn read(field_type: FieldType, text: &str) -> Read {
-    canonical(field_type, text).map_err(|e| e.text)
+impl ValueSeed<'_> {
+    fn read(self, text: &str) -> Read {
+        append_canonical(self.0, text, self.1).map_err(|e| e.text)
+    }
 }
 
-struct ValueVisitor(FieldType);
-
-impl<'de> Visitor<'de> for ValueVisitor {
+impl<'de> Visitor<'de> for ValueSeed<'_> {
     type Value = Read;
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("a JSON value")
     }
     fn visit_str<E: de::Error>(self, v: &str) -> Result<Read, E> {
-        Ok(read(self.0, v))
+        Ok(self.read(v))
     }
     fn visit_unit<E: de::Error>(self) -> Result<Read, E> {
-        Ok(Ok(None))
+        Ok(Ok(()))
     }
     fn visit_bool<E: de::Error>(self, v: bool) -> Result<Read, E> {
-        Ok(read(self.0, if v { "true" } else { "false" }))
+        Ok(self.read(if v { "true" } else { "false" }))
     }
     fn visit_i64<E: de::Error>(self, v: i64) -> Result<Read, E> {
-        Ok(read(self.0, &v.to_string()))
+        Ok(self.read(&v.to_string()))
     }
     fn visit_u64<E: de::Error>(self, v: u64) -> Result<Read, E> {
-        Ok(read(self.0, &v.to_string()))
+        Ok(self.read(&v.to_string()))
     }
     fn visit_f64<E: de::Error>(self, v: f64) -> Result<Read, E> {
-        Ok(read(self.0, &v.to_string()))
+        Ok(self.read(&v.to_string()))
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Read, A::Error> {
         while map.next_entry::<IgnoredAny, IgnoredAny>()?.is_some() {}
-        Ok(Ok(None))
+        Ok(Ok(()))
     }
     fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Read, A::Error> {
         while seq.next_element::<IgnoredAny>()?.is_some() {}
-        Ok(Ok(None))
+        Ok(Ok(()))
     }
 }
 

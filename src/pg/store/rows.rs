@@ -13,6 +13,7 @@ use super::config::ColumnRow;
 use super::spi::{self, Arg, Result};
 use crate::pg::copy::{self, CopyText};
 use crate::pg::image::{self, Image, Tid};
+use crate::pg::load;
 use crate::pg::origin;
 
 /// A mirror's table, as far as statements need it.
@@ -438,14 +439,30 @@ pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) 
     Ok(())
 }
 
-/// Loads records of a first copy, by COPY. The mirror has no row filter. A
-/// record that has a row already is an error.
+/// Loads records of a first copy. The mirror has no row filter. A record that
+/// has a row already is an error.
 pub(crate) fn load<'r>(
     table: &Table,
     columns: &[&ColumnRow],
     source: &str,
     records: impl Iterator<Item = &'r Record>,
 ) -> Result<usize> {
+    let records: Vec<&Record> = records.collect();
+    let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
+    as_owner(table, || {
+        if let Some(loaded) = load::load(table.relid, &names, source, &records) {
+            return Ok(loaded);
+        }
+        let mut all = vec!["id", "_sync_source", "_remote_modified_at"];
+        all.extend(names);
+        let text = copy_text(columns, source, &records);
+        let loaded = copy::load(table.relid, &all, text);
+        Ok(usize::try_from(loaded).unwrap_or_default())
+    })
+}
+
+/// What COPY reads for these records.
+fn copy_text(columns: &[&ColumnRow], source: &str, records: &[&Record]) -> CopyText {
     let is_list: Vec<bool> = columns.iter().map(|c| c.column_type == "text[]").collect();
     let mut text = CopyText::default();
     for record in records {
@@ -454,17 +471,14 @@ pub(crate) fn load<'r>(
         text.value(Some(source));
         let stamp = record.modified_at.filter(|at| *at > 0);
         text.value(stamp.and_then(value::format_instant).as_deref());
-        for (value, is_list) in record.values.iter().zip(&is_list) {
-            match value {
+        for (index, is_list) in is_list.iter().enumerate() {
+            match record.values.get(index) {
                 Some(value) if *is_list => {
                     text.value(Some(&value::to_postgres(FieldType::MultiChoice, value)));
                 }
-                value => text.value(value.as_deref()),
+                value => text.value(value),
             }
         }
     }
-    let mut names = vec!["id", "_sync_source", "_remote_modified_at"];
-    names.extend(columns.iter().map(|c| c.name.as_str()));
-    let loaded = as_owner(table, || Ok(copy::load(table.relid, &names, text)))?;
-    Ok(usize::try_from(loaded).unwrap_or_default())
+    text
 }

@@ -120,7 +120,7 @@ fn main() {
             body,
         };
         let page = connector.page(object, &fields, &response).unwrap();
-        assert!(page.unreadable.is_empty() && page.records[0].values[0].is_some());
+        assert!(page.unreadable.is_empty() && page.records[0].values.get(0).is_some());
         let rows = page.records.len() as f64;
         let ours = time(calls, || {
             black_box(

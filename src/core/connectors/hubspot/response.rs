@@ -5,6 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
+use crate::cells::Cells;
 use crate::connectors::rows::{Columns, IdSeed, Key, ValueSeed, parse};
 use crate::connectors::table::{self, Rule};
 use crate::connectors::{Keyset, LimitHint, Token};
@@ -232,14 +233,15 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
     }
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Record, A::Error> {
         let mut record = Record {
-            values: vec![None; self.columns.len()],
+            values: self.columns.cells(),
             ..Record::default()
         };
-        let mut updated_at = None;
+        let mut updated_at = String::new();
         let mut properties = Properties {
             columns: self.columns,
             modified: self.modified,
             values: &mut record.values,
+            other: String::new(),
             modified_at: None,
             losers: Vec::new(),
             bad: Vec::new(),
@@ -249,10 +251,9 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
                 "id" => record.id = map.next_value_seed(IdSeed)?,
                 "archived" => record.deleted = map.next_value::<Option<bool>>()? == Some(true),
                 "updatedAt" => {
-                    updated_at = map
-                        .next_value_seed(ValueSeed(FieldType::Text))?
-                        .ok()
-                        .flatten();
+                    updated_at.clear();
+                    // Text reads whatever it is.
+                    let _ = map.next_value_seed(ValueSeed(FieldType::Text, &mut updated_at))?;
                 }
                 "properties" => map.next_value_seed(&mut properties)?,
                 _ => {
@@ -266,7 +267,8 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
             bad,
             ..
         } = properties;
-        record.modified_at = modified_at.or_else(|| updated_at.as_deref().and_then(parse_instant));
+        record.modified_at = modified_at.or_else(|| parse_instant(&updated_at));
+        self.columns.filled(&record.values);
         if !bad.is_empty() {
             self.columns.note(&record.id, bad);
         }
@@ -280,7 +282,9 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
 struct Properties<'c, 'a, 'v> {
     columns: &'c Columns<'a>,
     modified: &'static str,
-    values: &'v mut Vec<Value>,
+    values: &'v mut Cells,
+    /// For values that are no columns.
+    other: String,
     modified_at: Option<Millis>,
     losers: Vec<String>,
     bad: Vec<(usize, String)>,
@@ -309,26 +313,28 @@ impl<'de> Visitor<'de> for &mut Properties<'_, '_, '_> {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
-            let field_type = match column {
-                Some(i) => self.columns.field_type(i),
-                None => FieldType::Text,
-            };
-            let value = match map.next_value_seed(ValueSeed(field_type))? {
-                Ok(value) => value,
-                Err(text) => {
-                    self.bad.extend(column.map(|i| (i, text)));
-                    None
+            let text = match column {
+                Some(i) => {
+                    let field_type = self.columns.field_type(i);
+                    let seed = |out: &mut String| map.next_value_seed(ValueSeed(field_type, out));
+                    if let Err(text) = self.values.write(i, seed)? {
+                        self.bad.push((i, text));
+                    }
+                    self.values.get(i)
+                }
+                None => {
+                    self.other.clear();
+                    // Text reads whatever it is.
+                    let _ = map.next_value_seed(ValueSeed(FieldType::Text, &mut self.other))?;
+                    Some(self.other.as_str())
                 }
             };
             if is_stamp {
-                self.modified_at = value.as_deref().and_then(parse_instant);
+                self.modified_at = text.and_then(parse_instant);
             }
-            if is_losers && let Some(list) = &value {
+            if is_losers && let Some(list) = text {
                 let ids = list.split(';').map(str::trim).filter(|id| !id.is_empty());
                 self.losers.extend(ids.map(str::to_owned));
-            }
-            if let Some(i) = column {
-                self.values[i] = value;
             }
         }
         Ok(())

@@ -142,10 +142,11 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let columns = self.0;
         let mut record = Record {
-            values: vec![None; columns.len()],
+            values: columns.cells(),
             ..Record::default()
         };
         let mut bad = Vec::new();
+        let mut other = String::new();
         let mut nth = 0;
         while let Some(key) = map.next_key::<Key<'de>>()? {
             let column = columns.find(nth, &key);
@@ -155,24 +156,30 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
                 map.next_value::<IgnoredAny>()?;
                 continue;
             }
-            let field_type = column.map_or(FieldType::Text, |i| columns.field_type(i));
-            let value = match map.next_value_seed(ValueSeed(field_type))? {
-                Ok(value) => value,
-                Err(text) => {
-                    bad.extend(column.map(|i| (i, text)));
-                    None
+            let text = match column {
+                Some(i) => {
+                    let field_type = columns.field_type(i);
+                    let seed = |out: &mut String| map.next_value_seed(ValueSeed(field_type, out));
+                    if let Err(text) = record.values.write(i, seed)? {
+                        bad.push((i, text));
+                    }
+                    record.values.get(i)
+                }
+                None => {
+                    other.clear();
+                    // Text reads whatever it is.
+                    let _ = map.next_value_seed(ValueSeed(FieldType::Text, &mut other))?;
+                    Some(other.as_str()).filter(|text| !text.is_empty())
                 }
             };
-            match (&*key, &value) {
+            match (&*key, text) {
                 ("Id", Some(id)) => record.id = id18(id),
                 ("SystemModstamp", Some(at)) => record.modified_at = parse_instant(at),
                 ("IsDeleted", Some(flag)) => record.deleted = flag == "true",
                 _ => {}
             }
-            if let Some(i) = column {
-                record.values[i] = value;
-            }
         }
+        columns.filled(&record.values);
         if !bad.is_empty() {
             columns.note(&record.id, bad);
         }

@@ -218,7 +218,7 @@ impl Connector for Fake {
         assert!(body != "panic", "the parser of the made-up CRM was told to");
         let record = |id: &Json| Record {
             id: id.as_str().unwrap_or("").into(),
-            values: vec![None; fields.len()],
+            values: crm_core::cells::Cells::nulls(fields.len(), 0),
             ..Record::default()
         };
         let ids = body
