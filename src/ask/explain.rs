@@ -2,6 +2,7 @@
 //! by the code that would do it, in a subtransaction that is undone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use crm_core::guard::Window;
 use pgrx::JsonB;
@@ -362,7 +363,8 @@ fn of_event(id: i64) -> Result<Vec<Line>, SqlError> {
                 mirror: w.mirror,
                 source: source_name(&w.source),
                 stream: None,
-                change: serde_json::from_str(&w.change).ok()?,
+                change: Rc::new(serde_json::from_str(&w.change).ok()?),
+                identity: None,
             })
         })
         .collect();

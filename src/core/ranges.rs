@@ -52,31 +52,22 @@ impl Ranges {
         )
     }
 
-    /// Splits the range that ends nowhere, also while it is copied: it stops
-    /// before the first of these ids that lies ahead of it, where new ranges
-    /// begin. The numbers of these.
-    pub fn split(&mut self, mut starts: Vec<String>) -> Vec<usize> {
-        starts.sort_by(|a, b| id_order(a, b));
-        starts.dedup();
-        let Some(open) = self.0.iter_mut().flatten().find(|r| r.end.is_none()) else {
-            return Vec::new();
+    /// Splits the range that holds `start`, also while it is copied: it ends
+    /// there, and a new one goes on. The number of that; `None` if `start` was
+    /// passed already or is a start itself.
+    pub fn split(&mut self, start: &str) -> Option<usize> {
+        let before = |a: &str, b: &str| id_order(a, b) == Ordering::Less;
+        let holds = |r: &&mut Range| {
+            r.at.as_deref().is_none_or(|at| before(at, start))
+                && r.end.as_deref().is_none_or(|end| before(start, end))
         };
-        let ahead = |at: &String, start: &String| id_order(at, start) == Ordering::Less;
-        starts.retain(|start| open.at.as_ref().is_none_or(|at| ahead(at, start)));
-        let Some(first) = starts.first() else {
-            return Vec::new();
-        };
-        open.end = Some(first.clone());
-        let before = self.0.len();
-        let ends = starts.iter().skip(1).cloned().map(Some).chain([None]);
-        let new = starts.iter().cloned().zip(ends);
-        self.0.extend(new.map(|(start, end)| {
-            Some(Range {
-                at: Some(start),
-                end,
-            })
+        let range = self.0.iter_mut().flatten().find(holds)?;
+        let end = range.end.replace(start.to_owned());
+        self.0.push(Some(Range {
+            at: Some(start.to_owned()),
+            end,
         }));
-        (before..self.0.len()).collect()
+        Some(self.0.len() - 1)
     }
 
     /// From stored text; anything else than our own form is a plain cursor.
@@ -182,7 +173,8 @@ mod tests {
         } {
             turn += 1;
             if turn == split_after {
-                ranges.split(starts.clone());
+                // In any order: answers overtake each other.
+                starts.iter().rev().for_each(|s| drop(ranges.split(s)));
             }
             let start: u64 = ranges
                 .get(index)
@@ -236,14 +228,11 @@ mod tests {
             }
         }
         let mut ranges = Ranges::decode(Some("50"));
-        assert_eq!(
-            ranges.split(vec!["10".into(), "90".into(), "70".into()]),
-            [1, 2]
-        );
-        assert_eq!(ranges.get(0).and_then(|r| r.end.as_deref()), Some("70"));
-        assert_eq!(ranges.get(1).and_then(|r| r.end.as_deref()), Some("90"));
-        assert_eq!(ranges.get(2).and_then(|r| r.end.as_deref()), None);
-        assert!(ranges.split(vec!["80".into()]).is_empty());
+        // Passed already, ahead, ahead of what is left.
+        let split = ["10", "90", "70", "90"].map(|start| ranges.split(start));
+        assert_eq!(split, [None, Some(1), Some(2), None]);
+        let ends = [0, 1, 2].map(|i| ranges.get(i).and_then(|r| r.end.as_deref()));
+        assert_eq!(ends, [Some("70"), None, Some("90")]);
     }
 
     #[test]

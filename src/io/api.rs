@@ -134,6 +134,17 @@ pub enum Replay {
     After(Vec<u8>),
 }
 
+/// Pages of a list that are fetched without being asked for one by one: while the
+/// caller is busy with a page, the next are on their way.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Follow {
+    /// So many beyond the first, at most.
+    pub pages: u32,
+    /// A cursor behind which nothing is wanted, in the order of
+    /// [`crm_core::ranges::id_order`].
+    pub end: Option<String>,
+}
+
 /// Work for the thread.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -162,6 +173,8 @@ pub enum Command {
         fields: Arc<Vec<(String, FieldType)>>,
         /// Request, without authorization.
         request: HttpRequest,
+        /// For a list: what follows its first page.
+        follow: Option<Follow>,
     },
     /// Send a batch of writes; comes as [`Event::Pushed`], one result per write.
     Push {
@@ -254,6 +267,8 @@ pub enum Event {
         server: u32,
         /// Page.
         result: Result<Page, RemoteError>,
+        /// The next page of the list will come as the same job.
+        following: bool,
     },
     /// Outcome of a [`Command::Push`].
     Pushed {

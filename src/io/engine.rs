@@ -11,7 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::api::{Command, Event, Replay, ServerSpec, Settings};
 use crate::errors::local;
-use crate::job::{Job, Shape, Ticket};
+use crate::job::{Chain, Job, Shape, Ticket};
 use crate::listener::Replies;
 use crate::mailbox::Mailbox;
 use crate::pubsub::{Credit, Schemas, Subscription};
@@ -87,14 +87,23 @@ impl Engine {
                 job,
                 server,
                 request,
-            } => self.enqueue(job, server, Shape::Answer, |_, _| request),
+            } => self.enqueue(job, server, Shape::Answer, None, |_, _| request),
             Command::Fetch {
                 job,
                 server,
                 object,
                 fields,
                 request,
-            } => self.enqueue(job, server, Shape::Page { object, fields }, |_, _| request),
+                follow,
+            } => {
+                let chain = follow.map(|rest| Chain {
+                    object: object.clone(),
+                    fields: Arc::clone(&fields),
+                    rest,
+                });
+                let shape = Shape::Page { object, fields };
+                self.enqueue(job, server, shape, chain, |_, _| request);
+            }
             Command::Push {
                 job,
                 server,
@@ -108,7 +117,7 @@ impl Engine {
                     unique_field,
                     writes,
                 };
-                self.enqueue(job, server, shape, |spec, shape| {
+                self.enqueue(job, server, shape, None, |spec, shape| {
                     push_request(spec, &object, shape)
                 });
             }
@@ -209,6 +218,7 @@ impl Engine {
         job: u64,
         id: u32,
         shape: Shape,
+        chain: Option<Chain>,
         request: impl FnOnce(&ServerSpec, &Shape) -> HttpRequest,
     ) {
         let ticket = Ticket::new(Arc::clone(&self.mailbox), job, id, &shape);
@@ -229,6 +239,7 @@ impl Engine {
             deadline: clock::mono() + self.settings.max_wait_ms,
             reauthorized: false,
             refusals: 0,
+            chain,
         });
     }
 }

@@ -1,5 +1,6 @@
 //! A job: something asked for that is answered exactly once.
 
+use std::cmp::Ordering;
 use std::sync::Arc;
 
 use crm_core::connectors::ClassLimit;
@@ -7,7 +8,9 @@ use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::limiter::Lane;
 use crm_core::model::{FieldType, Millis, Page, RemoteError, Write, WriteKind, WriteResult};
 
-use crate::api::Event;
+use crm_core::ranges::id_order;
+
+use crate::api::{Event, Follow};
 use crate::errors::local;
 use crate::mailbox::Mailbox;
 
@@ -41,6 +44,8 @@ pub(crate) struct Ticket {
     kind: Kind,
     /// A request with effects is on the wire.
     pub(crate) exposed: bool,
+    /// The next page of the list is on its way.
+    pub(crate) following: bool,
     answered: bool,
 }
 
@@ -64,8 +69,14 @@ impl Ticket {
             server,
             kind,
             exposed: false,
+            following: false,
             answered: false,
         }
+    }
+
+    /// The caller's number.
+    pub(crate) fn job(&self) -> u64 {
+        self.job
     }
 
     /// Answers.
@@ -86,6 +97,7 @@ impl Ticket {
                 job,
                 server,
                 result: Ok(page),
+                following: self.following,
             },
             (Ok(Outcome::Results(results)), _) => Event::Pushed {
                 job,
@@ -101,6 +113,7 @@ impl Ticket {
                 job,
                 server,
                 result: Err(error),
+                following: false,
             },
             (Err(error), Kind::Results(n)) => Event::Pushed {
                 job,
@@ -148,6 +161,25 @@ pub(crate) struct Job {
     pub(crate) reauthorized: bool,
     /// Refusals for budget or lock so far.
     pub(crate) refusals: u32,
+    /// What follows its page.
+    pub(crate) chain: Option<Chain>,
+}
+
+/// The rest of a list whose pages are fetched one after the other.
+pub(crate) struct Chain {
+    pub(crate) object: String,
+    pub(crate) fields: Arc<Vec<(String, FieldType)>>,
+    pub(crate) rest: Follow,
+}
+
+impl Chain {
+    /// Takes a page from what may still be fetched: whether that at `next` may.
+    pub(crate) fn take(&mut self, next: &str) -> bool {
+        let wanted = |end: &String| id_order(next, end) == Ordering::Less;
+        let goes_on = self.rest.pages > 0 && self.rest.end.as_ref().is_none_or(wanted);
+        self.rest.pages = self.rest.pages.saturating_sub(1);
+        goes_on
+    }
 }
 
 /// The error of a job that would wait too long.

@@ -27,6 +27,6 @@ mod thread;
 mod token;
 
 pub use api::{
-    Command, Event, Full, Level, ListenerSettings, Replay, ServerSpec, Settings, StreamItem,
+    Command, Event, Follow, Full, Level, ListenerSettings, Replay, ServerSpec, Settings, StreamItem,
 };
 pub use thread::IoThread;

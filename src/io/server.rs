@@ -15,7 +15,7 @@ use crate::api::{ServerSpec, Settings};
 use crate::client::Client;
 use crate::dispatch::{Pick, Queue};
 use crate::errors::{is_write, local};
-use crate::job::{Job, Outcome, Shape};
+use crate::job::{Job, Outcome, Shape, Ticket};
 use crate::mailbox::Mailbox;
 use crate::token::{Login, Tokens};
 use crate::{clock, hosts};
@@ -190,7 +190,11 @@ impl Server {
         }
         drop(slot);
         match attempt {
-            Attempt::Done(outcome) => job.ticket.answer(outcome),
+            Attempt::Done(outcome) => {
+                // The next page leaves before this one is handed over.
+                job.ticket.following = self.follow(&target, &mut job, &outcome);
+                job.ticket.answer(outcome);
+            }
             Attempt::Unauthorized => {
                 target.token_refused(&token).await;
                 job.reauthorized = true;
@@ -205,6 +209,43 @@ impl Server {
                 self.again(job);
             }
         }
+    }
+
+    /// Asks for the page that follows in a chain, if one does.
+    fn follow(
+        &self,
+        target: &Target,
+        job: &mut Job,
+        outcome: &Result<Outcome, RemoteError>,
+    ) -> bool {
+        let (Some(mut chain), Ok(Outcome::Page(page))) = (job.chain.take(), outcome) else {
+            return false;
+        };
+        let Some(next) = page.next.as_deref().filter(|next| chain.take(next)) else {
+            return false;
+        };
+        let max = self.settings.max_outstanding;
+        if page.ids_only || self.is_closed() || !self.mailbox.reserve(max) {
+            return false;
+        }
+        let (config, connector) = (&target.spec.config, target.spec.connector);
+        let request = connector.list_request(config, &chain.object, &chain.fields, Some(next));
+        let shape = Shape::Page {
+            object: chain.object.clone(),
+            fields: Arc::clone(&chain.fields),
+        };
+        self.enqueue(Job {
+            ticket: Ticket::new(Arc::clone(&self.mailbox), job.ticket.job(), self.id, &shape),
+            shape,
+            class: connector.class_limit(&request),
+            lane: job.lane,
+            request,
+            deadline: clock::mono() + self.settings.max_wait_ms,
+            reauthorized: false,
+            refusals: 0,
+            chain: Some(chain),
+        });
+        true
     }
 
     fn again(&self, mut job: Job) {

@@ -37,8 +37,7 @@ pub(super) fn apply(
             ChangeKind::Association { .. } | ChangeKind::Overflow | ChangeKind::PrivacyDelete => {}
             ChangeKind::Delete => {
                 inserts.push(arrivals::tombstone(mirror, &item.change));
-                let line =
-                    record::told(mirror, item.source, item.stream, &item.change, "tombstone");
+                let line = record::told(mirror, &item, "tombstone");
                 events.insert(item.change.record_id.clone(), line);
             }
             _ if whole && !events.contains_key(&item.change.record_id) => {

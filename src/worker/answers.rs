@@ -71,6 +71,7 @@ impl Session {
         &mut self,
         job: Job,
         result: Result<Page, RemoteError>,
+        following: bool,
         now: Millis,
     ) -> Step<()> {
         let page = match result {
@@ -79,9 +80,9 @@ impl Session {
         };
         match job {
             Job::Highest { mirror } => self.highest(mirror, Some(&page)),
-            Job::Seek { mirror } => self.sought(mirror, Some(&page)),
+            Job::Seek { mirror } => self.sought(mirror, &page),
             Job::Backfill { mirror, range, run } => {
-                self.backfilled(mirror, (range, run), page, now)
+                self.backfilled(mirror, (range, run), page, following, now)
             }
             Job::Poll { mirror, since } => self.polled(mirror, &since, page, now),
             Job::Removed { mirror } => self.removed(mirror, page, now),
@@ -133,9 +134,9 @@ impl Session {
 
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {
         let mirror = match &job {
-            // Without a place to split at, the copy is one range.
             Job::Highest { mirror } => return self.highest(*mirror, None),
-            Job::Seek { mirror } => return self.sought(*mirror, None),
+            // Without this place to split at, the copy has a range less.
+            Job::Seek { .. } => return Ok(()),
             Job::Backfill { mirror, .. }
             | Job::Poll { mirror, .. }
             | Job::Removed { mirror }

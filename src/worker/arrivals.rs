@@ -179,7 +179,7 @@ pub(super) fn tombstone(mirror: &Mirror, change: &Change) -> RowInsert {
 /// The row and the ledger's line of a record that an event carries whole.
 pub(super) fn row_of(world: &World, mirror: &Mirror, item: &Inbound) -> (RowInsert, EventRow) {
     let mut values = vec![None; mirror.columns.len()];
-    let mut event = record::told(mirror, item.source, item.stream, &item.change, "create");
+    let mut event = record::told(mirror, item, "create");
     for (name, raw) in &item.change.fields {
         if let Some(column) = mirror.by_field.get(name).copied() {
             let value = world.canonical(mirror, column, raw).flatten();

@@ -4,7 +4,7 @@
 use crm_core::http::HttpResponse;
 use crm_core::model::{Millis, Page, RemoteError};
 use crm_core::ranges::{self, Ranges};
-use crm_io::Command;
+use crm_io::{Command, Follow};
 
 use crate::pg::store::config;
 use crate::pg::store::streams::{self, BackfillRow};
@@ -19,6 +19,8 @@ const COPY_ROWS: usize = 2_000;
 /// Rows that are worth it when no further page is there: to wait for more would
 /// leave the session idle while they travel, and the network while it copies.
 const SOME_ROWS: usize = 400;
+/// Pages of a range that come one after the other without being asked for.
+const FOLLOW: u32 = 16;
 /// Ranges that are copied at once.
 const RANGES: u64 = 4;
 /// Below this a copy is not worth splitting.
@@ -61,18 +63,33 @@ impl Engine {
             self.copy(id, Ranges::decode(row.cursor.as_deref()));
             return Ok(());
         }
-        let request = server
-            .connector
-            .count_request(&server.config, &mirror.object);
+        let (config, object) = (&server.config, &mirror.object);
+        // One answer tells the number of records and where to split them.
+        let sent = match server.connector.highest_request(config, object) {
+            Some(request) => self.fetch(id, request, Job::Highest { mirror: id }),
+            None => self.count(id),
+        };
+        self.watch(id).backfilling = sent;
+        Ok(())
+    }
+
+    /// Asks for the number of records alone.
+    fn count(&mut self, id: i32) -> bool {
+        let Some(mirror) = self.world.mirrors.get(&id) else {
+            return false;
+        };
+        let Some(server) = self.server(&mirror.server) else {
+            return false;
+        };
+        let connector = server.connector;
+        let request = connector.count_request(&server.config, &mirror.object);
         let server = server.id;
         let job = self.job(Job::Count { mirror: id });
-        let sent = self.submit(Command::Call {
+        self.submit(Command::Call {
             job,
             server,
             request,
-        });
-        self.watch(id).backfilling = sent;
-        Ok(())
+        })
     }
 
     /// Asks for the next page of every range.
@@ -94,11 +111,12 @@ impl Engine {
             return;
         };
         let run = watch.run;
-        let cursor = watch
-            .ranges
-            .as_ref()
-            .and_then(|r| r.get(range))
-            .and_then(|r| r.at.as_deref());
+        let place = watch.ranges.as_ref().and_then(|r| r.get(range));
+        let cursor = place.and_then(|r| r.at.as_deref());
+        let follow = Follow {
+            pages: FOLLOW,
+            end: place.and_then(|r| r.end.clone()),
+        };
         let request = self.world.mirrors.get(&id).and_then(|m| {
             let server = self.server(&m.server)?;
             Some(
@@ -112,27 +130,22 @@ impl Engine {
             range,
             run,
         };
-        if !request.is_some_and(|r| self.fetch(id, r, job)) {
+        if !request.is_some_and(|r| self.fetch_list(id, r, job, follow)) {
             self.watch(id).backfilling = false;
         }
     }
 
-    /// A page request without cursor, for finding places to split at.
-    fn look(&mut self, id: i32, from: Option<&str>) -> bool {
+    /// Looks for a record from this id on, where a range may start.
+    fn seek(&mut self, id: i32, from: &str) {
         let request = self.world.mirrors.get(&id).and_then(|m| {
             let server = self.server(&m.server)?;
-            match from {
-                None => server.connector.highest_request(&server.config, &m.object),
-                Some(from) => server
-                    .connector
-                    .seek_request(&server.config, &m.object, from),
-            }
+            server
+                .connector
+                .seek_request(&server.config, &m.object, from)
         });
-        let job = match from {
-            None => Job::Highest { mirror: id },
-            Some(_) => Job::Seek { mirror: id },
-        };
-        request.is_some_and(|r| self.fetch(id, r, job))
+        if let Some(request) = request {
+            self.fetch(id, request, Job::Seek { mirror: id });
+        }
     }
 }
 
@@ -162,39 +175,39 @@ impl Session {
         let total = result.ok().and_then(|r| server.connector.count(r).ok());
         let total = total.and_then(|t| i64::try_from(t).ok());
         tx::in_transaction(|| Ok(streams::backfill_started(mirror, total)?))?;
-        let large = total.is_some_and(|t| t >= SPLIT_ROWS);
         self.engine.copy(mirror, Ranges::split_at(Vec::new()));
-        if large {
-            // Places to split at are found while the first pages come.
-            self.engine.look(mirror, None);
-        }
         Ok(())
     }
 
-    /// The highest id is known: look for records at equal distances below it.
+    /// The highest id and the number of records are known: the copy begins, and
+    /// records at equal distances below are looked for meanwhile, to split it at.
     pub(super) fn highest(&mut self, mirror: i32, page: Option<&Page>) -> Step<()> {
-        let highest = page.and_then(|p| p.records.first()).map(|r| r.id.as_str());
-        let marks = highest.map_or_else(Vec::new, |h| ranges::marks(h, RANGES));
-        let mut asked = 0;
-        for mark in &marks {
-            asked += usize::from(self.engine.look(mirror, Some(mark)));
+        let total = page.and_then(|p| p.total);
+        let Some(total) = total.and_then(|t| i64::try_from(t).ok()) else {
+            // Not this way, then; what is wrong shows in the other answer.
+            self.engine.watch(mirror).backfilling = self.engine.count(mirror);
+            return Ok(());
+        };
+        tx::in_transaction(|| Ok(streams::backfill_started(mirror, Some(total))?))?;
+        self.engine.copy(mirror, Ranges::split_at(Vec::new()));
+        let highest = page.and_then(|p| p.records.first());
+        if let Some(highest) = highest.filter(|_| total >= SPLIT_ROWS) {
+            for mark in ranges::marks(&highest.id, RANGES) {
+                self.engine.seek(mirror, &mark);
+            }
         }
-        self.engine.watch(mirror).starts = (Vec::new(), asked);
         Ok(())
     }
 
-    /// A place to start a range was found, or not.
-    pub(super) fn sought(&mut self, mirror: i32, page: Option<&Page>) -> Step<()> {
+    /// A place to start a range was found.
+    pub(super) fn sought(&mut self, mirror: i32, page: &Page) -> Step<()> {
         let watch = self.engine.watch(mirror);
-        let (starts, left) = &mut watch.starts;
-        starts.extend(page.and_then(|p| p.records.first()).map(|r| r.id.clone()));
-        *left = left.saturating_sub(1);
-        if *left == 0 && watch.backfilling {
-            let starts = std::mem::take(starts);
-            let new = watch.ranges.as_mut().map(|r| r.split(starts));
-            for range in new.unwrap_or_default() {
-                self.engine.backfill_page(mirror, range);
-            }
+        let Some(start) = page.records.first().filter(|_| watch.backfilling) else {
+            return Ok(());
+        };
+        let new = (watch.ranges.as_mut()).and_then(|r| r.split(&start.id));
+        if let Some(range) = new {
+            self.engine.backfill_page(mirror, range);
         }
         Ok(())
     }
@@ -205,12 +218,17 @@ impl Session {
         mirror: i32,
         (range, run): (usize, u32),
         mut page: Page,
+        following: bool,
         now: Millis,
     ) -> Step<()> {
         let watch = self.engine.watch(mirror);
         let Some(ranges) = watch.ranges.as_mut().filter(|_| watch.run == run) else {
             return Ok(());
         };
+        if ranges.get(range).is_none() {
+            // It was split while its pages were on their way: these are another's.
+            return Ok(());
+        }
         let more = ranges.received(range, &mut page.records, page.next.take());
         let last = ranges.open().is_empty();
         let ids_only = page.ids_only;
@@ -219,8 +237,8 @@ impl Session {
         watch.copied.page.ids_only |= ids_only;
         watch.copied.page.unreadable.append(&mut page.unreadable);
         let full = watch.copied.page.records.len() >= COPY_ROWS;
-        if more {
-            // The next page is on its way while this one is applied.
+        if more && !following {
+            // The next pages are on their way while this one is applied.
             self.engine.backfill_page(mirror, range);
         }
         if last || full || ids_only {

@@ -8,7 +8,7 @@ use crm_core::http::HttpRequest;
 use crm_core::model::{FieldType, Millis, Page};
 use crm_core::ranges::Ranges;
 use crm_core::secret::Secret;
-use crm_io::{Command, Event, IoThread, Replay};
+use crm_io::{Command, Event, Follow, IoThread, Replay};
 use std::cell::{Cell, RefCell};
 use std::os::fd::RawFd;
 use std::rc::Rc;
@@ -38,7 +38,7 @@ pub(crate) struct Server {
 pub(crate) enum Job {
     /// Number of records before a first copy.
     Count { mirror: i32 },
-    /// The highest id, before a first copy in ranges.
+    /// The highest id and the number of records, before a first copy in ranges.
     Highest { mirror: i32 },
     /// A record where a range may start.
     Seek { mirror: i32 },
@@ -65,6 +65,18 @@ pub(crate) enum Job {
 }
 
 impl Job {
+    /// The same job, for the pages of a list that follow.
+    pub(crate) fn repeated(&self) -> Option<Self> {
+        match self {
+            Self::Backfill { mirror, range, run } => Some(Self::Backfill {
+                mirror: *mirror,
+                range: *range,
+                run: *run,
+            }),
+            _ => None,
+        }
+    }
+
     /// The mirror whose records were asked for.
     pub(crate) fn mirror(&self) -> Option<i32> {
         match self {
@@ -117,8 +129,6 @@ pub(crate) struct Watch {
     pub(crate) ranges: Option<Ranges>,
     /// Counts starts of the first copy in this session.
     pub(crate) run: u32,
-    /// Starts of ranges found so far, and how many are still looked for.
-    pub(crate) starts: (Vec<String>, usize),
     /// A page of the first copy failed: look for the record that did it.
     pub(crate) careful: bool,
     /// A page of the first copy held records that have rows already.
@@ -267,6 +277,20 @@ impl Engine {
         }
     }
 
+    /// The same for a list whose next pages are to come unasked.
+    pub(crate) fn fetch_list(
+        &mut self,
+        mirror: i32,
+        request: HttpRequest,
+        job: Job,
+        follow: Follow,
+    ) -> bool {
+        match self.world.mirrors.get(&mirror) {
+            Some(m) => self.fetch_with(mirror, request, job, m.fields.clone(), Some(follow)),
+            None => false,
+        }
+    }
+
     /// The same with other fields than the mirror's.
     pub(crate) fn fetch_fields(
         &mut self,
@@ -274,6 +298,17 @@ impl Engine {
         request: HttpRequest,
         job: Job,
         fields: Arc<Vec<(String, FieldType)>>,
+    ) -> bool {
+        self.fetch_with(mirror, request, job, fields, None)
+    }
+
+    fn fetch_with(
+        &mut self,
+        mirror: i32,
+        request: HttpRequest,
+        job: Job,
+        fields: Arc<Vec<(String, FieldType)>>,
+        follow: Option<Follow>,
     ) -> bool {
         let Some(m) = self.world.mirrors.get(&mirror) else {
             return false;
@@ -289,6 +324,7 @@ impl Engine {
             object,
             fields,
             request,
+            follow,
         });
         if !sent {
             self.jobs.remove(&job);

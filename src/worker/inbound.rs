@@ -3,10 +3,11 @@
 //! the rest goes on.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::rc::Rc;
 
 use crm_core::connectors::SignatureError;
 use crm_core::http::Delivery;
-use crm_core::identity;
+use crm_core::identity::{self, Identity};
 use crm_core::model::{Change, Millis};
 use crm_io::{Command, StreamItem};
 
@@ -25,7 +26,7 @@ pub(crate) struct Arrival {
     pub(crate) source: &'static str,
     /// Row of `crm.stream`, where known.
     pub(crate) stream: Option<i32>,
-    pub(crate) change: Change,
+    pub(crate) change: Rc<Change>,
 }
 
 /// A webhook that waits for its answer.
@@ -117,23 +118,24 @@ fn apply_new(world: &World, arrivals: &[Arrival], now: Millis) -> Result<Applied
     if arrivals.is_empty() {
         return Ok(Applied::default());
     }
-    let identities = arrivals
+    let identities: Vec<Identity> = arrivals
         .iter()
         .map(|a| identity::digest(&a.server, &a.change.identity))
         .collect();
-    let fresh: HashSet<usize> = ledger::take_identities(identities)?.into_iter().collect();
-    let batch: Vec<Inbound> = arrivals
-        .iter()
-        .enumerate()
-        .filter(|(i, _)| fresh.contains(i))
-        .filter_map(|(_, a)| {
+    let mut fresh = ledger::take_identities(&identities)?;
+    fresh.sort_unstable();
+    let batch: Vec<Inbound> = fresh
+        .into_iter()
+        .filter_map(|i| {
+            let a = &arrivals[i];
             let mirror = world.mirror_of(&a.server, &a.change.object)?;
             Some(Inbound {
                 waited: None,
                 mirror: mirror.id,
                 source: a.source,
                 stream: a.stream,
-                change: a.change.clone(),
+                change: Rc::clone(&a.change),
+                identity: Some(identities[i]),
             })
         })
         .collect();
@@ -166,16 +168,14 @@ fn bisect(world: &World, arrivals: &[Arrival], now: Millis) -> Step<Applied> {
 fn park(world: &World, arrival: &Arrival, error: &SqlError) -> Step<()> {
     let mirror = world.mirror_of(&arrival.server, &arrival.change.object);
     tx::in_transaction(|| {
-        ledger::take_identities(vec![identity::digest(
-            &arrival.server,
-            &arrival.change.identity,
-        )])?;
+        let change = &arrival.change;
+        ledger::take_identities(&[identity::digest(&arrival.server, &change.identity)])?;
         streams::park(&Poison {
             mirror: mirror.map(|m| m.id),
             server: &arrival.server,
             source: arrival.source,
             record_id: &arrival.change.record_id,
-            change: serde_json::to_string(&arrival.change).ok(),
+            change: serde_json::to_string(&**change).ok(),
             sqlstate: &error.sqlstate,
             error: &error.message,
             advice: "Mend what the error names (a CHECK, a trigger, a column type), then call crm.dead_letter_retry.",
@@ -241,7 +241,7 @@ impl Turn {
                         server: name.to_owned(),
                         source: "webhook",
                         stream: None,
-                        change,
+                        change: Rc::new(change),
                     }));
                 (200, "ok")
             }
@@ -272,7 +272,7 @@ impl Turn {
             server: stream.server.clone(),
             source: "pubsub",
             stream: Some(stream.row),
-            change: item.change,
+            change: Rc::new(item.change),
         }));
     }
 

@@ -2,8 +2,10 @@
 //! the transaction of the caller.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::rc::Rc;
 
 use crm_core::decide::{Decision, Observed, Source};
+use crm_core::identity::Identity;
 use crm_core::model::{Change, ChangeKind, Millis, Value};
 use crm_core::state::{Clock, Interval};
 
@@ -34,7 +36,9 @@ pub(crate) struct Inbound {
     pub(crate) source: &'static str,
     /// Row of `crm.stream` that brought it.
     pub(crate) stream: Option<i32>,
-    pub(crate) change: Change,
+    pub(crate) change: Rc<Change>,
+    /// Of the change, where it was computed already.
+    pub(crate) identity: Option<Identity>,
     /// Its row of `crm.deferred`, if it waited.
     pub(crate) waited: Option<i64>,
 }
@@ -89,7 +93,7 @@ pub(super) fn put_off(item: &Inbound, reason: &'static str) -> Wait {
         mirror: item.mirror,
         record: item.change.record_id.clone(),
         source: item.source.to_owned(),
-        change: serde_json::to_string(&item.change).unwrap_or_default(),
+        change: serde_json::to_string(&*item.change).unwrap_or_default(),
         reason,
     }
 }
@@ -440,7 +444,7 @@ impl<'w> Work<'w> {
             row_id: self.cases[index].rows[self.mirror.side]
                 .as_ref()
                 .map(|r| r.row_id),
-            ..record::told(self.mirror, item.source, item.stream, &item.change, kind)
+            ..record::told(self.mirror, item, kind)
         }
     }
 

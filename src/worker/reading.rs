@@ -1,6 +1,8 @@
 //! Pages that the CRM answered with, applied in one transaction with the
 //! offset that covers them; a record that cannot be stored is parked.
 
+use std::rc::Rc;
+
 use crm_core::connectors;
 use crm_core::model::{Millis, Page, Record};
 
@@ -81,7 +83,7 @@ pub(crate) fn page(
                 server: m.server.clone(),
                 source: via.source,
                 stream: via.stream,
-                change,
+                change: Rc::new(change),
             })
             .collect();
         // What is to be read is stored before the offset passes it.

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use crm_core::decide::{Decision, Step};
 use crm_core::identity;
-use crm_core::model::{Change, Millis, Value};
+use crm_core::model::{Millis, Value};
 use serde_json::{Map, json};
 
 use crate::pg::store::changes::TxRow;
 use crate::pg::store::ledger::EventRow;
 use crate::worker::cases::{self, Case};
 use crate::worker::engine;
+use crate::worker::ingest::Inbound;
 use crate::worker::world::{Mirror, World};
 
 /// Decisions as JSON, without those that say nothing: only this side had
@@ -93,24 +94,21 @@ pub(crate) fn carried_json(
 }
 
 /// A line for what a CRM's stream told of a record.
-pub(crate) fn told(
-    mirror: &Mirror,
-    source: &str,
-    stream: Option<i32>,
-    change: &Change,
-    kind: &'static str,
-) -> EventRow {
+pub(crate) fn told(mirror: &Mirror, item: &Inbound, kind: &'static str) -> EventRow {
+    let change = &item.change;
+    let named = Some(&change.identity).filter(|i| !i.is_empty());
     EventRow {
         mirror: mirror.id,
         record_id: Some(change.record_id.clone()),
         kind,
         origin: mirror.server.clone(),
-        source: source.to_owned(),
+        source: item.source.to_owned(),
         occurred_at: change.occurred_at,
-        stream,
-        identity: Some(&change.identity)
-            .filter(|i| !i.is_empty())
-            .map(|i| identity::digest(&mirror.server, i)),
+        stream: item.stream,
+        identity: named.map(|name| {
+            let known = item.identity;
+            known.unwrap_or_else(|| identity::digest(&mirror.server, name))
+        }),
         actor: Some(change.actor.clone()),
         application: application(&change.mark, &change.actor),
         ..EventRow::default()

@@ -4,6 +4,8 @@
 //! A value that something later was decided about, on any side, is overtaken and
 //! left out; a record without row is read. So a replay can be run twice.
 
+use std::rc::Rc;
+
 use crm_core::decide::{Decision, Observed, Step};
 use crm_core::model::{Change, ChangeKind, Millis};
 
@@ -74,7 +76,8 @@ fn batch(
                 mirror: event.mirror,
                 source: SOURCE,
                 stream: Some(run.stream),
-                change,
+                change: Rc::new(change),
+                identity: None,
             }),
             None => counts.unchanged += 1,
         }

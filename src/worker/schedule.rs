@@ -2,6 +2,7 @@
 //! deliveries, writes in doubt, housekeeping.
 
 use std::collections::{BTreeSet, HashSet};
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crm_core::connectors::Keyset;
@@ -287,7 +288,8 @@ impl Engine {
                         mirror: d.mirror,
                         source: source_name(&d.source),
                         stream: d.stream,
-                        change,
+                        change: Rc::new(change),
+                        identity: None,
                         waited: Some(d.id),
                     })
                 })

@@ -417,10 +417,20 @@ impl Session {
                 error,
                 replay_expired,
             } => self.stream_ended(stream, &error, replay_expired, now)?,
-            Event::Fetched { job, result, .. } => {
-                if let Some(job) = self.engine.jobs.remove(&job) {
+            Event::Fetched {
+                job,
+                result,
+                following,
+                ..
+            } => {
+                let jobs = &mut self.engine.jobs;
+                let known = match following {
+                    true => jobs.get(&job).and_then(Job::repeated),
+                    false => jobs.remove(&job),
+                };
+                if let Some(job) = known {
                     let mirror = job.mirror();
-                    if let Err(error) = self.fetched(job, result, now) {
+                    if let Err(error) = self.fetched(job, result, following, now) {
                         if let Some(mirror) = mirror {
                             self.engine.ask_again(mirror, now);
                         }

@@ -54,6 +54,7 @@ fn fetch(io: &IoThread, target: &str) -> Result<crm_core::model::Page, RemoteErr
     submit(
         io,
         Command::Fetch {
+            follow: None,
             job: 9,
             server: 1,
             object: "contacts".into(),

@@ -2,8 +2,8 @@
 //! ledger and the identities of events taken.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 
+use crm_core::identity::Identity;
 use pgrx::pg_sys;
 
 use super::ledger::EventRow;
@@ -61,7 +61,6 @@ pub(super) fn events(first: i64, policy_version: i64, events: &[EventRow]) -> Re
         return Ok(false);
     };
     let now = bulk::now();
-    let told = |text: &Option<String>| text.clone().filter(|t| !t.is_empty());
     let done = bulk::insert(table, &EVENT_COLUMNS, events.len(), |i, row| {
         let e = &events[i];
         row.long(Some(first + i as i64));
@@ -73,14 +72,14 @@ pub(super) fn events(first: i64, policy_version: i64, events: &[EventRow]) -> Re
         row.int(Some(e.mirror));
         row.int(e.stream);
         row.int(Some(policy_version));
-        row.fixed(e.identity.as_deref().map(bytes).as_ref());
+        row.fixed(e.identity.as_ref());
         row.text(Some(e.kind));
         row.text(Some(&e.origin));
         row.text(Some(&e.source));
         row.text(e.record_id.as_deref());
-        row.text(told(&e.actor).as_deref());
-        row.text(told(&e.application).as_deref());
-        row.text(told(&e.reason).as_deref());
+        row.text(told(e.actor.as_ref()));
+        row.text(told(e.application.as_ref()));
+        row.text(told(e.reason.as_ref()));
         row.texts(e.fields.iter().map(|f| Some(f.as_str())));
         row.texts(e.old_values.iter().map(Option::as_deref));
         row.texts(e.new_values.iter().map(Option::as_deref));
@@ -121,15 +120,14 @@ fn partition(first: i64, last: i64) -> Result<Option<pg_sys::Oid>> {
 
 /// Takes identities of which none is known, as nearly always; `None`, with none
 /// taken, if one is. Only the one session worker adds any.
-pub(super) fn identities(given: &[String]) -> Result<Option<Vec<usize>>> {
+pub(super) fn identities(given: &[Identity]) -> Result<Option<Vec<usize>>> {
     if given.len() < MANY {
         return Ok(None);
     }
-    let mut firsts: HashMap<[u8; 16], usize> = HashMap::with_capacity(given.len());
-    for (i, identity) in given.iter().enumerate() {
-        firsts.entry(bytes(identity)).or_insert(i);
-    }
-    let fresh: Vec<([u8; 16], usize)> = firsts.into_iter().collect();
+    let mut fresh: Vec<(Identity, usize)> = given.iter().copied().zip(0..).collect();
+    // In the order of the index, which is descended once per page of it at best.
+    fresh.sort_unstable();
+    fresh.dedup_by_key(|(identity, _)| *identity);
     let table = match SEEN.get() {
         Some(table) => table,
         None => {
@@ -151,13 +149,7 @@ pub(super) fn identities(given: &[String]) -> Result<Option<Vec<usize>>> {
     Ok(done.then(|| fresh.into_iter().map(|(_, i)| i).collect()))
 }
 
-/// The bytes of 32 hex digits.
-pub(super) fn bytes(identity: &str) -> [u8; 16] {
-    let digit = |c: Option<&u8>| match c {
-        Some(c @ b'0'..=b'9') => c - b'0',
-        Some(c @ b'a'..=b'f') => c - b'a' + 10,
-        _ => 0,
-    };
-    let text = identity.as_bytes();
-    std::array::from_fn(|i| (digit(text.get(2 * i)) << 4) | digit(text.get(2 * i + 1)))
+/// Text that says something.
+fn told(text: Option<&String>) -> Option<&str> {
+    text.map(String::as_str).filter(|t| !t.is_empty())
 }

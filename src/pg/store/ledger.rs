@@ -1,5 +1,6 @@
 //! Events, their identities, entities and the state of unsettled fields.
 
+use crm_core::identity::Identity;
 use serde::{Deserialize, Serialize};
 
 use super::append;
@@ -22,8 +23,8 @@ pub(crate) struct EventRow {
     pub(crate) micros: i64,
     /// Row of `crm.stream` that brought it.
     pub(crate) stream: Option<i32>,
-    /// Of the source's event: 32 hex digits, see [`crm_core::identity`].
-    pub(crate) identity: Option<String>,
+    /// Of the source's event.
+    pub(crate) identity: Option<Identity>,
     /// The SQL transaction that made the change.
     pub(crate) tx: Option<i64>,
     pub(crate) actor: Option<String>,
@@ -184,12 +185,12 @@ impl Facts {
 
     fn push(
         &mut self,
-        (stream, identity, tx): (Option<i32>, Option<String>, Option<i64>),
+        (stream, identity, tx): (Option<i32>, Option<Identity>, Option<i64>),
         (actor, application, reason): (Option<String>, Option<String>, Option<String>),
     ) {
         let told = |text: Option<String>| text.filter(|t| !t.is_empty());
         self.stream.push(stream);
-        self.identity.push(identity.as_deref().map(uuid));
+        self.identity.push(identity.map(pgrx::Uuid::from_bytes));
         self.tx.push(tx);
         self.actor.push(told(actor));
         self.application.push(told(application));
@@ -239,9 +240,9 @@ impl Values {
     }
 }
 
-/// Takes these identities (as UUID text); the ones that were not known, by position.
-pub(crate) fn take_identities(identities: Vec<String>) -> Result<Vec<usize>> {
-    if let Some(taken) = append::identities(&identities)? {
+/// Takes these identities; the ones that were not known, by position.
+pub(crate) fn take_identities(identities: &[Identity]) -> Result<Vec<usize>> {
+    if let Some(taken) = append::identities(identities)? {
         return Ok(taken);
     }
     spi::write_rows(
@@ -251,7 +252,7 @@ pub(crate) fn take_identities(identities: Vec<String>) -> Result<Vec<usize>> {
          SELECT ord FROM firsts JOIN taken ON taken.identity = firsts.i",
         &[identities
             .iter()
-            .map(|i| uuid(i))
+            .map(|i| pgrx::Uuid::from_bytes(*i))
             .collect::<Vec<_>>()
             .into()],
         |row| {
@@ -259,11 +260,6 @@ pub(crate) fn take_identities(identities: Vec<String>) -> Result<Vec<usize>> {
             Ok(usize::try_from(ord - 1).unwrap_or_default())
         },
     )
-}
-
-/// 32 hex digits as a UUID.
-fn uuid(identity: &str) -> pgrx::Uuid {
-    pgrx::Uuid::from_bytes(append::bytes(identity))
 }
 
 /// Which entity a row belongs to, and the other rows of it.
