@@ -226,6 +226,7 @@ impl Connector for Fake {
             .ok_or_else(|| error(ErrorClass::Retry, response.status, "not_a_page"))?;
         Ok(Page {
             records: ids.iter().map(record).collect(),
+            next: response.header("x-next").map(str::to_owned),
             ..Page::default()
         })
     }
