@@ -69,7 +69,7 @@ CREATE TABLE crm.mirror (
     object        text NOT NULL,
     schema_name   name NOT NULL,
     table_name    name NOT NULL,
-    mode          text NOT NULL DEFAULT 'shadow' CHECK (mode IN ('shadow', 'live', 'read_only')),
+    mode          text NOT NULL DEFAULT 'shadow' CHECK (mode IN ('shadow', 'live')),
     paused        boolean NOT NULL DEFAULT false,
     row_filter    text,
     poll_interval interval NOT NULL DEFAULT '60 seconds',
@@ -79,7 +79,7 @@ CREATE TABLE crm.mirror (
     UNIQUE (schema_name, table_name),
     UNIQUE (server, object, schema_name)
 );
-COMMENT ON TABLE crm.mirror IS 'One row per mirror: which object type of which server a table holds, and whether its changes go out (mode live), are only shown (shadow), or are refused (read_only).';
+COMMENT ON TABLE crm.mirror IS 'One row per mirror: which object type of which server a table holds, and whether its changes go out (mode live) or are only shown (shadow).';
 COMMENT ON COLUMN crm.mirror.unique_field IS 'Our own unique property or External ID in that CRM, if the account has it: creates become upserts on it, so a lost answer makes no duplicate.';
 COMMENT ON COLUMN crm.mirror.source_field IS 'The property in that CRM that says who wrote last (sync_source), if the account has it.';
 

@@ -110,7 +110,7 @@ BEGIN
     END IF;
     RETURN QUERY SELECT 'mirror', CASE WHEN m.paused OR m.mode <> 'live' THEN 'stops' ELSE 'ok' END,
         t || CASE WHEN m.paused THEN ' is paused' WHEN m.mode = 'shadow' THEN ' is in shadow: its changes are shown in crm.outbox and not sent'
-                  WHEN m.mode = 'read_only' THEN ' is read-only: its changes are not sent' ELSE ' is live' END,
+                  ELSE ' is live' END,
         CASE WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', t) WHEN m.mode = 'shadow' THEN format('SELECT * FROM crm.go_live(%L); or of its link.', t) END;
     IF NOT EXISTS (SELECT FROM pg_trigger g JOIN pg_proc p ON p.oid = g.tgfoid
                    WHERE g.tgrelid = rel AND g.tgname = 'zz_crm_capture' AND p.pronamespace = 'crm'::regnamespace AND g.tgenabled IN ('O', 'A')) THEN
@@ -146,6 +146,22 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._why_blank(crm.mirror, crm.link, bigint) IS 'Part of crm.why: the match keys of a link, if a row leaves all of them blank.';
 
+CREATE FUNCTION crm._why_scope(k crm.link, mirror integer, row_id bigint, alone boolean)
+RETURNS TABLE (item text, verdict text, detail text, advice text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t    text := crm._table_of(mirror);
+    side text := CASE mirror WHEN k.left_mirror THEN 'left_scope' ELSE 'right_scope' END;
+BEGIN
+    -- A counterpart that the caller may not read is not told about.
+    IF to_regclass(t) IS NOT NULL AND has_table_privilege(t, 'SELECT') THEN
+        RETURN QUERY SELECT 'scope', 'stops', format('link "%s" leaves %s row %s out%s: %s', k.name, t, row_id, CASE WHEN NOT alone THEN ', its tie rests' END, string_agg(c.clause, ' and ' ORDER BY c.n)),
+                            format('The row takes part when this holds: change the row, or %s of crm.link.', side)
+                     FROM crm._scope_clauses(k.name, t::regclass, _why_scope.row_id) WITH ORDINALITY AS c (clause, holds, n) WHERE NOT c.holds HAVING count(*) > 0;
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._why_scope(crm.link, integer, bigint, boolean) IS 'Part of crm.why: the conditions of a link''s scope that a row fails.';
+
 CREATE FUNCTION crm._why_links(m crm.mirror, row_id bigint)
 RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -166,8 +182,12 @@ BEGIN
         SELECT y.row_id INTO tied FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = other AND y.merged_into IS NULL
         WHERE x.mirror = m.id AND x.row_id = _why_links.row_id AND x.merged_into IS NULL;
         CONTINUE WHEN row_id IS NULL;
+        RETURN QUERY SELECT * FROM crm._why_scope(k, m.id, row_id, tied IS NULL);
+        -- Out of scope and alone is as it should be: there is no more to say.
+        CONTINUE WHEN FOUND AND tied IS NULL;
         IF tied IS NOT NULL THEN
             RETURN QUERY VALUES ('counterpart', 'ok', format('%s row %s', crm._table_of(other), tied), NULL);
+            RETURN QUERY SELECT * FROM crm._why_scope(k, other, tied, false);
             CONTINUE;
         END IF;
         SELECT min(r.id) INTO asked FROM crm.review_item r WHERE r.mirror = m.id AND r.row_id = _why_links.row_id AND r.kind IN ('match', 'create');

@@ -1,3 +1,6 @@
+-- Nothing ever made a mirror read-only.
+-- done: CREATE TABLE crm.mirror (
+ALTER TABLE crm.mirror DROP CONSTRAINT mirror_mode_check, ADD CONSTRAINT mirror_mode_check CHECK (mode IN ('shadow', 'live'));
 -- done: CREATE TABLE crm.link (
 ALTER TABLE crm.link
     ADD COLUMN on_left_delete text NOT NULL DEFAULT 'unlink' CHECK (on_left_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
