@@ -191,7 +191,7 @@ COMMENT ON COLUMN crm.field_map.right_more IS 'The same for the right side.';
 COMMENT ON COLUMN crm.field_map.match_order IS 'Place among the keys that identify a record; null for none. The first key that finds something decides.';
 COMMENT ON COLUMN crm.field_map.match_threshold IS 'For a key that is compared by likeness (pg_trgm): from which similarity on two values may be the same, 0 to 1. Such matches are asked about in crm.review. Null for equality.';
 COMMENT ON COLUMN crm.field_map.match_accept IS 'From which similarity on the only candidate is taken without asking; null asks always.';
-COMMENT ON COLUMN crm.field_map.unique_key IS 'The value exists once on each side (an invoice number): compared before all other keys, for equality; a record of the other mirror that has it is taken instead of being made. What its CRM has and the mirror does not show yet is not found by it.';
+COMMENT ON COLUMN crm.field_map.unique_key IS 'The value exists once on each side (an invoice number): compared before all other keys, for equality; a record that has it is taken instead of being made. Before a record is made the CRM itself is asked for the value, one search per batch of creates.';
 
 CREATE TABLE crm.field_default (
     link  text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,

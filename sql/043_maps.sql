@@ -223,6 +223,17 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._fuzzy_check(crm.field_map, crm.mirror_column, crm.mirror_column) IS 'Refuses keys by likeness that cannot be compared.';
 
+CREATE FUNCTION crm._unique_check(m crm.field_map, l crm.mirror_column, r crm.mirror_column) RETURNS void
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF m.unique_key AND (m.to_left <> 'identity' OR m.to_right <> 'identity' OR l.field_type <> 'text' OR r.field_type <> 'text') THEN
+        RAISE EXCEPTION 'field "%" cannot be a unique key', m.left_field
+            USING ERRCODE = '22023', DETAIL = format('"%s" is %s, "%s" is %s; to_left is %s, to_right is %s.', l.field, l.field_type, r.field, r.field_type, m.to_left, m.to_right),
+                  HINT = 'Its CRM is asked for the value as it stands: map two text fields, without transform.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._unique_check(crm.field_map, crm.mirror_column, crm.mirror_column) IS 'Refuses unique keys that a CRM cannot be asked for.';
+
 CREATE FUNCTION crm._map_read_only(k crm.link, m crm.field_map) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT c.field FROM crm.mirror_column c
@@ -277,7 +288,7 @@ BEGIN
         RAISE EXCEPTION 'a key that identifies records takes no function'
             USING ERRCODE = '22023', DETAIL = format('Field "%s", match_order %s.', l.field, new.match_order), HINT = 'Keys are compared without regard to case and blanks; match by another field.';
     END IF;
-    PERFORM crm._value_map_check(new), crm._structure_check(k, new), crm._fuzzy_check(new, l, r),
+    PERFORM crm._value_map_check(new), crm._structure_check(k, new), crm._fuzzy_check(new, l, r), crm._unique_check(new, l, r),
             crm._default_check(k.left_mirror, l, new.default_left), crm._default_check(k.right_mirror, r, new.default_right);
     RETURN new;
 END $$;

@@ -47,23 +47,118 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._scope_checked(integer, text) IS 'Checks a scope against the mirror''s columns and returns its canonical text.';
 
+CREATE TABLE crm.scope_sweep (
+    id        bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    link      text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    side      text NOT NULL CHECK (side IN ('left', 'right')),
+    before    text,
+    after     text,
+    leaving   bigint NOT NULL,
+    entering  bigint NOT NULL,
+    tx        bigint,
+    cursor    bigint NOT NULL DEFAULT 0,
+    looked_at bigint NOT NULL DEFAULT 0,
+    left_out  bigint NOT NULL DEFAULT 0,
+    let_in    bigint NOT NULL DEFAULT 0,
+    asked_by  name NOT NULL DEFAULT session_user,
+    asked_at  timestamptz NOT NULL DEFAULT now(),
+    reason    text DEFAULT nullif(current_setting('pg_crm_sync.reason', true), '')
+);
+COMMENT ON TABLE crm.scope_sweep IS 'Changes of the scope of live links that the worker carries out over the rows that there are: those that leave follow on_leave, those that enter are matched or made. A finished one leaves and stands in crm.event, kind policy.';
+COMMENT ON COLUMN crm.scope_sweep.before IS 'The scope before and after; null for all rows.';
+COMMENT ON COLUMN crm.scope_sweep.leaving IS 'Tied rows that leave, and rows without counterpart that enter, when the scope was set.';
+COMMENT ON COLUMN crm.scope_sweep.tx IS 'Where the guard wants approval: the number for crm.approve and crm.reject. Rejected, the sweep ends where it is.';
+COMMENT ON COLUMN crm.scope_sweep.cursor IS 'Rows up to this _id are done: a crash resumes here.';
+COMMENT ON COLUMN crm.scope_sweep.looked_at IS 'Rows looked at so far; left_out and let_in are those that left and entered.';
+SELECT pg_catalog.pg_extension_config_dump('crm.scope_sweep', '');
+SELECT pg_catalog.pg_extension_config_dump('crm.scope_sweep_id_seq', '');
+
+-- What a change of scope would cause, counted with the rights of who sets it;
+-- the guard's limits hold as for a statement on the mirror itself.
+CREATE FUNCTION crm._scope_guarded(k crm.link, side text, before text, after text, OUT leaving bigint, OUT entering bigint, OUT held boolean)
+-- Whatever the planner believes of a link that has just gone live: every row is looked at once.
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_nestloop = off AS $$
+DECLARE
+    own     integer := CASE side WHEN 'left' THEN k.left_mirror ELSE k.right_mirror END;
+    other   integer := CASE side WHEN 'left' THEN k.right_mirror ELSE k.left_mirror END;
+    makes   boolean := CASE side WHEN 'left' THEN k.create_right ELSE k.create_left END;
+    deletes bigint;
+    creates bigint;
+    setting text;
+BEGIN
+    EXECUTE format('SELECT count(*) FILTER (WHERE s.was AND x.row_id IS NOT NULL), count(*) FILTER (WHERE NOT s.was AND x.row_id IS NULL)
+                    FROM (SELECT t._id, (%s) IS TRUE AS was, (%s) IS TRUE AS becomes FROM %s AS t WHERE t._deleted_at IS NULL) s
+                    LEFT JOIN (SELECT a.row_id FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror = $2 AND b.merged_into IS NULL
+                               WHERE a.mirror = $1 AND a.merged_into IS NULL) x ON x.row_id = s._id WHERE s.was <> s.becomes',
+                   coalesce(before, 'true'), coalesce(after, 'true'), crm._table_of(own)) INTO leaving, entering USING own, other;
+    deletes := CASE WHEN k.on_leave = 'delete' THEN leaving ELSE 0 END;
+    creates := CASE WHEN makes THEN entering ELSE 0 END;
+    setting := CASE WHEN deletes > nullif(current_setting('pg_crm_sync.guard_hard_deletes')::bigint, 0) THEN 'guard_hard_deletes'
+                    WHEN deletes + creates > nullif(current_setting('pg_crm_sync.guard_hard_rows')::bigint, 0) THEN 'guard_hard_rows' END;
+    IF setting IS NOT NULL THEN
+        RAISE EXCEPTION 'this scope would delete % records of %, and make up to % there', deletes, crm._table_of(other), creates
+            USING ERRCODE = '54000', DETAIL = format('%s tied rows of %s leave the link, %s without counterpart enter it.', leaving, crm._table_of(own), entering),
+                  HINT = format('Set on_leave to keep or unlink first, or %s to false. If it is meant, a superuser can raise pg_crm_sync.%s for the session.',
+                                CASE side WHEN 'left' THEN 'create_right' ELSE 'create_left' END, setting);
+    END IF;
+    held := coalesce(deletes + creates > nullif(current_setting('pg_crm_sync.guard_soft_rows')::bigint, 0), false);
+END $$;
+COMMENT ON FUNCTION crm._scope_guarded(crm.link, text, text, text) IS 'How many rows a change of scope lets in and leaves out, and whether the guard wants it approved; raises above its hard limits.';
+
 -- Runs with the rights of whoever sets the scope.
 CREATE FUNCTION crm._link_scope_check() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    counts jsonb := '{}';
 BEGIN
-    IF NOT crm._restoring() THEN
-        IF tg_op = 'INSERT' OR (new.left_mirror, new.left_scope) IS DISTINCT FROM (old.left_mirror, old.left_scope) THEN
-            new.left_scope := crm._scope_checked(new.left_mirror, new.left_scope);
-        END IF;
-        IF tg_op = 'INSERT' OR (new.right_mirror, new.right_scope) IS DISTINCT FROM (old.right_mirror, old.right_scope) THEN
-            new.right_scope := crm._scope_checked(new.right_mirror, new.right_scope);
-        END IF;
+    IF crm._restoring() THEN
+        RETURN new;
     END IF;
+    IF tg_op = 'INSERT' OR (new.left_mirror, new.left_scope) IS DISTINCT FROM (old.left_mirror, old.left_scope) THEN
+        new.left_scope := crm._scope_checked(new.left_mirror, new.left_scope);
+    END IF;
+    IF tg_op = 'INSERT' OR (new.right_mirror, new.right_scope) IS DISTINCT FROM (old.right_mirror, old.right_scope) THEN
+        new.right_scope := crm._scope_checked(new.right_mirror, new.right_scope);
+    END IF;
+    IF tg_op = 'UPDATE' AND new.mode = 'live' THEN
+        SELECT coalesce(jsonb_object_agg(v.side, to_jsonb(g)), '{}') INTO counts
+        FROM (VALUES ('left', old.left_scope, new.left_scope), ('right', old.right_scope, new.right_scope)) AS v (side, before, after),
+             LATERAL crm._scope_guarded(new, v.side, v.before, v.after) g WHERE v.before IS DISTINCT FROM v.after;
+    END IF;
+    -- For the trigger that begins the sweep, which must not evaluate anything itself.
+    PERFORM set_config('crm.scope_counts', counts::text, true);
     RETURN new;
 END $$;
-COMMENT ON FUNCTION crm._link_scope_check() IS 'Checks the scopes of a link.';
+COMMENT ON FUNCTION crm._link_scope_check() IS 'Checks the scopes of a link, and by the guard''s limits what a new one would cause.';
 CREATE TRIGGER link_scope_check BEFORE INSERT OR UPDATE OF left_mirror, right_mirror, left_scope, right_scope ON crm.link FOR EACH ROW EXECUTE FUNCTION crm._link_scope_check();
-COMMENT ON TRIGGER link_scope_check ON crm.link IS 'Refuses scopes that cannot be evaluated.';
+COMMENT ON TRIGGER link_scope_check ON crm.link IS 'Refuses scopes that cannot be evaluated, and those that would cause more than the guard allows.';
+
+CREATE FUNCTION crm._link_scope_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s      record;
+    g      record;
+    number bigint;
+BEGIN
+    FOR s IN SELECT * FROM (VALUES ('left', old.left_scope, new.left_scope), ('right', old.right_scope, new.right_scope)) AS v (side, before, after) WHERE v.before IS DISTINCT FROM v.after LOOP
+        SELECT coalesce(c.leaving, 0) AS leaving, coalesce(c.entering, 0) AS entering, coalesce(c.held, true) AS held INTO g
+        FROM jsonb_to_record(current_setting('crm.scope_counts', true)::jsonb -> s.side) AS c (leaving bigint, entering bigint, held boolean);
+        number := CASE WHEN g.held THEN nextval('crm.change_flush_seq') END;
+        IF number IS NOT NULL THEN
+            INSERT INTO crm.change_tx (tx, at, rows, held, "session_user", application_name, reason)
+            VALUES (number, statement_timestamp(), least(g.leaving + g.entering, 2147483647)::integer, true, session_user, coalesce(current_setting('application_name', true), ''),
+                    nullif(current_setting('pg_crm_sync.reason', true), ''));
+        END IF;
+        INSERT INTO crm.scope_sweep (link, side, before, after, leaving, entering, tx) VALUES (new.name, s.side, s.before, s.after, g.leaving, g.entering, number);
+        RAISE NOTICE 'link "%": % tied rows leave (%), % without counterpart enter', new.name, g.leaving, new.on_leave, g.entering
+            USING HINT = CASE WHEN number IS NOT NULL THEN format('The guard holds what follows: SELECT crm.approve(%s); or crm.reject(%s). Progress: crm.scope_sweep.', number, number) ELSE 'Progress: crm.scope_sweep.' END;
+    END LOOP;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION crm._link_scope_changed() IS 'Has the worker treat the rows that a new scope of a live link lets in or leaves out.';
+CREATE TRIGGER link_scope_changed AFTER UPDATE OF left_scope, right_scope ON crm.link
+    FOR EACH ROW WHEN (new.mode = 'live') EXECUTE FUNCTION crm._link_scope_changed();
+COMMENT ON TRIGGER link_scope_changed ON crm.link IS 'Treats the rows that a new scope lets in or leaves out.';
 
 -- PostgreSQL writes each condition of an AND in parentheses of its own.
 CREATE FUNCTION crm._and_clauses(condition text) RETURNS text[]
@@ -117,6 +212,44 @@ BEGIN
     END LOOP;
 END $$;
 COMMENT ON FUNCTION crm._scope_clauses(text, regclass, bigint) IS 'Each condition of a link''s scope with whether a row fulfils it; no rows where the link takes all rows of the mirror.';
+
+CREATE FUNCTION crm._why_scope(k crm.link, mirror integer, row_id bigint, alone boolean)
+RETURNS TABLE (item text, verdict text, detail text, advice text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t    text := crm._table_of(mirror);
+    side text := CASE mirror WHEN k.left_mirror THEN 'left_scope' ELSE 'right_scope' END;
+BEGIN
+    -- A counterpart that the caller may not read is not told about.
+    IF to_regclass(t) IS NOT NULL AND has_table_privilege(t, 'SELECT') THEN
+        RETURN QUERY SELECT 'scope', 'stops', format('link "%s" leaves %s row %s out%s: %s', k.name, t, row_id, CASE WHEN NOT alone THEN ', its tie rests' END, string_agg(c.clause, ' and ' ORDER BY c.n)),
+                            format('The row takes part when this holds: change the row, or %s of crm.link.', side)
+                     FROM crm._scope_clauses(k.name, t::regclass, _why_scope.row_id) WITH ORDINALITY AS c (clause, holds, n) WHERE NOT c.holds HAVING count(*) > 0;
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._why_scope(crm.link, integer, bigint, boolean) IS 'Part of crm.why: the conditions of a link''s scope that a row fails.';
+
+CREATE FUNCTION crm._converted(mirror integer, row_id bigint, other integer) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT l.merged_into FROM crm.xref a JOIN crm.xref l ON l.entity = a.entity AND l.mirror = $3 AND l.merged_into IS NOT NULL
+    JOIN crm.xref c ON c.entity = a.entity AND c.mirror <> l.mirror AND c.merged_into IS NULL
+    JOIN crm.mirror m ON m.id = l.mirror JOIN crm.mirror n ON n.id = c.mirror AND n.server = m.server
+    WHERE a.mirror = $1 AND a.row_id = $2 AND a.merged_into IS NULL LIMIT 1
+$$;
+COMMENT ON FUNCTION crm._converted(integer, bigint, integer) IS 'The record of another object that a row''s counterpart in a mirror was converted into, and that the row is one with now.';
+
+CREATE FUNCTION crm._record_of(mirror integer, row_id bigint) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t  text := crm._table_of(mirror);
+    id text;
+BEGIN
+    IF has_table_privilege(t, 'SELECT') THEN
+        EXECUTE format('SELECT t.id FROM %s t WHERE t._id = $1', t) INTO id USING row_id;
+    END IF;
+    RETURN id;
+END $$;
+COMMENT ON FUNCTION crm._record_of(integer, bigint) IS 'Record id of a row of a mirror, if the caller may read it.';
 
 -- A mirror's rows that take part in a link, as SQL text for FROM.
 CREATE FUNCTION crm._scoped(mirror integer, scope text) RETURNS text
@@ -182,9 +315,10 @@ DECLARE
 BEGIN
     FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_order IS NOT NULL AND m.match_threshold IS NULL ORDER BY m.match_order, m.id LOOP
         FOR s IN SELECT * FROM (VALUES ('left', k.left_mirror, f.left_field, k.left_scope), ('right', k.right_mirror, f.right_field, k.right_scope)) AS v (side, mirror, field, scope) LOOP
-            RETURN QUERY EXECUTE format('SELECT %L, %L, d.key, d.ids, d.records, v.survivor, v.decided_by
-                FROM (SELECT %s AS key, array_agg(t._id ORDER BY t._id) AS ids, array_agg(t.id ORDER BY t._id) AS records FROM %s t WHERE t._deleted_at IS NULL GROUP BY 1 HAVING count(*) > 1) d,
-                     LATERAL crm._survivor($1, %L, d.ids) v
+            RETURN QUERY EXECUTE format('SELECT %1$L, %2$L, d.key, d.ids, d.records, v.survivor, v.decided_by
+                FROM (SELECT k.key, array_agg(t._id ORDER BY t._id) AS ids, array_agg(t.id ORDER BY t._id) AS records
+                      FROM (SELECT %3$s AS key FROM %4$s t WHERE t._deleted_at IS NULL GROUP BY 1 HAVING count(*) > 1) k JOIN %4$s t ON %3$s = k.key AND t._deleted_at IS NULL GROUP BY 1) d,
+                     LATERAL crm._survivor($1, %5$L, d.ids) v
                 WHERE d.key IS NOT NULL ORDER BY 3',
                 crm._table_of(s.mirror), s.field, crm._match_expr('t.' || crm._column_of(s.mirror, s.field), f.to_left, f.to_right), crm._scoped(s.mirror, s.scope), s.side) USING k;
         END LOOP;

@@ -55,7 +55,7 @@ DECLARE
     l     text;
     r     text;
 BEGIN
-    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_order IS NOT NULL ORDER BY m.match_threshold IS NOT NULL, m.match_order, m.id LOOP
+    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name AND m.match_order IS NOT NULL ORDER BY m.match_threshold IS NOT NULL, NOT m.unique_key, m.match_order, m.id LOOP
         seen := 'SELECT * FROM ' || array_to_string(names, ' UNION ALL SELECT * FROM ');
         l := crm._match_side(k, f, 'left', CASE WHEN n > 0 THEN seen END);
         r := crm._match_side(k, f, 'right', CASE WHEN n > 0 THEN seen END);

@@ -89,6 +89,24 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._choice_missing(jsonb, text) IS 'Whether a value, or one of several, is none of a field''s choices.';
 
+-- A map that takes values over as they are can only lose what the other side
+-- does not take: the rows are filtered for that before they are counted.
+CREATE FUNCTION crm._check_suspect(own integer, there integer, m crm.field_map, side text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    cell   text := crm._canonical_sql(own, CASE side WHEN 'left' THEN m.left_field ELSE m.right_field END, 't');
+    target record;
+BEGIN
+    IF NOT crm._map_trivial(m) THEN
+        RETURN 'true';
+    END IF;
+    SELECT * INTO target FROM crm._map_target(there, ARRAY[CASE side WHEN 'left' THEN m.right_field ELSE m.left_field END], CASE side WHEN 'left' THEN m.default_right ELSE m.default_left END);
+    RETURN coalesce(nullif(concat_ws(' OR ', format('length(%s) > %s', cell, target.longest[1]),
+        CASE WHEN jsonb_typeof(target.choices -> 0) = 'array' THEN format('%s <> ALL (%L::text[])', cell, ARRAY(SELECT jsonb_array_elements_text(target.choices -> 0))) END,
+        CASE WHEN target.needed[1] THEN format('%s IS NULL', cell) END), ''), 'false');
+END $$;
+COMMENT ON FUNCTION crm._check_suspect(integer, integer, crm.field_map, text) IS 'SQL text: which rows of one side a map could lose something of.';
+
 -- One direction of one map: every different value once, the commonest first, at
 -- most 100,000 of them.
 CREATE FUNCTION crm._check_map(k crm.link, m crm.field_map, side text)
@@ -100,6 +118,7 @@ DECLARE
     other  text := CASE side WHEN 'left' THEN 'right' ELSE 'left' END;
     fields text[] := crm._map_fields(m, side);
     target record;
+    suspect text := crm._check_suspect(own, there, m, side);
     images text := CASE WHEN crm._map_trivial(m) THEN 'SELECT v.cells AS image, NULL::text AS problem' ELSE 'SELECT x.image, x.problem FROM crm._map_image($1, $2, $3, v.cells) x' END;
 BEGIN
     SELECT * INTO target FROM crm._map_target(there, crm._map_fields(m, other), CASE other WHEN 'left' THEN m.default_left ELSE m.default_right END);
@@ -108,7 +127,7 @@ BEGIN
     END IF;
     RETURN QUERY EXECUTE format($f$
         WITH v AS MATERIALIZED (
-            SELECT s.cells, count(*) AS n FROM (SELECT %1$s AS cells FROM %2$s t WHERE t._deleted_at IS NULL) s GROUP BY 1 ORDER BY 2 DESC LIMIT 100000
+            SELECT s.cells, count(*) AS n FROM (SELECT %1$s AS cells FROM %2$s t WHERE t._deleted_at IS NULL AND (%5$s)) s GROUP BY 1 ORDER BY 2 DESC LIMIT 100000
         ), i AS MATERIALIZED (
             SELECT v.cells, v.n, f.image, f.problem, array_to_string(v.cells, ' | ') AS shown, array_to_string(f.image, ' | ') AS becomes FROM v, LATERAL (%3$s) f
         ), b AS MATERIALIZED (
@@ -127,7 +146,7 @@ BEGIN
         )
         SELECT f.problem, $7, $8, sum(f.n)::bigint, (array_agg(f.example ORDER BY f.n DESC, f.example))[1:5], crm._check_advice(f.problem, $9) FROM found f GROUP BY f.problem ORDER BY 1$f$,
         crm._cells_sql(own, fields, 't'), crm._scoped(own, CASE side WHEN 'left' THEN k.left_scope ELSE k.right_scope END), images,
-        CASE WHEN m.direction = 'both' AND NOT crm._map_trivial(m) THEN format('(SELECT x.image FROM crm._map_image($1, $2, %L, i.image) x WHERE i.problem IS NULL)', other) ELSE 'NULL::text[]' END)
+        CASE WHEN m.direction = 'both' AND NOT crm._map_trivial(m) THEN format('(SELECT x.image FROM crm._map_image($1, $2, %L, i.image) x WHERE i.problem IS NULL)', other) ELSE 'NULL::text[]' END, suspect)
     USING k, m, side, target.longest, target.choices, target.needed, crm._table_of(own), array_to_string(fields, ', '), other;
 END $$;
 COMMENT ON FUNCTION crm._check_map(crm.link, crm.field_map, text) IS 'What one direction of a map would lose, from the rows of the side it starts from.';

@@ -146,22 +146,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._why_blank(crm.mirror, crm.link, bigint) IS 'Part of crm.why: the match keys of a link, if a row leaves all of them blank.';
 
-CREATE FUNCTION crm._why_scope(k crm.link, mirror integer, row_id bigint, alone boolean)
-RETURNS TABLE (item text, verdict text, detail text, advice text)
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    t    text := crm._table_of(mirror);
-    side text := CASE mirror WHEN k.left_mirror THEN 'left_scope' ELSE 'right_scope' END;
-BEGIN
-    -- A counterpart that the caller may not read is not told about.
-    IF to_regclass(t) IS NOT NULL AND has_table_privilege(t, 'SELECT') THEN
-        RETURN QUERY SELECT 'scope', 'stops', format('link "%s" leaves %s row %s out%s: %s', k.name, t, row_id, CASE WHEN NOT alone THEN ', its tie rests' END, string_agg(c.clause, ' and ' ORDER BY c.n)),
-                            format('The row takes part when this holds: change the row, or %s of crm.link.', side)
-                     FROM crm._scope_clauses(k.name, t::regclass, _why_scope.row_id) WITH ORDINALITY AS c (clause, holds, n) WHERE NOT c.holds HAVING count(*) > 0;
-    END IF;
-END $$;
-COMMENT ON FUNCTION crm._why_scope(crm.link, integer, bigint, boolean) IS 'Part of crm.why: the conditions of a link''s scope that a row fails.';
-
 CREATE FUNCTION crm._why_links(m crm.mirror, row_id bigint)
 RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -172,6 +156,7 @@ DECLARE
     tied   bigint;
     asked  bigint;
     blank  text;
+    became text;
 BEGIN
     FOR k IN SELECT l.* FROM crm.link l WHERE m.id IN (l.left_mirror, l.right_mirror) ORDER BY l.id LOOP
         other := CASE k.left_mirror WHEN m.id THEN k.right_mirror ELSE k.left_mirror END;
@@ -182,9 +167,18 @@ BEGIN
         SELECT y.row_id INTO tied FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity AND y.mirror = other AND y.merged_into IS NULL
         WHERE x.mirror = m.id AND x.row_id = _why_links.row_id AND x.merged_into IS NULL;
         CONTINUE WHEN row_id IS NULL;
-        RETURN QUERY SELECT * FROM crm._why_scope(k, m.id, row_id, tied IS NULL);
+        became := crm._converted(m.id, row_id, other);
+        IF tied IS NULL AND became IS NOT NULL THEN
+            RETURN QUERY VALUES ('counterpart', 'ok', format('link "%s": its record there was converted and goes on as %s', k.name, became), NULL::text);
+            CONTINUE;
+        END IF;
+        -- What its CRM has converted is what it is, whatever the scope says.
+        IF tied IS NULL OR NOT EXISTS (SELECT FROM crm.link o WHERE o.id <> k.id AND m.id IN (o.left_mirror, o.right_mirror)
+                AND crm._converted(m.id, row_id, CASE m.id WHEN o.left_mirror THEN o.right_mirror ELSE o.left_mirror END) = crm._record_of(other, tied)) THEN
+            RETURN QUERY SELECT * FROM crm._why_scope(k, m.id, row_id, tied IS NULL);
+        END IF;
         -- Out of scope and alone is as it should be: there is no more to say.
-        CONTINUE WHEN FOUND AND tied IS NULL;
+        CONTINUE WHEN tied IS NULL AND FOUND;
         IF tied IS NOT NULL THEN
             RETURN QUERY VALUES ('counterpart', 'ok', format('%s row %s', crm._table_of(other), tied), NULL);
             RETURN QUERY SELECT * FROM crm._why_scope(k, other, tied, false);

@@ -38,10 +38,11 @@ WHERE w.state = 'held' AND w.error_code IS DISTINCT FROM 'unknown_create'
 GROUP BY tx
 UNION ALL
 SELECT NULL, ARRAY[format('%I.%I', m.schema_name, m.table_name)], 1, 0, ARRAY[w.origin], w.queued_at,
-       format('A create whose answer was lost. Look for %s in the CRM; SELECT crm.resolve_create(%s, ''made'', ''its id''); if it is there, else SELECT crm.resolve_create(%2$s, ''not made'');', left(w.vals::text, 200), w.id)
+       CASE w.error_class WHEN 'match' THEN format('%s: %s', w.error, w.advice) ELSE
+       format('A create whose answer was lost. Look for %s in the CRM; SELECT crm.resolve_create(%s, ''made'', ''its id''); if it is there, else SELECT crm.resolve_create(%2$s, ''not made'');', left(w.vals::text, 200), w.id) END
 FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror
 WHERE w.state = 'held' AND w.error_code = 'unknown_create';
-COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds, which change more than guard_soft_rows or came in a loop that went over guard_window_rows (SELECT crm.approve(tx) FROM crm.held approves all); and, with tx null, creates of which nobody knows whether they happened.';
+COMMENT ON VIEW crm.held IS 'Transactions whose outgoing writes the guard holds, which change more than guard_soft_rows or came in a loop that went over guard_window_rows (SELECT crm.approve(tx) FROM crm.held approves all); and, with tx null, creates of which nobody knows whether they happened, or whose unique key a record of the CRM has.';
 
 CREATE VIEW crm.conflict AS
 SELECT e.seq, e.received_at AS decided_at, format('%I.%I', m.schema_name, m.table_name) AS mirror, e.row_id, e.record_id, e.entity,
@@ -133,7 +134,8 @@ LEFT JOIN LATERAL (
 UNION ALL
 SELECT 5, 'link', l.name, CASE WHEN l.paused THEN 'paused' ELSE l.mode END,
        concat_ws(', ', crm._table_of(l.left_mirror) || ' <-> ' || crm._table_of(l.right_mirror),
-                 (SELECT count(*) FROM crm.field_map f WHERE f.link = l.name) || ' fields', coalesce('matched ' || date_trunc('seconds', l.matched_at), 'not matched yet')),
+                 (SELECT count(*) FROM crm.field_map f WHERE f.link = l.name) || ' fields', coalesce('matched ' || date_trunc('seconds', l.matched_at), 'not matched yet'),
+                 (SELECT string_agg(format('new %s_scope: %s rows looked at, %s left, %s entered', s.side, s.looked_at, s.left_out, s.let_in), ', ' ORDER BY s.id) FROM crm.scope_sweep s WHERE s.link = l.name)),
        (SELECT count(*) FROM crm.review_item r WHERE r.link = l.name), NULL, NULL, NULL,
        CASE WHEN l.paused THEN format('SELECT crm.resume(''link'', %L);', l.name)
             WHEN l.mode = 'shadow' THEN format('SELECT * FROM crm.preview(%L); then SELECT crm.go_live(%L);', l.name, l.name)

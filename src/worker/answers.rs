@@ -128,11 +128,16 @@ impl Session {
                     }
                 })
             }
+            Job::Look { batch, column } => self.looked(batch, column, page, now),
             _ => Ok(()),
         }
     }
 
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {
+        let job = match job {
+            Job::Look { batch, .. } => return self.look_failed(batch, error, now),
+            job => job,
+        };
         let mirror = match &job {
             Job::Highest { mirror } => return self.highest(*mirror, None),
             // Without this place to split at, the copy has a range less.

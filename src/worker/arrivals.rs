@@ -78,7 +78,7 @@ fn plans(world: &World, mirror: &Mirror, arriving: &[RowInsert]) -> Result<Vec<A
             .iter()
             .filter(|m| m.match_order.is_some())
             .collect();
-        maps.sort_by_key(|m| m.match_order);
+        maps.sort_by_key(|m| (!m.unique_key, m.match_order));
         for map in maps {
             let field = match link.left_mirror == mirror.id {
                 true => &map.left_field,

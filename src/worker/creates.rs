@@ -199,6 +199,7 @@ pub(crate) fn spread_link(
     }
     let row_ids = scope::inside(link, mirror, row_ids)?;
     let open = without_counterpart(mirror, other, row_ids)?;
+    let (open, doubles) = apart(link, mirror, open)?;
     let found = find(link, mirror, other, &open)?;
     let mut pairs = (Vec::new(), Vec::new(), Vec::new());
     let mut orphans = Vec::new();
@@ -232,7 +233,27 @@ pub(crate) fn spread_link(
     if may_create {
         counterparts::create(world, mirror, other, orphans, cause)?;
     }
-    Ok(())
+    // They meet what has just been made or tied of the rows before them.
+    spread_link(world, link, mirror, doubles, cause, now)
+}
+
+/// Rows with a key that exists once, and those that share it with one of them.
+fn apart(link: &LinkRow, mirror: &Mirror, rows: Vec<i64>) -> Result<(Vec<i64>, Vec<i64>)> {
+    let mut doubles = HashSet::new();
+    for map in link.maps.iter().filter(|m| m.unique_key && rows.len() > 1) {
+        let field = match link.left_mirror == mirror.id {
+            true => &map.left_field,
+            false => &map.right_field,
+        };
+        if let Some(column) = mirror.by_field.get(field) {
+            doubles.extend(matches::doubles(
+                key_of(mirror, *column),
+                false,
+                rows.clone(),
+            )?);
+        }
+    }
+    Ok(rows.into_iter().partition(|r| !doubles.contains(r)))
 }
 
 /// Rows whose thing has no record in the other mirror.
@@ -242,10 +263,14 @@ fn without_counterpart(mirror: &Mirror, other: &Mirror, row_ids: Vec<i64>) -> Re
         .filter(|x| x.mirror == other.id)
         .map(|x| x.entity)
         .collect();
-    let linked: HashSet<i64> = (xrefs.iter())
+    let mut linked: HashSet<i64> = (xrefs.iter())
         .filter(|x| x.mirror == mirror.id && there.contains(&x.entity))
         .map(|x| x.row_id)
         .collect();
+    if linked.len() < xrefs.len() {
+        // A converted lead is not made again.
+        linked.extend(ledger::converted(mirror.id, other.id, row_ids.clone())?);
+    }
     Ok(row_ids
         .into_iter()
         .filter(|r| !linked.contains(r))
@@ -298,7 +323,7 @@ fn find(
         .iter()
         .filter(|m| m.match_order.is_some())
         .collect();
-    keys.sort_by_key(|m| (m.match_threshold.is_some(), m.match_order));
+    keys.sort_by_key(|m| (m.match_threshold.is_some(), !m.unique_key, m.match_order));
     let right = link.right_mirror == mirror.id;
     for key in keys {
         let (own_field, other_field) = match right {
@@ -323,6 +348,7 @@ fn find(
         let likeness = matches::Likeness {
             threshold: key.match_threshold,
             domain: key.to_left.contains("domain") || key.to_right.contains("domain"),
+            unique: key.unique_key,
         };
         let hits = matches::candidates(
             key_of(mirror, *a),

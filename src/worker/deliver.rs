@@ -16,6 +16,7 @@ use crate::worker::cases;
 use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::setbacks::{self, no_record, setback};
+use crate::worker::unique;
 use crate::worker::world::{Mirror, World};
 
 /// A call on its way.
@@ -24,6 +25,9 @@ pub(crate) struct Batch {
     pub(crate) mirror: i32,
     pub(crate) kind: WriteKind,
     pub(crate) rows: Vec<WriteRow>,
+    /// How many of the mirror's unique keys the CRM was asked for already, see
+    /// [`crate::worker::unique`].
+    pub(crate) looked: usize,
 }
 
 const BACKOFF: Backoff = Backoff {
@@ -48,7 +52,7 @@ pub(crate) fn claim(
 ) -> Result<Vec<Batch>> {
     let mut by_kind: BTreeMap<u8, (WriteKind, Vec<WriteRow>)> = BTreeMap::new();
     let mut orphans = Vec::new();
-    for row in writes::claim(mirror.id, limit)? {
+    for row in unique::one_by_one(mirror, writes::claim(mirror.id, limit)?)? {
         let kind = kind_of(&row);
         if row.record_id.is_none() && kind != WriteKind::Create {
             orphans.push(setback(row.id, "dead", 0, &no_record()));
@@ -73,6 +77,7 @@ pub(crate) fn claim(
                 mirror: mirror.id,
                 kind,
                 rows: chunk.to_vec(),
+                looked: 0,
             });
         }
     }
@@ -157,6 +162,7 @@ pub(crate) fn record(
                     mirror: batch.mirror,
                     kind: batch.kind,
                     rows,
+                    looked: batch.looked,
                 });
             }
         }

@@ -111,7 +111,8 @@ pub(crate) fn hold_create(mirror: &Mirror, row: &WriteRow) -> Result<()> {
     Ok(())
 }
 
-/// A search for the record that a create may have made: by its e-mail.
+/// A search for the record that a create may have made: by a key that exists
+/// once, else by its e-mail.
 pub(crate) fn find_created(
     engine: &Engine,
     mirror: &Mirror,
@@ -119,9 +120,14 @@ pub(crate) fn find_created(
 ) -> Option<HttpRequest> {
     let server = engine.server(&mirror.server)?;
     let values = cases::json_values(&row.vals);
-    let (field, value) = values
-        .iter()
-        .find(|(name, value)| name.eq_ignore_ascii_case("email") && value.is_some())?;
+    let unique = |name: &str| {
+        let column = mirror.by_field.get(name);
+        column.is_some_and(|c| mirror.unique_keys.contains(c))
+    };
+    let given = || values.iter().filter(|(_, value)| value.is_some());
+    let (field, value) = given()
+        .find(|(name, _)| unique(name))
+        .or_else(|| given().find(|(name, _)| name.eq_ignore_ascii_case("email")))?;
     let value = value.clone()?;
     Some(server.connector.find_request(
         &server.config,

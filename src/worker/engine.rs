@@ -56,6 +56,8 @@ pub(crate) enum Job {
     Settle { mirror: i32, writes: Vec<WriteRow> },
     /// Possible results of creates that are in doubt.
     FindCreated { mirror: i32, write: Box<WriteRow> },
+    /// Records that have the unique keys of creates: the column asked for.
+    Look { batch: Batch, column: usize },
     /// A batch of writes.
     Push(Batch),
     /// Part of a catalog refresh.
@@ -90,6 +92,7 @@ impl Job {
             | Self::Highest { mirror, .. }
             | Self::Seek { mirror, .. }
             | Self::FindCreated { mirror, .. } => Some(*mirror),
+            Self::Look { batch, .. } => Some(batch.mirror),
             Self::Push(_) | Self::Catalog { .. } | Self::Check { .. } => None,
         }
     }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crm_core::decide::{Decision, Observed, Source};
 use crm_core::identity::Identity;
 use crm_core::model::{Change, ChangeKind, Millis, Value};
-use crm_core::state::{Clock, Interval};
+use crm_core::state::{Clock, Interval, Sent, SentWrite};
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger::{self, EventRow};
@@ -60,7 +60,8 @@ pub(crate) struct Applied {
 
 pub(super) type Deferred = Vec<Wait>;
 
-/// Applies a batch, mirror by mirror in the order in which they first appear.
+/// Applies a batch, mirror by mirror in the order in which they first appear;
+/// first those whose records go on as others, so that these find their place.
 pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<Applied> {
     let mut applied = Applied::default();
     let mut order: Vec<i32> = Vec::new();
@@ -75,6 +76,14 @@ pub(crate) fn apply(world: &World, batch: Vec<Inbound>, now: Millis) -> Result<A
         }
         of_mirror.entry(item.mirror).or_default().push(item);
     }
+    order.sort_by_key(|id| {
+        let mirror = world.mirrors.get(id);
+        let goes_on = mirror.and_then(|m| {
+            let connector = world.connectors.get(&m.server)?;
+            Some(!connector.successor_fields(&m.object).is_empty())
+        });
+        goes_on != Some(true)
+    });
     for id in order {
         if let (Some(mirror), Some(items)) = (world.mirrors.get(&id), of_mirror.remove(&id)) {
             let deferred = apply_mirror(world, mirror, items, now, &mut applied)?;
@@ -288,7 +297,7 @@ impl<'w> Work<'w> {
                     return Some("read");
                 }
                 // What cannot be read here is read from the CRM, and parked if it is no better there.
-                let late = self.late_parts(index, item);
+                let late = self.loose_parts(index, item);
                 let legible = item.change.fields.is_empty() || self.decide(index, item, &late);
                 let legible = legible && late.is_empty();
                 let (record, fields) = (&item.change.record_id, &item.change.fields);
@@ -328,22 +337,29 @@ impl<'w> Work<'w> {
         None
     }
 
-    /// Fields of several columns of which a late event brings some: what the
-    /// others held then is not known.
-    fn late_parts(&self, index: usize, item: &Inbound) -> Vec<usize> {
+    /// Fields of several columns of which an event brings some, while what the
+    /// others held then is not known: it comes late, or the row shows what we
+    /// have not written there yet.
+    fn loose_parts(&self, index: usize, item: &Inbound) -> Vec<usize> {
         let (info, side) = (&self.world.groups[self.mirror.group], self.mirror.side);
         let case = &self.cases[index];
         let shown = case.rows[side].as_ref().map_or(0, |r| r.modified_at);
-        if item.change.occurred_at >= shown.max(case.stamps[side]) {
-            return Vec::new();
-        }
+        let late = item.change.occurred_at < shown.max(case.stamps[side]);
+        let ours = item.change.mark.contains(&self.mark);
+        let unwritten = |f: &usize| {
+            let state = case.entity.fields.get(f);
+            let sent = state.and_then(|s| s.sides.get(side)).map(|s| &s.sent);
+            let open = |w: &SentWrite| !matches!(w.sent, Sent::Answered { .. });
+            !ours && sent.is_some_and(|s| s.iter().any(open))
+        };
         let brings = |c: &usize| {
             let name = &self.mirror.columns[*c].field;
             item.change.fields.iter().any(|(n, _)| n == name)
         };
         let parts = |f: &usize| {
             let columns = info.columns(*f, side);
-            info.is_list(*f, side) && columns.iter().any(brings) && !columns.iter().all(brings)
+            let some = columns.iter().any(brings) && !columns.iter().all(brings);
+            info.is_list(*f, side) && some && (late || unwritten(f))
         };
         (0..info.group.fields.len()).filter(parts).collect()
     }

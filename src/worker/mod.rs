@@ -45,6 +45,8 @@ mod scope;
 mod servers;
 pub(crate) mod session;
 mod setbacks;
+mod sweep;
+mod unique;
 mod unsettled;
 pub(crate) mod world;
 

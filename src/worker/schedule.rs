@@ -18,6 +18,8 @@ use crate::worker::engine::{self, Engine, Job, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
 use crate::worker::release;
 use crate::worker::repolicy;
+use crate::worker::sweep;
+use crate::worker::unique::Look;
 
 /// Batches of writes on the way per mirror.
 const PUSHES: usize = 4;
@@ -77,7 +79,12 @@ impl Engine {
 
     fn carry_out_policy(&mut self, now: Millis) -> Step<()> {
         let world = &self.world;
-        let turn = tx::in_transaction(|| Ok(repolicy::step(world, now)?))?;
+        let turn = tx::in_transaction(|| {
+            Ok(match repolicy::step(world, now)? {
+                repolicy::Turn::Idle => sweep::step(world, now)?,
+                turn => turn,
+            })
+        })?;
         self.may_send |= turn == repolicy::Turn::More;
         self.policy_at = match turn {
             repolicy::Turn::Idle => None,
@@ -379,6 +386,11 @@ impl Engine {
 
     /// Sends one batch.
     fn push(&mut self, batch: Batch) -> bool {
+        let batch = match self.look_first(batch) {
+            Look::Asked => return true,
+            Look::Full => return false,
+            Look::Free(batch) => batch,
+        };
         let Some(mirror) = self.world.mirrors.get(&batch.mirror) else {
             return true;
         };

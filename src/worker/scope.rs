@@ -21,9 +21,9 @@ use crate::worker::world::{GroupInfo, Mirror, World};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct End {
     /// Place of the link in its group.
-    link: usize,
+    pub(crate) link: usize,
     /// Side of the group.
-    side: usize,
+    pub(crate) side: usize,
 }
 
 /// Values by column that stand in place of a row's own, by row.
@@ -138,10 +138,52 @@ pub(crate) fn mark(
             case.outside.extend(out.map(|(end, _)| *end));
         }
     }
+    let converted = converted(info, cases)?;
     for case in cases {
+        if let Some(sides) = case.entity_id.and_then(|e| converted.get(&e)) {
+            let bound = |end: &End| !is_settled(info, *end, sides);
+            case.outside.retain(bound);
+            case.scope_before.retain(|end, _| bound(end));
+        }
         case.hidden = hidden(info, case, mirror.side);
     }
     Ok(())
+}
+
+/// Sides whose record another one of the same thing was converted into, by
+/// entity. That it is this kind of record its CRM has decided: what the other
+/// ends of its links say about their rows counts no more.
+pub(crate) fn converted(info: &GroupInfo, cases: &[Case]) -> Result<HashMap<i64, Vec<usize>>> {
+    let entities: Vec<i64> = cases.iter().filter_map(|c| c.entity_id).collect();
+    let mut sides: HashMap<i64, Vec<usize>> = HashMap::new();
+    if entities.is_empty() || info.group.sides.len() < 3 {
+        return Ok(sides);
+    }
+    let became = ledger::became(entities)?;
+    for case in cases {
+        let Some(entity) = case.entity_id else {
+            continue;
+        };
+        for (_, from, into) in became.iter().filter(|(e, _, _)| *e == entity) {
+            let heir = case.rows.iter().position(|r| {
+                let id = r.as_ref().and_then(|r| r.record_id.as_ref());
+                id == Some(into)
+            });
+            let heir = heir.filter(|s| info.group.sides[*s].mirror != *from);
+            sides.entry(entity).or_default().extend(heir);
+        }
+    }
+    Ok(sides)
+}
+
+/// Whether a scope counts as fulfilled because its link leads to a record that
+/// another one was converted into.
+pub(crate) fn is_settled(info: &GroupInfo, end: End, converted: &[usize]) -> bool {
+    let link = &info.links[end.link];
+    converted.iter().any(|side| {
+        let mirror = info.group.sides[*side].mirror;
+        end.side != *side && (link.left_mirror == mirror || link.right_mirror == mirror)
+    })
 }
 
 /// Sides that no link whose scopes hold leads to.
@@ -220,7 +262,7 @@ pub(crate) fn settle(
             let ends = now.get(&(end.side, row.row_id)).into_iter().flatten();
             let holds = ends.into_iter().any(|(e, holds)| e == end && *holds);
             match (before, holds) {
-                (true, false) => leave(world, info, *end, w)?,
+                (true, false) => leave(world, info, *end, &w.rows, &w.cause)?,
                 (false, true) => {
                     let Cause { origin, txs, held } = w.cause.clone();
                     let key = (*end, origin, txs, held);
@@ -241,8 +283,14 @@ pub(crate) fn settle(
     Ok(())
 }
 
-/// A row has left the scope of a link.
-fn leave(world: &World, info: &GroupInfo, end: End, w: &Watched) -> Result<()> {
+/// A row has left the scope of a link; `rows` are those of its thing, by side.
+pub(crate) fn leave(
+    world: &World,
+    info: &GroupInfo,
+    end: End,
+    rows_of: &[Option<rows::Row>],
+    cause: &Cause,
+) -> Result<()> {
     let link = &info.links[end.link];
     let own = info.group.sides[end.side].mirror;
     let other = if link.left_mirror == own {
@@ -254,7 +302,7 @@ fn leave(world: &World, info: &GroupInfo, end: End, w: &Watched) -> Result<()> {
     let (Some(side), Some(theirs)) = (side, world.mirrors.get(&other)) else {
         return Ok(());
     };
-    let (Some(row), Some(partner)) = (&w.rows[end.side], &w.rows[side]) else {
+    let (Some(row), Some(partner)) = (&rows_of[end.side], &rows_of[side]) else {
         return Ok(());
     };
     if link.mode != "live" || link.on_leave == "keep" || partner.deleted {
@@ -280,11 +328,14 @@ fn leave(world: &World, info: &GroupInfo, end: End, w: &Watched) -> Result<()> {
             record_id: partner.record_id.clone(),
             vals: "{}".to_owned(),
             old_vals: "{}".to_owned(),
-            origin: w.cause.origin.clone(),
-            state: flush::state_of(world, other, shadow, w.cause.held),
-            txs: w.cause.txs.clone(),
+            origin: cause.origin.clone(),
+            state: flush::state_of(world, other, shadow, cause.held),
+            txs: cause.txs.clone(),
         }])?;
-        rows::mark_deleted(&theirs.table, vec![partner.row_id], true, &w.cause.origin)?;
+        // What is held is there until somebody approves.
+        if !cause.held {
+            rows::mark_deleted(&theirs.table, vec![partner.row_id], true, &cause.origin)?;
+        }
     }
     ledger::unlink_rows(goes.0, vec![goes.1])?;
     Ok(())

@@ -37,6 +37,9 @@ pub(crate) struct Mirror {
     pub(crate) created_at: i64,
     pub(crate) unique_field: Option<String>,
     pub(crate) source_field: Option<String>,
+    /// Columns whose values exist once in the CRM, as live links say: asked
+    /// for there before a record is made.
+    pub(crate) unique_keys: Vec<usize>,
     /// Which group decides, and which side of it this mirror is.
     pub(crate) group: usize,
     pub(crate) side: usize,
@@ -93,6 +96,7 @@ impl World {
                 || (!unlinked && links.all(|l| l.paused));
             world.mirrors.insert(row.id, mirror(row, paused));
         }
+        world.note_unique_keys(&rows.links);
         world.functions = fields::functions(&rows.links);
         let policies = PolicyRows {
             version: world.policy_version,
@@ -101,6 +105,25 @@ impl World {
         };
         world.group_up(&rows.links, policies);
         world
+    }
+
+    fn note_unique_keys(&mut self, links: &[LinkRow]) {
+        for link in links.iter().filter(|l| l.mode == "live" && !l.paused) {
+            for map in link.maps.iter().filter(|m| m.unique_key) {
+                for (mirror, field) in [
+                    (link.left_mirror, &map.left_field),
+                    (link.right_mirror, &map.right_field),
+                ] {
+                    let Some(mirror) = self.mirrors.get_mut(&mirror) else {
+                        continue;
+                    };
+                    let column = mirror.by_field.get(field).copied();
+                    if let Some(column) = column.filter(|c| !mirror.unique_keys.contains(c)) {
+                        mirror.unique_keys.push(column);
+                    }
+                }
+            }
+        }
     }
 
     /// The mirror that holds an object of a server, by name or type id.
@@ -255,6 +278,7 @@ fn mirror(row: MirrorRow, paused: bool) -> Mirror {
         created_at: row.created_at,
         unique_field: row.unique_field,
         source_field: row.source_field,
+        unique_keys: Vec::new(),
         group: 0,
         side: 0,
     }

@@ -181,3 +181,113 @@ async fn a_new_record_that_is_only_alike_is_asked_about_and_not_made() {
         "none is made meanwhile"
     );
 }
+
+/// HubSpot's two columns and Salesforce's one text of a person's address.
+fn address(pair: &Pair, who: &Person) -> [String; 3] {
+    let hubspot = |field: &str| {
+        let value = pair
+            .emulator
+            .field("hubspot", "contacts", &who.hubspot, field);
+        value.unwrap_or_default()
+    };
+    let street = pair
+        .emulator
+        .field("salesforce", "Contact", &who.salesforce, "MailingStreet");
+    [
+        hubspot("address"),
+        hubspot("fax"),
+        street.unwrap_or_default(),
+    ]
+}
+
+async fn becomes(pair: &Pair, who: &Person, expected: [&str; 3]) {
+    let what = format!("the address is {expected:?}");
+    let arrived = async || (address(pair, who) == expected).then_some(());
+    pair.cluster.wait_until(&what, PATIENCE, arrived).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_in_two_columns_is_one_with_a_street_of_lines_whichever_part_changes() {
+    let lines = "UPDATE crm.field_map SET left_more = '{fax}', structure = 'lines' WHERE left_field = 'address'";
+    let (pair, people) = mapped(lines).await;
+    let who = &people[0];
+    let street = json!({"MailingStreet": "1 High St\nFlat 2"});
+    pair.emulator
+        .edit("salesforce", "Contact", &who.salesforce, street);
+    becomes(&pair, who, ["1 High St", "Flat 2", "1 High St\nFlat 2"]).await;
+    // One part in HubSpot, the other by SQL, then the whole by SQL.
+    let part = json!({"fax": "Flat 3"});
+    pair.emulator
+        .edit("hubspot", "contacts", &who.hubspot, part);
+    becomes(&pair, who, ["1 High St", "Flat 3", "1 High St\nFlat 3"]).await;
+    pair.sql(who, "address", "2 High St").await;
+    becomes(&pair, who, ["2 High St", "Flat 3", "2 High St\nFlat 3"]).await;
+    let whole = format!(
+        "UPDATE salesforce.contact SET mailingstreet = E'3 Low Rd\\nRear\\nTop' WHERE id = '{}'",
+        who.salesforce
+    );
+    pair.db.exec(&whole).await;
+    becomes(&pair, who, ["3 Low Rd", "Rear, Top", "3 Low Rd\nRear\nTop"]).await;
+    pair.quiet().await;
+    // What HubSpot cannot hold as three lines stays three lines where it was written.
+    becomes(&pair, who, ["3 Low Rd", "Rear, Top", "3 Low Rd\nRear\nTop"]).await;
+    let none = json!({"fax": ""});
+    pair.emulator
+        .edit("hubspot", "contacts", &who.hubspot, none);
+    becomes(&pair, who, ["3 Low Rd", "", "3 Low Rd"]).await;
+    let blank = json!({"MailingStreet": null});
+    pair.emulator
+        .edit("salesforce", "Contact", &who.salesforce, blank);
+    becomes(&pair, who, ["", "", ""]).await;
+}
+
+/// Half of one edit and half of another would be an address where nobody lives.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_parts_of_an_address_that_change_on_both_sides_at_once_end_as_one_whole_address() {
+    let lines = "UPDATE crm.field_map SET left_more = '{fax}', structure = 'lines' WHERE left_field = 'address'";
+    let (pair, people) = mapped(lines).await;
+    let people = &people[..4];
+    for who in people {
+        let street = json!({"MailingStreet": "1 High St\nFlat 2"});
+        pair.emulator
+            .edit("salesforce", "Contact", &who.salesforce, street);
+    }
+    for who in people {
+        becomes(&pair, who, ["1 High St", "Flat 2", "1 High St\nFlat 2"]).await;
+    }
+    pair.quiet().await;
+    pair.hubspot_takes_nothing();
+    for who in people {
+        let street = json!({"MailingStreet": "5 New Rd\nFlat 2"});
+        pair.emulator
+            .edit("salesforce", "Contact", &who.salesforce, street);
+    }
+    let queued = "SELECT count(*) >= 4 FROM crm.write WHERE vals ->> 'address' = '5 New Rd'";
+    pair.db
+        .wait_true("the streets are on their way", PATIENCE, queued)
+        .await;
+    for who in people {
+        let part = json!({"fax": "Annex"});
+        pair.emulator
+            .edit("hubspot", "contacts", &who.hubspot, part);
+    }
+    let decided = "SELECT count(DISTINCT entity) = 4 FROM crm.conflict WHERE field = 'address' AND both_changed";
+    pair.db
+        .wait_true("each is one conflict", PATIENCE, decided)
+        .await;
+    pair.emulator.clear_faults();
+    for who in people {
+        let whole = [
+            ["5 New Rd", "Flat 2", "5 New Rd\nFlat 2"],
+            ["1 High St", "Annex", "1 High St\nAnnex"],
+        ];
+        let met = async || {
+            let now = address(&pair, who);
+            whole.iter().any(|w| now == *w).then_some(())
+        };
+        pair.cluster
+            .wait_until("one whole address stands", PATIENCE, met)
+            .await;
+    }
+    pair.quiet().await;
+}

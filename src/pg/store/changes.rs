@@ -164,6 +164,7 @@ pub(crate) fn forget_transactions() -> Result<usize> {
     let sql = format!(
         "DELETE FROM crm.change_tx t WHERE t.at < now() - interval '1 hour' \
          AND NOT EXISTS (SELECT 1 FROM {BOTH} c WHERE c.tx = t.tx) \
+         AND NOT EXISTS (SELECT 1 FROM crm.scope_sweep s WHERE s.tx = t.tx) \
          AND NOT EXISTS (SELECT 1 FROM crm.write w WHERE w.state = 'held' AND t.tx = ANY (w.txs))"
     );
     spi::write(&sql, &[])

@@ -105,6 +105,8 @@ pub(crate) struct FieldMapRow {
     pub(crate) match_threshold: Option<f32>,
     /// From which similarity on the only candidate is taken unasked.
     pub(crate) match_accept: Option<f32>,
+    /// The value exists once on each side.
+    pub(crate) unique_key: bool,
 }
 
 impl FieldMapRow {

@@ -286,6 +286,35 @@ pub(crate) fn entities_of(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<XrefRow>
     )
 }
 
+/// Records that went on as others, of these entities: entity, mirror, and the
+/// record that they became.
+pub(crate) fn became(entities: Vec<i64>) -> Result<Vec<(i64, i32, String)>> {
+    spi::write_rows(
+        "SELECT x.entity, x.mirror, x.merged_into FROM crm.xref x WHERE x.entity = ANY($1) AND x.merged_into IS NOT NULL",
+        &[entities.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+                row.get(3)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// Rows whose record in the other mirror was converted into one of another
+/// object, which they are one with now.
+pub(crate) fn converted(mirror: i32, other: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    spi::write_rows(
+        "SELECT DISTINCT a.row_id FROM crm.xref a JOIN crm.xref l ON l.entity = a.entity AND l.mirror = $2 AND l.merged_into IS NOT NULL \
+         JOIN crm.xref c ON c.entity = a.entity AND c.mirror <> l.mirror AND c.merged_into IS NULL \
+         JOIN crm.mirror m ON m.id = l.mirror JOIN crm.mirror n ON n.id = c.mirror AND n.server = m.server \
+         WHERE a.mirror = $1 AND a.row_id = ANY($3) AND a.merged_into IS NULL",
+        &[mirror.into(), other.into(), row_ids.into()],
+        |row| Ok(row.get(1)?.unwrap_or_default()),
+    )
+}
+
 /// Makes an entity of each group of rows, or adds them to the one that a row of
 /// the group belongs to already; `keys` tell the groups apart.
 pub(crate) fn link_rows(

@@ -36,6 +36,8 @@ pub(crate) struct Likeness {
     pub(crate) threshold: Option<f32>,
     /// The key is a web domain.
     pub(crate) domain: bool,
+    /// The key exists once: a pair tied long ago has it still.
+    pub(crate) unique: bool,
 }
 
 /// A row of theirs that matches one of ours.
@@ -52,8 +54,8 @@ pub(crate) struct Hit {
 const CANDIDATES: i64 = 20;
 
 /// Rows of `theirs`, within `scope`, whose key matches that of our rows in
-/// normal form. Pairs tied long ago are no candidates: keys such as a deal's
-/// name return in new things. Within the hour it may be one thing typed in on
+/// normal form. Pairs tied long ago are no candidates, unless the key exists
+/// once: keys such as a deal's name return in new things. Within the hour it may be one thing typed in on
 /// both sides.
 pub(crate) fn candidates(
     ours: Key<'_>,
@@ -100,7 +102,22 @@ pub(crate) fn candidates(
     let pairs = as_owner(theirs.table, || {
         spi::write_rows(&sql, &[rows.into(), keys.into()], pair)
     })?;
-    untied(pairs, ours.mirror, theirs.mirror)
+    untied(pairs, (ours.mirror, theirs.mirror), likeness.unique)
+}
+
+/// Of these rows, those that share a key with one before them.
+pub(crate) fn doubles(key: Key<'_>, domain: bool, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    let form = normal_form(&format!("a.{}", key.column), domain)?;
+    let sql = format!(
+        "SELECT d._id FROM (SELECT a._id, row_number() OVER (PARTITION BY {form} ORDER BY a._id) AS n \
+         FROM {} a WHERE a._id = ANY($1) AND {form} IS NOT NULL) d WHERE d.n > 1",
+        key.table.name,
+    );
+    as_owner(key.table, || {
+        spi::write_rows(&sql, &[row_ids.into()], |row| {
+            Ok(row.get::<i64>(1)?.unwrap_or_default())
+        })
+    })
 }
 
 /// SQL text of a comparison with `v.key`.
@@ -132,7 +149,7 @@ fn comparison(column: &str, threshold: Option<f32>) -> Result<Option<Comparison>
     }))
 }
 
-fn untied(pairs: Vec<(i64, i64, f32)>, ours: i32, theirs: i32) -> Result<Vec<Hit>> {
+fn untied(pairs: Vec<(i64, i64, f32)>, (ours, theirs): (i32, i32), ever: bool) -> Result<Vec<Hit>> {
     if pairs.is_empty() {
         return Ok(Vec::new());
     }
@@ -142,8 +159,14 @@ fn untied(pairs: Vec<(i64, i64, f32)>, ours: i32, theirs: i32) -> Result<Vec<Hit
         "SELECT p.a, p.b, t.at IS NOT NULL FROM unnest($1::bigint[], $2::bigint[]) WITH ORDINALITY AS p(a, b, n) \
          LEFT JOIN LATERAL (SELECT min(greatest(x.linked_at, y.linked_at)) AS at FROM crm.xref x \
            JOIN crm.xref y ON y.entity = x.entity AND y.mirror = $4 WHERE x.mirror = $3 AND x.row_id = p.b) t ON true \
-         WHERE t.at IS NULL OR t.at >= now() - interval '1 hour' ORDER BY p.a, p.n",
-        &[left.into(), right.into(), theirs.into(), ours.into()],
+         WHERE $5 OR t.at IS NULL OR t.at >= now() - interval '1 hour' ORDER BY p.a, p.n",
+        &[
+            left.into(),
+            right.into(),
+            theirs.into(),
+            ours.into(),
+            ever.into(),
+        ],
         |row| {
             let (ours, theirs) = (
                 row.get(1)?.unwrap_or_default(),

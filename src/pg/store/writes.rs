@@ -436,6 +436,29 @@ pub(crate) fn waiting_creates(
     })
 }
 
+/// Of these creates, those whose key an earlier unfinished create of the mirror
+/// has too: its id, and that of the earlier one.
+pub(crate) fn same_key(
+    mirror: i32,
+    field: &str,
+    normal: impl Fn(&str) -> Result<String>,
+    ids: Vec<i64>,
+) -> Result<Vec<(i64, i64)>> {
+    let sql = format!(
+        "SELECT w.id, min(e.id) FROM crm.write w JOIN crm.write e ON e.mirror = w.mirror AND e.id < w.id AND {} = {} \
+         WHERE w.mirror = $1 AND w.id = ANY($3) AND e.id < (SELECT max(i) FROM unnest($3) i) AND e.kind = 'create' \
+         AND e.state IN ('queued', 'in_flight', 'unknown', 'held') GROUP BY w.id",
+        normal("(e.vals ->> $2)")?,
+        normal("(w.vals ->> $2)")?,
+    );
+    spi::write_rows(&sql, &[mirror.into(), field.into(), ids.into()], |row| {
+        Ok((
+            row.get(1)?.unwrap_or_default(),
+            row.get(2)?.unwrap_or_default(),
+        ))
+    })
+}
+
 /// Sends writes again.
 pub(crate) fn requeue(ids: Vec<i64>) -> Result<usize> {
     spi::write(
