@@ -18,7 +18,7 @@ demo: setup ## see it work: a real PostgreSQL, both CRMs emulated, under a minut
 demo-stop: ## stop what `make demo` left running and delete it
 	@scripts/demo-stop
 
-test: setup ## every test: core, emulators, third-party clients, PostgreSQL 15, smoke on 16 and 18
+test: setup ## every test: core, emulators, third-party clients, PostgreSQL 15, smoke on 16, 17 and 18
 	@scripts/test
 
 sim: ## simulate histories of edits, faults and decisions; SEED=, HISTORIES=, DURATION= (seconds): the first limit stops
