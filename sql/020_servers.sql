@@ -31,7 +31,7 @@ COMMENT ON FUNCTION crm._near_hint(text, text[], text) IS 'A hint that names nea
 CREATE FUNCTION crm._server_option_names() RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT ARRAY['credentials', 'webhook_secret', 'base_url', 'login_url', 'pubsub_endpoint', 'api_version', 'ca_file',
-                 'webhook_url', 'calls_per_window', 'calls_per_day', 'allowed_hosts']
+                 'webhook_url', 'calls_per_window', 'allowed_hosts']
 $$;
 COMMENT ON FUNCTION crm._server_option_names() IS 'The options that CREATE SERVER accepts.';
 
@@ -104,7 +104,7 @@ BEGIN
             expected := 'Expected the absolute path of a PEM file on the database host, without "..".';
             advice := 'Leave the option out to use the system''s certificates.';
         END IF;
-    WHEN opt IN ('calls_per_window', 'calls_per_day') THEN
+    WHEN opt = 'calls_per_window' THEN
         IF val !~ '^[0-9]{1,9}$' OR val::integer = 0 THEN
             problem := format('option "%s" is not a count: "%s"', opt, left(val, 50));
             expected := 'Expected a whole number from 1 to 999999999: the share of the CRM''s limit that this database may use.';
