@@ -5,6 +5,7 @@
 pub mod hubspot;
 pub mod salesforce;
 
+mod oauth;
 mod rows;
 pub(crate) mod table;
 mod text;

@@ -1,7 +1,7 @@
 //! HubSpot requests: paths by API version, pages, searches, batches.
 
-use crate::connectors::text::{encode, form, names, push_json, push_json_list};
-use crate::connectors::{Credential, Keyset, ServerConfig, table};
+use crate::connectors::text::{encode, names, push_json, push_json_list};
+use crate::connectors::{Credential, Keyset, ServerConfig, oauth, table};
 use crate::http::{HttpRequest, Method, Purpose};
 use crate::model::{FieldType, RemoteError, WriteKind};
 
@@ -71,48 +71,23 @@ pub(crate) fn token(
     config: &ServerConfig,
     credential: &Credential,
 ) -> Result<Option<HttpRequest>, RemoteError> {
-    let pairs = match credential {
-        Credential::Token { .. } => return Ok(None),
-        Credential::RefreshToken {
-            client_id,
-            client_secret,
-            refresh_token,
-        } => {
-            let mut pairs = vec![
-                ("grant_type", "refresh_token"),
-                ("client_id", client_id.as_str()),
-            ];
-            if let Some(secret) = client_secret {
-                pairs.push(("client_secret", secret.expose()));
-            }
-            pairs.push(("refresh_token", refresh_token.expose()));
-            pairs
-        }
-        Credential::ClientCredentials {
-            client_id,
-            client_secret,
-        } => vec![
-            ("grant_type", "client_credentials"),
-            ("client_id", client_id.as_str()),
-            ("client_secret", client_secret.expose()),
-        ],
-        Credential::Jwt { .. } => {
+    let pairs = match (credential, oauth::grant(credential)) {
+        (_, Some(pairs)) => pairs,
+        (Credential::Jwt { .. }, None) => {
             return Err(table::unusable(
                 "credential_kind",
                 "HubSpot has no JWT bearer flow",
                 "Use a service key or an OAuth refresh token in the credential file.",
             ));
         }
+        (_, None) => return Ok(None),
     };
     let root = [&config.login_url, &config.base_url]
         .into_iter()
         .find(|u| !u.is_empty())
         .map_or(BASE_URL, |u| u.trim_end_matches('/'));
     let target = format!("{root}{}", path(config, "/oauth/v1", "/oauth", "/token"));
-    let mut request = post(target, String::new(), Purpose::Auth);
-    request.body = form(&pairs);
-    request.headers[1].1 = "application/x-www-form-urlencoded".into();
-    Ok(Some(request))
+    Ok(Some(oauth::request(target, &pairs)))
 }
 
 pub(crate) fn probe(config: &ServerConfig) -> HttpRequest {

@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use crate::cells::Cells;
 use crate::connectors::rows::{Columns, IdSeed, Key, ValueSeed, parse};
 use crate::connectors::table::{self, Rule};
-use crate::connectors::{Keyset, LimitHint, Token};
+use crate::connectors::{Keyset, LimitHint, Token, oauth};
 use crate::http::HttpResponse;
 use crate::model::{ErrorClass, FieldType, Millis, Page, Record, RemoteError, Value};
 use crate::secret::Secret;
@@ -369,17 +369,8 @@ pub(crate) fn token(response: &HttpResponse, now: Millis) -> Result<Token, Remot
     if !(200..300).contains(&response.status) {
         return Err(classify(response));
     }
-    // The parser's message may quote the body, which holds tokens: not passed on.
-    let Ok(answer) = serde_json::from_slice::<Answer>(&response.body) else {
-        let rule = Rule::new(
-            0,
-            "",
-            ErrorClass::Stop,
-            "Check login_url; the server there is not HubSpot.",
-        );
-        let message = "the token answer has no access_token";
-        return Err(table::error(&rule, response.status, "not_json", message));
-    };
+    let advice = "Check login_url; the server there is not HubSpot.";
+    let answer: Answer = oauth::answer(response, advice)?;
     Ok(Token {
         access: Secret::new(answer.access_token),
         expires_at: answer

@@ -6,11 +6,10 @@ use ring::rand::SystemRandom;
 use ring::signature::{RSA_PKCS1_SHA256, RsaKeyPair};
 use serde::Deserialize;
 
-use crate::connectors::table::{self, Rule};
-use crate::connectors::text::{form, push_json};
-use crate::connectors::{Credential, ServerConfig, Token};
-use crate::http::{HttpRequest, HttpResponse, Method, Purpose};
-use crate::model::{ErrorClass, Millis, RemoteError};
+use crate::connectors::text::push_json;
+use crate::connectors::{Credential, ServerConfig, Token, oauth, table};
+use crate::http::{HttpRequest, HttpResponse};
+use crate::model::{Millis, RemoteError};
 use crate::secret::Secret;
 
 use super::errors::classify;
@@ -35,57 +34,27 @@ pub(crate) fn request(
     now: Millis,
 ) -> Result<Option<HttpRequest>, RemoteError> {
     let assertion;
-    let pairs = match credential {
-        Credential::Token { .. } => return Ok(None),
-        Credential::ClientCredentials {
-            client_id,
-            client_secret,
-        } => vec![
-            ("grant_type", "client_credentials"),
-            ("client_id", client_id.as_str()),
-            ("client_secret", client_secret.expose()),
-        ],
-        Credential::RefreshToken {
-            client_id,
-            client_secret,
-            refresh_token,
-        } => {
-            let mut pairs = vec![
-                ("grant_type", "refresh_token"),
-                ("client_id", client_id.as_str()),
-            ];
-            if let Some(secret) = client_secret {
-                pairs.push(("client_secret", secret.expose()));
-            }
-            pairs.push(("refresh_token", refresh_token.expose()));
-            pairs
-        }
-        Credential::Jwt {
-            client_id,
-            username,
-            audience,
-            private_key,
-        } => {
+    let pairs = match (credential, oauth::grant(credential)) {
+        (_, Some(pairs)) => pairs,
+        (
+            Credential::Jwt {
+                client_id,
+                username,
+                audience,
+                private_key,
+            },
+            None,
+        ) => {
             assertion = jwt(client_id, username, audience, private_key, now)?;
             vec![
                 ("grant_type", "urn:ietf:params:oauth:grant-type:jwt-bearer"),
                 ("assertion", assertion.as_str()),
             ]
         }
+        (_, None) => return Ok(None),
     };
-    Ok(Some(HttpRequest {
-        method: Method::Post,
-        target: format!("{}/services/oauth2/token", login_root(config)),
-        headers: vec![
-            ("accept".into(), "application/json".into()),
-            (
-                "content-type".into(),
-                "application/x-www-form-urlencoded".into(),
-            ),
-        ],
-        body: form(&pairs),
-        purpose: Purpose::Auth,
-    }))
+    let target = format!("{}/services/oauth2/token", login_root(config));
+    Ok(Some(oauth::request(target, &pairs)))
 }
 
 fn bad_key(message: &str) -> RemoteError {
@@ -176,17 +145,8 @@ pub(crate) fn token(response: &HttpResponse) -> Result<Token, RemoteError> {
     if !(200..300).contains(&response.status) {
         return Err(classify(response));
     }
-    // The parser's message may quote the body, which holds tokens: not passed on.
-    let Ok(answer) = serde_json::from_slice::<Answer>(&response.body) else {
-        let rule = Rule::new(
-            0,
-            "",
-            ErrorClass::Stop,
-            "Check login_url; the server there is not Salesforce.",
-        );
-        let message = "the token answer has no access_token";
-        return Err(table::error(&rule, response.status, "not_json", message));
-    };
+    let advice = "Check login_url; the server there is not Salesforce.";
+    let answer: Answer = oauth::answer(response, advice)?;
     let tenant = answer
         .id
         .as_deref()
