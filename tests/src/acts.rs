@@ -21,6 +21,24 @@ impl Pair {
         (pair, people)
     }
 
+    /// Makes a record in a CRM as a human would; its id.
+    pub fn create(&self, crm: &str, object: &str, fields: Value) -> String {
+        let record = self.emulator.create(crm, object, fields);
+        let id = record["id"].as_str().or_else(|| record["Id"].as_str());
+        id.unwrap_or_else(|| panic!("no id in {record}")).to_owned()
+    }
+
+    /// Makes a person of this address in a CRM; the record's id.
+    pub fn create_person(&self, crm: &str, email: &str) -> String {
+        if crm == "hubspot" {
+            let fields = json!({"email": email, "firstname": "Ada", "lastname": "King"});
+            self.create(crm, "contacts", fields)
+        } else {
+            let fields = json!({"Email": email, "FirstName": "Ada", "LastName": "King"});
+            self.create(crm, "Contact", fields)
+        }
+    }
+
     /// Changes one field of a person in one CRM as a human would; `field` is HubSpot's name.
     pub fn edit(&self, crm: &str, who: &Person, field: &str, value: &str) {
         if crm == "hubspot" {

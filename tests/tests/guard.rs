@@ -194,6 +194,11 @@ async fn a_loop_of_single_rows_is_held_once_it_goes_over_the_window() {
     pair.sql(&people[1], "jobtitle", "Not a loop").await;
     pair.reaches_both(&people[1], "jobtitle", "Not a loop")
         .await;
+    // What is approved is what is held by now.
+    let drained = "SELECT NOT EXISTS (SELECT FROM crm.change_0 UNION ALL SELECT FROM crm.change_1)";
+    pair.db
+        .wait_true("the whole loop is drained", PATIENCE, drained)
+        .await;
     pair.db.exec("SELECT crm.approve(tx) FROM crm.held").await;
     pair.reaches_both(who, "jobtitle", "Loop 59").await;
     pair.agree().await;

@@ -2,19 +2,13 @@
 //! sides before the link went live. What one side alone knows reaches the other; of two values one stands, everywhere.
 
 use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions, Person};
-use serde_json::{Value, json};
+use serde_json::json;
 
 fn options() -> PairOptions {
     PairOptions {
         emulator: EmulatorOptions::default().contacts(20),
         ..PairOptions::default()
     }
-}
-
-fn make(pair: &Pair, crm: &str, object: &str, fields: Value) -> String {
-    let record = pair.emulator.create(crm, object, fields);
-    let id = record["id"].as_str().or_else(|| record["Id"].as_str());
-    id.unwrap_or_else(|| panic!("no id in {record}")).to_owned()
 }
 
 /// Waits until both records hold these values; fields by HubSpot's name.
@@ -36,8 +30,7 @@ async fn a_person_made_on_the_other_side_while_our_create_waits_becomes_the_same
         {"crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data", "remaining": 20, "action": busy},
     ]}));
     let email = "met@example.com";
-    let hubspot = make(
-        &pair,
+    let hubspot = pair.create(
         "hubspot",
         "contacts",
         json!({"email": email, "lastname": "King", "jobtitle": "Poet"}),
@@ -49,8 +42,7 @@ async fn a_person_made_on_the_other_side_while_our_create_waits_becomes_the_same
             "SELECT count(*) = 1 FROM crm.write WHERE kind = 'create' AND state = 'queued' AND attempts > 0",
         )
         .await;
-    let salesforce = make(
-        &pair,
+    let salesforce = pair.create(
         "salesforce",
         "Contact",
         json!({"Email": email, "LastName": "King", "Phone": "+44 1"}),
@@ -103,8 +95,7 @@ async fn a_new_record_and_the_one_that_it_matches_tell_each_other_what_they_know
         // The edit made a counterpart already: nothing is left to match.
         return;
     }
-    let hubspot = make(
-        &pair,
+    let hubspot = pair.create(
         "hubspot",
         "contacts",
         json!({"email": lone[1], "lastname": "King", "mobilephone": "+44 3", "jobtitle": "Poet"}),

@@ -12,24 +12,6 @@ async fn contacts(emulator: EmulatorOptions) -> Pair {
     .await
 }
 
-fn person(crm: &str, email: &str) -> Value {
-    match crm {
-        "hubspot" => json!({"email": email, "firstname": "Ada", "lastname": "King"}),
-        _ => json!({"Email": email, "FirstName": "Ada", "LastName": "King"}),
-    }
-}
-
-fn make(pair: &Pair, crm: &str, email: &str) -> String {
-    let object = if crm == "hubspot" {
-        "contacts"
-    } else {
-        "Contact"
-    };
-    let record = pair.emulator.create(crm, object, person(crm, email));
-    let id = record["id"].as_str().or_else(|| record["Id"].as_str());
-    id.unwrap_or_else(|| panic!("no id in {record}")).to_owned()
-}
-
 /// Live records of one address in a CRM itself.
 fn in_crm(pair: &Pair, crm: &str, email: &str) -> usize {
     let (object, field) = match crm {
@@ -98,8 +80,8 @@ async fn one_pair(pair: &Pair, email: &str) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_person_appears_on_the_other_side_exactly_once() {
     let pair = contacts(EmulatorOptions::default()).await;
-    make(&pair, "hubspot", "left@example.com");
-    make(&pair, "salesforce", "right@example.com");
+    pair.create_person("hubspot", "left@example.com");
+    pair.create_person("salesforce", "right@example.com");
     one_pair(&pair, "left@example.com").await;
     one_pair(&pair, "right@example.com").await;
     pair.db
@@ -126,16 +108,11 @@ async fn one_person_typed_in_on_both_sides_at_once_is_not_multiplied() {
             "hubspot"
         };
         let email = format!("both{n}@example.com");
-        make(&pair, first, &email);
+        pair.create_person(first, &email);
         tokio::time::sleep(std::time::Duration::from_millis(40 * (n as u64 / 2))).await;
         // HubSpot itself refuses a second record of one address.
-        let object = if second == "hubspot" {
-            "contacts"
-        } else {
-            "Contact"
-        };
         if second == "salesforce" || in_crm(&pair, "hubspot", &email) == 0 {
-            pair.emulator.create(second, object, person(second, &email));
+            pair.create_person(second, &email);
         }
     }
     quiet(&pair).await;
@@ -172,8 +149,8 @@ fn lost_answers(pair: &Pair) {
 async fn a_create_whose_answer_is_lost_is_not_made_twice() {
     let pair = contacts(EmulatorOptions::default()).await;
     lost_answers(&pair);
-    make(&pair, "hubspot", "left@example.com");
-    make(&pair, "salesforce", "right@example.com");
+    pair.create_person("hubspot", "left@example.com");
+    pair.create_person("salesforce", "right@example.com");
     one_pair(&pair, "left@example.com").await;
     one_pair(&pair, "right@example.com").await;
 }
@@ -186,11 +163,11 @@ async fn an_account_without_our_property_is_searched_before_anything_is_resent()
             .arg("--salesforce-external-id", "off"),
     )
     .await;
-    make(&pair, "hubspot", "plain@example.com");
+    pair.create_person("hubspot", "plain@example.com");
     one_pair(&pair, "plain@example.com").await;
     lost_answers(&pair);
-    make(&pair, "hubspot", "left@example.com");
-    make(&pair, "salesforce", "right@example.com");
+    pair.create_person("hubspot", "left@example.com");
+    pair.create_person("salesforce", "right@example.com");
     one_pair(&pair, "left@example.com").await;
     one_pair(&pair, "right@example.com").await;
 }
@@ -204,10 +181,10 @@ async fn an_ambiguous_match_is_asked_and_nothing_is_written_until_it_is_answered
     })
     .await;
     let email = "twin@example.com";
-    let left = make(&pair, "hubspot", email);
+    let left = pair.create_person("hubspot", email);
     let twins = [
-        make(&pair, "salesforce", email),
-        make(&pair, "salesforce", email),
+        pair.create_person("salesforce", email),
+        pair.create_person("salesforce", email),
     ];
     pair.import("hubspot", &["contacts"]).await;
     pair.import("salesforce", &["Contact"]).await;

@@ -1,25 +1,7 @@
 //! Questions to a steward about whole records: which of them are one, and what became of a create.
 
 use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
-use serde_json::{Value, json};
-
-fn person(crm: &str, email: &str) -> Value {
-    match crm {
-        "hubspot" => json!({"email": email, "firstname": "Ada", "lastname": "King"}),
-        _ => json!({"Email": email, "FirstName": "Ada", "LastName": "King"}),
-    }
-}
-
-fn make(pair: &Pair, crm: &str, email: &str) -> String {
-    let object = if crm == "hubspot" {
-        "contacts"
-    } else {
-        "Contact"
-    };
-    let record = pair.emulator.create(crm, object, person(crm, email));
-    let id = record["id"].as_str().or_else(|| record["Id"].as_str());
-    id.unwrap_or_else(|| panic!("no id in {record}")).to_owned()
-}
+use serde_json::json;
 
 /// Twins in Salesforce for each of these addresses in HubSpot, linked and live: the HubSpot ids and the twins'.
 async fn twins(emails: &[&str]) -> (Pair, Vec<(String, [String; 2])>) {
@@ -32,10 +14,10 @@ async fn twins(emails: &[&str]) -> (Pair, Vec<(String, [String; 2])>) {
         .iter()
         .map(|email| {
             let twins = [
-                make(&pair, "salesforce", email),
-                make(&pair, "salesforce", email),
+                pair.create_person("salesforce", email),
+                pair.create_person("salesforce", email),
             ];
-            (make(&pair, "hubspot", email), twins)
+            (pair.create_person("hubspot", email), twins)
         })
         .collect();
     pair.import("hubspot", &["contacts"]).await;
