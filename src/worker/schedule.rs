@@ -328,8 +328,16 @@ impl Engine {
 
     /// Claims and sends what is ready; the time when more will be.
     fn deliver(&mut self, now: Millis) -> Step<Millis> {
-        while let Some(batch) = self.halves.pop_front() {
-            if !self.push(batch.clone()) {
+        // Batches of a server that was paused meanwhile hold nobody up.
+        let mut resting = 0;
+        while resting < self.halves.len()
+            && let Some(batch) = self.halves.pop_front()
+        {
+            let mirror = self.world.mirrors.get(&batch.mirror);
+            if mirror.is_some_and(|m| self.server(&m.server).is_none()) {
+                self.halves.push_back(batch);
+                resting += 1;
+            } else if !self.push(batch.clone()) {
                 self.halves.push_front(batch);
                 return Ok(now + 100);
             }
