@@ -161,8 +161,7 @@ struct Found {
 fn sort(field: &str, column: usize, rows: Vec<WriteRow>, records: Vec<Record>) -> Found {
     let mut by_key: HashMap<String, Vec<Record>> = HashMap::new();
     for record in records.into_iter().filter(|r| !r.deleted) {
-        let value = record.values.get(column).and_then(Option::as_deref);
-        if let Some(key) = value.and_then(normal) {
+        if let Some(key) = record.values.get(column).and_then(normal) {
             let same = by_key.entry(key).or_default();
             if same.iter().all(|r| r.id != record.id) {
                 same.push(record);
