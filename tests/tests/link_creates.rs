@@ -2,7 +2,7 @@
 //! property of ours that makes creates repeatable; and what nobody can decide is asked, not guessed.
 
 use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
-use serde_json::{Value, json};
+use serde_json::json;
 
 async fn contacts(emulator: EmulatorOptions) -> Pair {
     Pair::contacts(PairOptions {
