@@ -310,9 +310,9 @@ COMMENT ON COLUMN crm.event.mirror IS 'The mirror whose record changed; null for
 COMMENT ON COLUMN crm.event.stream IS 'The row of crm.stream that brought it; null for SQL, reads and results.';
 COMMENT ON COLUMN crm.event.policy_version IS 'Version of the policy that decided, see crm.policy_history.';
 COMMENT ON COLUMN crm.event.identity IS 'Stands for the source''s own event: equal for two deliveries of one change, see crm.event_seen; null where the source names none.';
-COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), resolved (a steward''s answer), policy (a change of policy), tombstone (a row made only to remember that its record is deleted).';
+COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), resolved (a steward''s answer), discard (values that were given up: the row keeps them, see decision), policy (a change of policy), tombstone (a row made only to remember that its record is deleted).';
 COMMENT ON COLUMN crm.event.origin IS 'Who wrote the value: a server''s name, local for SQL, or a named application; for a result, who caused our write.';
-COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, replay, sql, link (it followed from a linked record), review (a steward''s answer), or result (the CRM''s answer to a write of ours).';
+COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, replay, sql, link (it followed from a linked record), review (a steward''s answer), reject (crm.reject put old values back; actor, application and reason are those of who rejected), or result (the CRM''s answer to a write of ours).';
 COMMENT ON COLUMN crm.event.actor IS 'The CRM''s user, or session_user of the SQL session; null if unknown.';
 COMMENT ON COLUMN crm.event.application IS 'What the CRM tells of the program that wrote, or application_name of the SQL session.';
 COMMENT ON COLUMN crm.event.reason IS 'pg_crm_sync.reason of the SQL session.';

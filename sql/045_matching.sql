@@ -183,9 +183,14 @@ BEGIN
         DELETE FROM crm.write w
         WHERE w.mirror IN (k.left_mirror, k.right_mirror) AND w.state IN ('queued', 'would_send', 'held') AND w.origin <> 'local'
           AND w.entity IS NOT NULL AND NOT EXISTS (SELECT FROM crm.xref x WHERE x.entity = w.entity AND x.mirror <> w.mirror)
-        RETURNING 1
+        RETURNING w.*
+    ), noted AS (
+        INSERT INTO crm.given_up (kind, mirror, row_id, record_id, entity, tx, fields, new_values, decision)
+        SELECT 'discard', d.mirror, d.row_id, d.record_id, d.entity, d.txs[1], f.names, f.vals, coalesce(crm._lost('unlinked', ROW(d.*)::crm.write), '[{"step": "unlinked"}]')
+        FROM dropped d LEFT JOIN LATERAL (SELECT array_agg(v.key ORDER BY v.key) AS names, array_agg(v.value ORDER BY v.key) AS vals FROM jsonb_each_text(d.vals) v) f ON true
     )
     SELECT count(*) INTO cancelled FROM dropped;
+    INSERT INTO crm.config_change DEFAULT VALUES;
     PERFORM crm._wake();
     RETURN format('link "%s" is gone: %s things untied, %s unsent writes cancelled; no value changed', k.name, freed, cancelled);
 END $$;

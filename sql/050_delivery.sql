@@ -1,6 +1,39 @@
 -- The way out as users steer it: approve or reject what the guard holds, wait
 -- for confirmation, retry or discard dead letters. And webhooks on the way in.
 
+-- Columns as in crm.event, which only the worker writes: it takes these rows there.
+CREATE TABLE crm.given_up (
+    id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind        text NOT NULL CHECK (kind IN ('create', 'update', 'delete', 'discard')),
+    mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    row_id      bigint,
+    record_id   text,
+    entity      bigint,
+    tx          bigint,
+    fields      text[],
+    old_values  text[],
+    new_values  text[],
+    decision    jsonb NOT NULL,
+    at          timestamptz NOT NULL DEFAULT clock_timestamp(),
+    actor       text NOT NULL DEFAULT session_user,
+    application text DEFAULT nullif(current_setting('application_name'), ''),
+    reason      text DEFAULT nullif(current_setting('pg_crm_sync.reason', true), '')
+);
+COMMENT ON TABLE crm.given_up IS 'Values that a person gave up (crm.reject, crm.dead_letter_discard, crm.unlink), on their way into the ledger: the worker moves each row to crm.event.';
+SELECT pg_catalog.pg_extension_config_dump('crm.given_up', '');
+SELECT pg_catalog.pg_extension_config_dump('crm.given_up_id_seq', '');
+
+-- What of a write is lost: per field its value, and what stands in its place where that is known.
+CREATE FUNCTION crm._lost(step text, w crm.write, restored text[] DEFAULT '{}') RETURNS jsonb
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN w.kind = 'delete' THEN jsonb_build_array(jsonb_build_object('step', step, 'winner', 'local', 'losers', jsonb_build_array(jsonb_build_object('origin', w.origin, 'deleted', true))))
+           ELSE (SELECT jsonb_agg(jsonb_strip_nulls(jsonb_build_object('field', v.key, 'step', step, 'winner', 'local', 'held', w.error))
+                        || CASE WHEN v.key = ANY (restored) THEN jsonb_build_object('value', w.old_vals -> v.key) ELSE '{}' END
+                        || jsonb_build_object('losers', jsonb_build_array(jsonb_build_object('origin', w.origin, 'value', v.value))) ORDER BY v.key)
+                 FROM jsonb_each(w.vals) v) END
+$$;
+COMMENT ON FUNCTION crm._lost(text, crm.write, text[]) IS 'The decision that names what is lost with a write that a person gave up, for the ledger.';
+
 CREATE FUNCTION crm._tx_known(tx bigint, what text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -68,6 +101,44 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._reject_sql(crm.mirror, text) IS 'The statement that undoes held updates, creates or deletes of a mirror.';
 
+CREATE FUNCTION crm._reject_finds(m crm.mirror, kind text) RETURNS text
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t    text := format('%I.%I', m.schema_name, m.table_name);
+    list text;
+BEGIN
+    SELECT string_agg(format('CASE WHEN d.v ? %2$L AND d.o ? %2$L AND t.%1$I IS NOT DISTINCT FROM %3$s THEN %2$L END', c.column_name, c.field,
+                             crm._from_text(format_type(a.atttypid, a.atttypmod), format('d.v ->> %L', c.field))), ', ')
+    INTO list
+    FROM crm.mirror_column c JOIN pg_attribute a ON a.attrelid = t::regclass AND a.attname = c.column_name AND NOT a.attisdropped
+    WHERE c.mirror = m.id AND NOT c.read_only;
+    RETURN CASE kind
+        WHEN 'update' THEN format('SELECT jsonb_object_agg(x.r, x.f) FROM (SELECT d.r, array_remove(ARRAY[%s], NULL)::text[] AS f FROM %s t JOIN jsonb_to_recordset($1) AS d (r bigint, v jsonb, o jsonb) ON t._id = d.r FOR UPDATE OF t) x WHERE x.f <> ''{}''', list, t)
+        WHEN 'create' THEN format('SELECT jsonb_object_agg(x.r, ''[]''::jsonb) FROM (SELECT d.r FROM %s t JOIN jsonb_to_recordset($1) AS d (r bigint) ON t._id = d.r WHERE t.id IS NULL FOR UPDATE OF t) x', t)
+        ELSE format('SELECT jsonb_object_agg(d.r, ''[]''::jsonb) FROM jsonb_to_recordset($1) AS d (r bigint) WHERE NOT EXISTS (SELECT FROM %s t WHERE t._id = d.r)', t)
+    END;
+END $$;
+COMMENT ON FUNCTION crm._reject_finds(crm.mirror, text) IS 'A query for the rows that _reject_sql will undo, as an object: _id, and of updates the fields that still hold what is rejected.';
+
+-- A line for the ledger per write: what the row shows from now on, and what is lost.
+CREATE FUNCTION crm._reject_note(m crm.mirror, what text, reject_tx bigint, found jsonb, data jsonb) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO crm.given_up (kind, mirror, row_id, record_id, entity, tx, fields, old_values, new_values, decision)
+    SELECT CASE WHEN NOT found ? w.row_id::text THEN 'discard' WHEN what = 'create' THEN 'delete' WHEN what = 'delete' THEN 'create' ELSE 'update' END,
+           w.mirror, w.row_id, w.record_id, w.entity, reject_tx, f.fields, CASE WHEN what <> 'delete' THEN f.olds END, CASE WHEN what <> 'create' THEN f.news END,
+           crm._lost('rejected', w, ARRAY(SELECT jsonb_array_elements_text(found -> w.row_id::text)))
+    FROM crm.write w
+    LEFT JOIN LATERAL (
+        SELECT array_agg(k.f ORDER BY k.f) AS fields, array_agg(w.vals ->> k.f ORDER BY k.f) AS olds,
+               array_agg(CASE WHEN what = 'delete' THEN d.o ->> k.f ELSE w.old_vals ->> k.f END ORDER BY k.f) AS news
+        FROM jsonb_to_recordset(data) AS d (r bigint, o jsonb),
+             LATERAL (SELECT jsonb_array_elements_text(found -> w.row_id::text) AS f WHERE what = 'update'
+                      UNION ALL SELECT jsonb_object_keys(w.vals) WHERE what = 'create' UNION ALL SELECT jsonb_object_keys(d.o) WHERE what = 'delete') k
+        WHERE d.r = w.row_id AND found ? w.row_id::text) f ON true
+    WHERE w.mirror = m.id AND w.kind = what AND w.state = 'held' AND reject_tx = ANY (w.txs) AND w.error_code IS DISTINCT FROM 'unknown_create'
+$$;
+COMMENT ON FUNCTION crm._reject_note(crm.mirror, text, bigint, jsonb, jsonb) IS 'Notes for the ledger what crm.reject undoes and which values are lost.';
+
 CREATE FUNCTION crm._drained(tx bigint) RETURNS boolean
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT NOT EXISTS (SELECT FROM crm.change_0 c WHERE c.tx = $1) AND NOT EXISTS (SELECT FROM crm.change_1 c WHERE c.tx = $1)
@@ -96,6 +167,7 @@ DECLARE
     m        crm.mirror;
     restored bigint := 0;
     asked    bigint := 0;
+    found    jsonb;
 BEGIN
     PERFORM crm._tx_known(tx, 'reject');
     WHILE NOT crm._drained(tx) LOOP
@@ -119,6 +191,8 @@ BEGIN
     LOOP
         SELECT * INTO m FROM crm.mirror x WHERE x.id = part.mirror;
         asked := asked + part.n;
+        found := crm._as_engine_found(format('%I.%I', m.schema_name, m.table_name)::regclass, crm._reject_finds(m, part.kind), part.data);
+        PERFORM crm._reject_note(m, part.kind, tx, coalesce(found, '{}'), part.data);
         restored := restored + crm._as_engine(format('%I.%I', m.schema_name, m.table_name)::regclass, crm._reject_sql(m, part.kind), part.data);
     END LOOP;
     -- A deleted row lost its partner at once; back again, it finds it by the keys of the link.
@@ -131,6 +205,10 @@ BEGIN
         RETURNING w.mirror, w.row_id, w.kind, w.entity
     ), edits AS (
         DELETE FROM crm.write w USING gone g WHERE g.kind = 'create' AND w.mirror = g.mirror AND w.row_id = g.row_id AND w.state NOT IN ('in_flight', 'unknown', 'held')
+        RETURNING w.*
+    ), noted AS (
+        INSERT INTO crm.given_up (kind, mirror, row_id, entity, tx, decision)
+        SELECT 'discard', e.mirror, e.row_id, e.entity, reject.tx, crm._lost('rejected', ROW(e.*)::crm.write) FROM edits e WHERE e.vals <> '{}'
     ), ties AS (
         DELETE FROM crm.xref x USING gone g WHERE g.kind = 'create' AND x.mirror = g.mirror AND x.row_id = g.row_id
     )
@@ -145,7 +223,7 @@ BEGIN
     PERFORM crm._wake();
     RETURN format('%s writes of transaction %s are dropped, %s rows looked at for their old values; what was changed again since stays', asked, tx, restored);
 END $$;
-COMMENT ON FUNCTION crm.reject(bigint) IS 'Drops what the guard holds of a transaction and puts the old values back where nothing changed since; deleted rows come back, inserted ones go.';
+COMMENT ON FUNCTION crm.reject(bigint) IS 'Drops what the guard holds of a transaction and puts the old values back where nothing changed since; deleted rows come back, inserted ones go. Who rejected it, why (pg_crm_sync.reason) and what was lost stand in crm.event.';
 
 CREATE FUNCTION crm.resolve_create(write bigint, outcome text, record_id text DEFAULT NULL) RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
@@ -308,14 +386,39 @@ DECLARE
     n      bigint;
 BEGIN
     IF direction = 'out' THEN
-        DELETE FROM crm.write w WHERE w.id = ANY (chosen) AND w.state = 'dead';
+        WITH gone AS (
+            DELETE FROM crm.write w WHERE w.id = ANY (chosen) AND w.state = 'dead' RETURNING w.*
+        ), noted AS (
+            INSERT INTO crm.given_up (kind, mirror, row_id, record_id, entity, tx, fields, new_values, decision)
+            SELECT 'discard', g.mirror, g.row_id, g.record_id, g.entity, g.txs[1], f.names, f.vals, coalesce(crm._lost('discarded', ROW(g.*)::crm.write), '[{"step": "discarded"}]')
+            FROM gone g LEFT JOIN LATERAL (SELECT array_agg(v.key ORDER BY v.key) AS names, array_agg(v.value ORDER BY v.key) AS vals FROM jsonb_each_text(g.vals) v) f ON true
+        )
+        SELECT count(*) INTO n FROM gone;
     ELSE
-        DELETE FROM crm.poison p WHERE p.id = ANY (chosen);
+        WITH gone AS (
+            DELETE FROM crm.poison p WHERE p.id = ANY (chosen) RETURNING p.*
+        ), noted AS (
+            INSERT INTO crm.given_up (kind, mirror, row_id, record_id, fields, new_values, decision)
+            SELECT 'discard', m.id, CASE WHEN g.source = 'sql' AND g.record_id ~ '^\d{1,18}$' THEN g.record_id::bigint END, CASE WHEN g.source <> 'sql' THEN g.record_id END, f.names, f.vals,
+                   coalesce(f.lost, '[]') || jsonb_build_array(jsonb_build_object('step', 'discarded', 'winner', 'local', 'held', g.error, 'event', g.change - 'fields'))
+            FROM gone g
+            -- An event of an unknown object is noted with a mirror of its server.
+            CROSS JOIN LATERAL (SELECT x.id, x.server FROM crm.mirror x WHERE x.id = g.mirror OR (g.mirror IS NULL AND x.server = g.server) ORDER BY x.id LIMIT 1) m
+            LEFT JOIN LATERAL (
+                SELECT array_agg(e.v ->> 0 ORDER BY e.n) AS names, array_agg(e.v ->> 1 ORDER BY e.n) AS vals,
+                       jsonb_agg(jsonb_build_object('field', e.v -> 0, 'step', 'discarded', 'winner', 'local',
+                                 'losers', jsonb_build_array(jsonb_build_object('origin', CASE g.source WHEN 'sql' THEN 'local' ELSE m.server END, 'value', e.v -> 1))) ORDER BY e.n) AS lost
+                FROM jsonb_array_elements(CASE WHEN jsonb_typeof(g.change -> 'fields') = 'array' THEN g.change -> 'fields' ELSE '[]' END) WITH ORDINALITY AS e (v, n)
+                WHERE jsonb_typeof(e.v) = 'array') f ON true
+        )
+        SELECT count(*) INTO n FROM gone;
     END IF;
-    GET DIAGNOSTICS n = ROW_COUNT;
+    -- Makes the worker take what is noted.
+    INSERT INTO crm.config_change DEFAULT VALUES;
+    PERFORM crm._wake();
     RETURN n;
 END $$;
-COMMENT ON FUNCTION crm.dead_letter_discard(bigint[], text) IS 'Gives dead letters up, all of a direction (out, in) or those named; returns how many. The row keeps its value, the CRM its own.';
+COMMENT ON FUNCTION crm.dead_letter_discard(bigint[], text) IS 'Gives dead letters up, all of a direction (out, in) or those named; returns how many. The row keeps its value, the CRM its own; what was given up, by whom and why stands in crm.event.';
 
 CREATE FUNCTION crm.webhook(server text, method text, uri text, headers jsonb, body bytea) RETURNS integer
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -329,6 +329,7 @@ BEGIN
         OR r.kind = 'match' AND EXISTS (SELECT FROM crm.link k, unnest(row_ids) AS i WHERE k.name = r.link
                AND (k.left_mirror = _erase.mirror AND r.candidates -> 'left' @> to_jsonb(i) OR k.right_mirror = _erase.mirror AND r.candidates -> 'right' @> to_jsonb(i))));
     DELETE FROM crm.deferred d WHERE d.mirror = _erase.mirror AND d.record_id = ANY (ids);
+    DELETE FROM crm.given_up g WHERE g.mirror = _erase.mirror AND (g.row_id = ANY (row_ids) OR g.record_id = ANY (ids)) OR g.entity = ANY (entities);
     DELETE FROM crm.poison p WHERE p.mirror = _erase.mirror AND (p.record_id = ANY (ids) OR p.source = 'sql' AND p.record_id = ANY (row_ids::text[]));
 END $$;
 COMMENT ON FUNCTION crm._erase(integer, bigint[], text[]) IS 'Forgets the values that the engine''s tables hold of rows and records, and of what they are one with.';

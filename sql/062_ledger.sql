@@ -254,10 +254,10 @@ BEGIN
         CROSS JOIN LATERAL crm._decided(e.decision, u.name) AS d (d)
         WHERE w.own IS NOT NULL OR (u.name IS NULL AND f IS NULL)
     ), marked AS (
-        SELECT l.*, l.own IS NOT NULL AND l.seq = max(l.seq) FILTER (WHERE l.outcome IN ('applied', 'normal_form') AND l.kind IN ('create', 'update')) OVER (PARTITION BY l.own) AS stands
+        SELECT l.*, l.own IS NOT NULL AND l.seq = max(l.seq) FILTER (WHERE l.outcome IN ('applied', 'normal_form', 'rejected') AND l.kind IN ('create', 'update')) OVER (PARTITION BY l.own) AS stands
         FROM line l
     )
-    SELECT k.seq, CASE k.source WHEN 'sql' THEN k.occurred_at ELSE k.received_at END, crm._table_of(k.mirror), k.record_id, k.name, k.old, k.new, coalesce(k.stands, false), k.outcome,
+    SELECT k.seq, CASE WHEN k.source IN ('sql', 'reject') THEN k.occurred_at ELSE k.received_at END, crm._table_of(k.mirror), k.record_id, k.name, k.old, k.new, coalesce(k.stands, false), k.outcome,
            k.origin, k.actor, k.application, k.reason, k.source, (k.d ->> 'rule')::bigint, k.d ->> 'strategy', k.policy_version, k.d -> 'losers'
     FROM marked k ORDER BY k.seq, k.name;
     IF NOT FOUND AND f IS NOT NULL THEN
@@ -291,10 +291,10 @@ BEGIN
     WHERE e.mirror = _undo.mirror AND e.row_id = _undo.row_id AND e.entity IS NOT NULL
       AND NOT EXISTS (SELECT FROM crm.xref x WHERE x.mirror = e.mirror AND x.row_id = e.row_id AND x.entity = e.entity);
     RETURN QUERY
-    SELECT e.seq, CASE e.source WHEN 'sql' THEN e.occurred_at ELSE e.received_at END, e.kind, e.source, true, e.fields, e.old_values, e.unknown, NULL::jsonb
+    SELECT e.seq, CASE WHEN e.source IN ('sql', 'reject') THEN e.occurred_at ELSE e.received_at END, e.kind, e.source, true, e.fields, e.old_values, e.unknown, NULL::jsonb
     FROM crm.event e
-    WHERE e.mirror = _undo.mirror AND e.row_id = _undo.row_id AND NOT (e.source = 'result' AND e.kind = 'update')
-      AND CASE e.source WHEN 'sql' THEN e.occurred_at ELSE e.received_at END > _undo.at
+    WHERE e.mirror = _undo.mirror AND e.row_id = _undo.row_id AND NOT (e.source = 'result' AND e.kind = 'update') AND e.kind <> 'discard'
+      AND CASE WHEN e.source IN ('sql', 'reject') THEN e.occurred_at ELSE e.received_at END > _undo.at
     UNION ALL
     SELECT e.seq, e.received_at, e.kind, e.source, false, NULL, NULL, NULL, e.carried -> _undo.mirror::text
     FROM crm._record_rows(_undo.mirror, _undo.row_id) x JOIN crm.event e ON e.mirror = x.at_mirror AND e.row_id = x.at_row
@@ -379,7 +379,7 @@ BEGIN
             WHEN e.kind = 'create' AND e.source = 'result' THEN extra := extra || '{"id": null}';
             WHEN e.kind IN ('create', 'tombstone') THEN exists_ := false;
             WHEN e.kind = 'restore' THEN unknown := unknown || '_deleted_at'::text;
-            WHEN e.kind IN ('delete', 'privacy_delete') AND e.source <> 'sql' THEN
+            WHEN e.kind IN ('delete', 'privacy_delete') AND e.source NOT IN ('sql', 'reject') THEN
                 extra := extra || '{"_deleted_at": null}';
                 unknown := array_remove(unknown, '_deleted_at');
             ELSE

@@ -15,6 +15,7 @@ COMMENT ON FUNCTION crm._what_if(jsonb, timestamptz, integer) IS 'Replays the le
 COMMENT ON FUNCTION crm._explain_policy(jsonb, integer) IS 'What is open and would be decided otherwise under a draft of the policy.';
 COMMENT ON FUNCTION crm._why_values(integer, bigint) IS 'Part of crm.why: fields that the row''s counterparts show differently, and what keeps it so.';
 COMMENT ON FUNCTION crm._as_engine(oid, text, jsonb) IS 'Runs a statement on a mirror as the engine does, uncaptured and with its owner''s rights; only through crm.reject().';
+COMMENT ON FUNCTION crm._as_engine_found(oid, text, jsonb) IS 'The JSON that a query on a mirror answers, with its owner''s rights; only through crm.reject().';
 COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker at once, outside the transaction; returns the ticket of its answer.';
 COMMENT ON FUNCTION crm._wake() IS 'Wakes the worker when this transaction commits.';
 
@@ -72,7 +73,7 @@ DECLARE
 BEGIN
     FOR f IN SELECT p.oid::regprocedure AS signature, p.proname AS name, p.prosecdef AS definer FROM pg_proc p WHERE p.pronamespace = 'crm'::regnamespace LOOP
         -- Helpers run with the caller's rights; these do not and trust their arguments.
-        IF f.name NOT IN ('_as_engine', '_fence_write', '_role_ensure', '_event_partition_ensure', '_event_retain', '_event_seen_forget') THEN
+        IF f.name NOT IN ('_as_engine', '_as_engine_found', '_fence_write', '_role_ensure', '_event_partition_ensure', '_event_retain', '_event_seen_forget') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
         END IF;
         IF f.name IN ('pause', 'resume', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_retry_where', 'dead_letter_discard', '_pause_set', '_ask', '_request',
@@ -98,7 +99,7 @@ END $$;
 
 GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.field_default, crm.survivor_rule, crm.conflict_policy, crm.field_lock, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
 GRANT INSERT, UPDATE, DELETE ON crm.server_state, crm.stream, crm.review_item, crm.write TO crm_admin;
-GRANT INSERT ON crm.installation, crm.config_change TO crm_admin;
+GRANT INSERT ON crm.installation, crm.config_change, crm.given_up TO crm_admin;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA crm TO crm_admin;
 GRANT UPDATE (paused) ON crm.mirror, crm.link, crm.server_state TO crm_operator;
 GRANT INSERT ON crm.server_state, crm.installation TO crm_operator;

@@ -9,6 +9,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::{ends, ledger, writes};
 use crate::worker::creates;
 use crate::worker::flush;
+use crate::worker::kept;
 use crate::worker::removals::{self, Removal};
 use crate::worker::reviews as queue;
 use crate::worker::world::{Mirror, World};
@@ -31,7 +32,9 @@ pub(crate) fn settle(world: &World, answer: &Answer, now: Millis) -> Result<usiz
             let made = answer.value.clone().filter(|_| word == "made");
             writes::answer_held_create(mirror.id, row, made, word == "discard")?;
         }
-        ("delete", "keep") => keep(world, mirror, answer)?,
+        // What a user holds comes later: the answer waits with it.
+        ("delete", "keep") if !keep(world, mirror, answer)? => return Ok(0),
+        ("delete", "keep") => {}
         ("delete", _) => stand(world, mirror, answer, now)?,
         ("merge" | "erase", "delete") => remove(world, mirror, row, now)?,
         _ => {}
@@ -67,12 +70,12 @@ fn present(mirror: &Mirror, row: i64) -> Result<bool> {
     Ok(!rows::present_rows(&mirror.table, vec![row])?.is_empty())
 }
 
-/// The removal is undone.
-fn keep(world: &World, mirror: &Mirror, answer: &Answer) -> Result<()> {
+/// The removal is undone; false if a user holds the row.
+fn keep(world: &World, mirror: &Mirror, answer: &Answer) -> Result<bool> {
     if present(mirror, answer.row_id)? {
-        removals::revive(world, mirror, answer.row_id, answer.entity)
+        kept::revive(world, mirror, answer.row_id, answer.entity)
     } else {
-        removals::reinsert(mirror, answer.row_id, answer.entity)
+        kept::reinsert(mirror, answer.row_id, answer.entity)
     }
 }
 

@@ -11,6 +11,7 @@ use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::{ends, lives};
 use crate::worker::flush;
+use crate::worker::given_up;
 use crate::worker::ingest::Inbound;
 use crate::worker::removals;
 use crate::worker::world::{Mirror, World};
@@ -186,12 +187,12 @@ fn note(
     survivor: i64,
     into: &str,
     losers: &[String],
-    dropped: &[(i64, String)],
+    dropped: &[(i64, String, String)],
     at: Millis,
 ) -> Result<()> {
     let lost: Vec<serde_json::Value> = dropped
         .iter()
-        .map(|(_, vals)| serde_json::json!({"origin": "local", "value": vals}))
+        .map(|(_, origin, vals)| serde_json::json!({"origin": origin, "value": vals}))
         .collect();
     let decision = serde_json::json!([{
         "step": "merge", "winner": mirror.server, "value": into, "merged": losers, "losers": lost,
@@ -253,12 +254,20 @@ pub(crate) fn convert(
         let Some((entity, others)) = entity_of(mirror.id, row.row_id)? else {
             continue;
         };
-        ends::drop_unsent(mirror.id, vec![row.row_id])?;
+        let dropped = ends::drop_unsent(mirror.id, vec![row.row_id])?;
         ends::note_merged(mirror.id, vec![row.row_id], &conversion.into)?;
-        flush::append(
-            world,
-            vec![converted_event(mirror, row, entity, &conversion, now)],
-        )?;
+        let mut events = vec![converted_event(mirror, row, entity, &conversion, now)];
+        let lost = dropped.iter().flat_map(|(_, o, v)| given_up::values(o, v));
+        let (record, by) = (row.record_id.clone(), ("convert", mirror.server.as_str()));
+        events.extend(given_up::line(
+            mirror,
+            row.row_id,
+            record,
+            by,
+            lost.collect(),
+            now,
+        ));
+        flush::append(world, events)?;
         let Some(target) = world
             .mirror_of(&mirror.server, conversion.object)
             .filter(|t| t.group == mirror.group)

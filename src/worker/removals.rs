@@ -1,10 +1,10 @@
 //! Records that are removed, or come back: what it means for the other sides.
 
-use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashSet, VecDeque};
 
 use crm_core::model::{Millis, Value};
 use crm_core::plan::{self, DeletePlan, DeleteRule, DeletedBy};
-use crm_core::state::{Entity, SideRecord};
+use crm_core::state::{Clock, Entity, FieldState, SideRecord};
 use crm_core::value::format_instant;
 
 use crate::pg::store::ledger::{self, EventRow, XrefRow};
@@ -16,6 +16,8 @@ use crate::pg::store::{ends, lives, streams};
 use crate::worker::cases::{self, Partners};
 use crate::worker::creates;
 use crate::worker::flush;
+use crate::worker::given_up;
+use crate::worker::kept;
 use crate::worker::record;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
@@ -91,10 +93,9 @@ pub(crate) fn removed(
             .filter(|_| !removal.confirmed);
         if let Some(reason) = crossed {
             match known.on_conflict() {
-                "delete" => {}
-                "keep" => {
+                "delete" => known.overrule(*row, &entity, removal)?,
+                "keep" if known.bring_back(*row, entity_id, removal)? => {
                     open.insert(*row);
-                    known.bring_back(*row, entity_id, removal)?;
                     continue;
                 }
                 _ => {
@@ -221,18 +222,10 @@ impl Removed<'_> {
         let mut candidates = vec![serde_json::json!({
             "origin": removal.origin, "table": table, "deleted": true, "at": format_instant(removal.at),
         })];
-        for (field, state) in &entity.fields {
-            let Some(clock) = &state.clock else { continue };
-            let sent = state
-                .sides
-                .get(self.mirror.side)
-                .and_then(|s| s.sent.last());
-            let Some(sent) = sent.filter(|_| clock.origin != removal.origin) else {
-                continue;
-            };
+        for (field, clock, value) in self.unseen(entity, removal) {
             candidates.push(serde_json::json!({
-                "origin": clock.origin, "table": table, "field": self.info.group.fields[*field].name,
-                "value": sent.value, "at": format_instant(clock.at.to),
+                "origin": clock.origin, "table": table, "field": self.info.group.fields[field].name,
+                "value": value, "at": format_instant(clock.at.to),
             }));
         }
         let link = self.info.links.first().map(|l| l.name.as_str());
@@ -252,11 +245,39 @@ impl Removed<'_> {
         Ok(())
     }
 
-    /// The record is made anew from what its row shows.
-    fn bring_back(&self, row: i64, entity: i64, removal: Removal<'_>) -> Result<()> {
+    /// What others wrote to a record and whoever removed it may not have seen:
+    /// field, when and by whom, value.
+    fn unseen<'e>(
+        &self,
+        entity: &'e Entity,
+        removal: Removal<'_>,
+    ) -> Vec<(usize, &'e Clock, &'e Value)> {
+        let of = |(field, state): (&usize, &'e FieldState)| {
+            let clock = state.clock.as_ref()?;
+            let sent = state.sides.get(self.mirror.side)?.sent.last()?;
+            (clock.origin != removal.origin).then_some((*field, clock, &sent.value))
+        };
+        entity.fields.iter().filter_map(of).collect()
+    }
+
+    /// The removal stands against changes: the line that names them.
+    fn overrule(&self, row: i64, entity: &Entity, removal: Removal<'_>) -> Result<()> {
+        let side = self.mirror.side;
+        let named = |(field, clock, value): (usize, &Clock, &Value)| {
+            let column = self.info.group.column(field, side)?;
+            Some((column.field.clone(), clock.origin.clone(), value.clone()))
+        };
+        let lost = self.unseen(entity, removal).into_iter().filter_map(named);
+        let by = ("delete_rule", removal.origin);
+        let line = given_up::line(self.mirror, row, None, by, lost.collect(), removal.at);
+        flush::append(self.world, line.into_iter().collect())
+    }
+
+    /// The record is made anew from what its row shows; false if a user holds it.
+    fn bring_back(&self, row: i64, entity: i64, removal: Removal<'_>) -> Result<bool> {
         match removal.by {
-            DeletedBy::Remote => revive(self.world, self.mirror, row, Some(entity)),
-            DeletedBy::Local => reinsert(self.mirror, row, Some(entity)),
+            DeletedBy::Remote => kept::revive(self.world, self.mirror, row, Some(entity)),
+            DeletedBy::Local => kept::reinsert(self.mirror, row, Some(entity)),
         }
     }
 
@@ -332,76 +353,6 @@ fn followed(mirror: &Mirror, row: &Row, entity: i64, rule: &str, removal: Remova
         occurred_at: removal.at,
         decision: Some(decision.to_string()),
         ..EventRow::default()
-    }
-}
-
-/// A record that its CRM has no more is made there again, with what its row
-/// shows; the row, its key and its ties stay.
-pub(crate) fn revive(
-    world: &World,
-    mirror: &Mirror,
-    row_id: i64,
-    entity: Option<i64>,
-) -> Result<()> {
-    let all: Vec<usize> = (0..mirror.columns.len()).collect();
-    let locked = cases::lock(mirror, &all, vec![row_id])?;
-    let Some(row) = locked.into_iter().next() else {
-        return Ok(());
-    };
-    ends::drop_all(mirror.id, row_id)?;
-    lives::revive(&mirror.table, row_id)?;
-    if let Some(entity) = entity {
-        ends::forget_states(entity)?;
-    }
-    let vals: serde_json::Map<String, serde_json::Value> = mirror
-        .columns
-        .iter()
-        .zip(&row.values)
-        .filter(|(c, v)| v.is_some() && !c.read_only)
-        .map(|(c, v)| (c.field.clone(), serde_json::json!(v)))
-        .collect();
-    let shadow = world.groups[mirror.group].group.sides[mirror.side].shadow;
-    writes::enqueue(vec![NewWrite {
-        mirror: mirror.id,
-        row_id,
-        entity: None,
-        kind: "create",
-        record_id: None,
-        vals: serde_json::Value::Object(vals).to_string(),
-        old_vals: "{}".to_owned(),
-        origin: "local".to_owned(),
-        state: flush::state_of(world, mirror.id, shadow, false),
-        txs: Vec::new(),
-    }])
-}
-
-/// A row that SQL deleted comes back as the ledger has it, with its ties.
-pub(crate) fn reinsert(mirror: &Mirror, row_id: i64, entity: Option<i64>) -> Result<()> {
-    let Some((record, values)) = ends::last_deleted(mirror.id, row_id)? else {
-        return Ok(());
-    };
-    let mut values: HashMap<String, Value> = values.into_iter().collect();
-    let columns: Vec<_> = mirror.columns.iter().collect();
-    let values = columns
-        .iter()
-        .map(|c| values.remove(&c.field).flatten())
-        .collect();
-    // News of the record may have brought a row of its own meanwhile.
-    let known = record.clone().into_iter().collect();
-    let back = rows::lock_by_record(&mirror.table, &[], known)?;
-    let row_id = match back.first() {
-        Some(row) => row.row_id,
-        None if !rows::present(&mirror.table, record.clone().into_iter().collect())?.is_empty() => {
-            return Ok(());
-        }
-        None => {
-            lives::reinsert(&mirror.table, &columns, row_id, record, values)?;
-            row_id
-        }
-    };
-    match entity {
-        Some(entity) => ends::join_entity(entity, &[(mirror.id, row_id)]),
-        None => Ok(()),
     }
 }
 

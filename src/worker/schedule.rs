@@ -15,6 +15,7 @@ use crate::pg::tx;
 use crate::worker::deliver::{self, Batch};
 use crate::worker::doubt;
 use crate::worker::engine::{self, Engine, Job, Step, Stream};
+use crate::worker::given_up;
 use crate::worker::ingest::{self, Inbound};
 use crate::worker::release;
 use crate::worker::repolicy;
@@ -80,8 +81,12 @@ impl Engine {
     fn carry_out_policy(&mut self, now: Millis) -> Step<()> {
         let world = &self.world;
         let turn = tx::in_transaction(|| {
+            let noted = given_up::note(world)?;
             Ok(match repolicy::step(world, now)? {
-                repolicy::Turn::Idle => sweep::step(world, now)?,
+                repolicy::Turn::Idle => match sweep::step(world, now)? {
+                    repolicy::Turn::Idle if noted => repolicy::Turn::More,
+                    turn => turn,
+                },
                 turn => turn,
             })
         })?;

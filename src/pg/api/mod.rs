@@ -36,3 +36,18 @@ fn as_engine(relation: pg_sys::Oid, statement: &str, data: pgrx::JsonB) -> i64 {
         Err(error) => error!("{error}"),
     }
 }
+
+/// The JSON that a query on a mirror answers, with the rights of its owner.
+#[pg_extern(name = "_as_engine_found", volatile, strict, parallel_unsafe)]
+fn as_engine_found(relation: pg_sys::Oid, query: &str, data: pgrx::JsonB) -> Option<pgrx::JsonB> {
+    let found = origin::as_engine(relation.to_u32(), || {
+        Spi::connect_mut(|client| {
+            let rows = client.update(query, Some(1), &[data.into()])?;
+            rows.first().get_one::<pgrx::JsonB>()
+        })
+    });
+    match found {
+        Ok(found) => found,
+        Err(error) => error!("{error}"),
+    }
+}

@@ -65,16 +65,18 @@ pub(crate) fn forget_states(entity: i64) -> Result<()> {
     Ok(())
 }
 
-/// Unsent changes of rows: `(row, values as JSON)`; they are gone afterwards.
-pub(crate) fn drop_unsent(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<(i64, String)>> {
+/// Unsent changes of rows: `(row, who wrote, values as JSON)`; they are gone
+/// afterwards.
+pub(crate) fn drop_unsent(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<(i64, String, String)>> {
     spi::write_rows(
         "DELETE FROM crm.write WHERE mirror = $1 AND row_id = ANY($2) AND kind <> 'delete' \
-         AND state IN ('queued', 'would_send', 'held', 'dead') RETURNING row_id, vals::text",
+         AND state IN ('queued', 'would_send', 'held', 'dead') RETURNING row_id, origin, vals::text",
         &[mirror.into(), row_ids.into()],
         |row| {
             Ok((
                 row.get(1)?.unwrap_or_default(),
                 row.get(2)?.unwrap_or_default(),
+                row.get(3)?.unwrap_or_default(),
             ))
         },
     )

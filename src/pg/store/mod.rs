@@ -7,6 +7,7 @@ pub(crate) mod changes;
 pub(crate) mod config;
 pub(crate) mod ends;
 pub(crate) mod functions;
+pub(crate) mod given_up;
 pub(crate) mod ledger;
 pub(crate) mod lives;
 pub(crate) mod matches;
