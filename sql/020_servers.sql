@@ -258,6 +258,7 @@ BEGIN
                   FROM unnest(string_to_array(p.winner, ',')) WITH ORDINALITY AS x(w, n))
     WHERE EXISTS (SELECT FROM unnest(string_to_array(p.winner, ',')) w WHERE btrim(w) = old_name);
     UPDATE crm.field_lock f SET origin = new_name WHERE f.origin = old_name;
+    UPDATE crm.stamp_quality q SET server = new_name WHERE q.server = old_name;
 END $$;
 COMMENT ON FUNCTION crm._server_renamed(text, text) IS 'Carries a server''s new name into the tables that know it by name.';
 

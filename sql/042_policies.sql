@@ -6,11 +6,11 @@ CREATE TABLE crm.policy_history (
     changed_at     timestamptz NOT NULL DEFAULT now(),
     changed_by     name NOT NULL DEFAULT session_user,
     reason         text DEFAULT nullif(current_setting('pg_crm_sync.reason', true), ''),
-    kind           text NOT NULL CHECK (kind IN ('policy', 'lock')),
+    kind           text NOT NULL CHECK (kind IN ('policy', 'lock', 'stamp')),
     before         jsonb,
     after          jsonb
 );
-COMMENT ON TABLE crm.policy_history IS 'Every change of crm.conflict_policy (kind policy) and crm.field_lock (lock): who, when, why (pg_crm_sync.reason), the row before and after, and the policy version it began.';
+COMMENT ON TABLE crm.policy_history IS 'Every change of crm.conflict_policy (kind policy), crm.field_lock (lock) and crm.stamp_quality (stamp): who, when, why (pg_crm_sync.reason), the row before and after, and the policy version it began.';
 
 CREATE TABLE crm.policy_task (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

@@ -296,22 +296,28 @@ COMMENT ON FUNCTION crm._field_map_check() IS 'Checks a field map against the mi
 CREATE TRIGGER field_map_check BEFORE INSERT OR UPDATE ON crm.field_map FOR EACH ROW EXECUTE FUNCTION crm._field_map_check();
 COMMENT ON TRIGGER field_map_check ON crm.field_map IS 'Refuses maps that cannot work, with what to do instead.';
 
--- The worker runs a map's function as the function's owner, so who names it
--- must be allowed to call it.
+-- The worker runs a map's function as the function's owner, so only those who could
+-- run things as the owner may name it, as with policies.
 CREATE FUNCTION crm._map_function_allowed() RETURNS trigger
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    f text;
+    f     text;
+    owner oid;
 BEGIN
     FOREACH f IN ARRAY ARRAY[new.to_left, new.to_right] LOOP
+        SELECT p.proowner INTO owner FROM pg_proc p WHERE f LIKE '%(%' AND p.oid = to_regprocedure(f);
         IF f LIKE '%(%' AND to_regprocedure(f) IS NOT NULL AND NOT has_function_privilege(f, 'EXECUTE') THEN
             RAISE EXCEPTION 'permission denied for function %', f
                 USING ERRCODE = '42501', DETAIL = format('Role %s may not call it.', current_user), HINT = format('Its owner can: GRANT EXECUTE ON FUNCTION %s TO %I;', f, current_user);
+        ELSIF NOT pg_has_role(owner, 'MEMBER') OR (SELECT o.rolsuper AND NOT c.rolsuper FROM pg_roles o, pg_roles c WHERE o.oid = owner AND c.rolname = current_user) THEN
+            RAISE EXCEPTION 'function % belongs to %', f, owner::regrole
+                USING ERRCODE = '42501', DETAIL = format('It will run with the rights of its owner, and %s could not act as that role.', current_user),
+                      HINT = 'Name a function of your own, or let its owner add the row.';
         END IF;
     END LOOP;
     RETURN NULL;
 END $$;
-COMMENT ON FUNCTION crm._map_function_allowed() IS 'Refuses functions that the author of a map may not call.';
+COMMENT ON FUNCTION crm._map_function_allowed() IS 'Refuses functions that the author of a map may not call, or whose owner the author could not act as.';
 CREATE TRIGGER map_function_allowed AFTER INSERT OR UPDATE OF to_left, to_right ON crm.field_map FOR EACH ROW EXECUTE FUNCTION crm._map_function_allowed();
 COMMENT ON TRIGGER map_function_allowed ON crm.field_map IS 'Refuses functions that the author of the map may not call.';
 

@@ -265,7 +265,7 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._fence_open() IS 'Activates a cluster that never was; raises on a copy.';
 
-CREATE FUNCTION crm.go_live(name text) RETURNS TABLE (what text, count bigint)
+CREATE FUNCTION crm.go_live(name text, settle boolean DEFAULT false) RETURNS TABLE (what text, count bigint)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     k       crm.link;
@@ -274,6 +274,7 @@ DECLARE
     undone  text;
     sent    bigint;
     tied    record;
+    differ  bigint;
 BEGIN
     SELECT * INTO k FROM crm.link x WHERE x.name = go_live.name;
     IF FOUND THEN
@@ -287,7 +288,9 @@ BEGIN
     END IF;
     SELECT string_agg(crm._table_of(x.id) || ' (backfill ' || coalesce(b.state, 'missing') || coalesce(': ' || b.error, '') || ')', ', ') INTO undone
     FROM crm.mirror x LEFT JOIN crm.backfill b ON b.mirror = x.id WHERE x.id = ANY (mirrors) AND b.state IS DISTINCT FROM 'done';
-    IF undone IS NOT NULL THEN
+    IF settle AND k.id IS NULL THEN
+        RAISE EXCEPTION 'one mirror has nothing to settle' USING ERRCODE = '22023', DETAIL = format('%s is a mirror; records differ between the two of a link.', name), HINT = 'SELECT name FROM crm.link;';
+    ELSIF undone IS NOT NULL THEN
         RAISE EXCEPTION '"%" cannot go live before its first copy is done', name
             USING ERRCODE = '55000', DETAIL = 'Not done: ' || undone || '.', HINT = 'See crm.progress. Matching half a table would make duplicates of the other half.';
     END IF;
@@ -304,6 +307,11 @@ BEGIN
     WHERE x.id = ANY (mirrors) AND x.mode = 'live' AND w.state = 'would_send';
     INSERT INTO crm.config_change DEFAULT VALUES;
     RETURN QUERY VALUES ('writes queued', sent);
+    IF settle THEN
+        SELECT coalesce(sum(d.count), 0) INTO differ FROM crm.differences(k.name) d;
+        PERFORM crm.policy_apply(k.name);
+        RETURN QUERY VALUES ('differences to settle', differ);
+    END IF;
     PERFORM crm._wake();
 END $$;
-COMMENT ON FUNCTION crm.go_live(text) IS 'Ends shadow mode of a link (and its mirrors) or of one mirror: ties matching rows, queues what would have been sent, and sends from now on. Activates this cluster if it never was.';
+COMMENT ON FUNCTION crm.go_live(text, boolean) IS 'Ends shadow mode of a link (and its mirrors) or of one mirror: ties matching rows, queues what would have been sent, and sends from now on. With settle => true the worker also decides by policy what differed before (crm.differences counts it beforehand). Activates this cluster if it never was.';

@@ -247,7 +247,48 @@ BEGIN
         RETURN QUERY EXECUTE format(
             'SELECT ''differs'', %L, count(*), min(left(concat_ws('' <> '', coalesce(l.%s::text, ''(empty)''), coalesce(r.%s::text, ''(empty)'')), 120)), %L FROM %s WHERE NOT (%s) HAVING count(*) > 0',
             f.left_field, crm._column_of(k.left_mirror, f.left_field), crm._column_of(k.right_mirror, f.right_field),
-            'Stays as it is until one side changes.', pairs, crm._map_equal(k, f)) USING left_ids, right_ids, k, f;
+            'Stays as it is until one side changes, or somebody asks: crm.differences, crm.go_live(…, settle => true), crm.policy_apply.', pairs, crm._map_equal(k, f)) USING left_ids, right_ids, k, f;
     END LOOP;
 END $$;
 COMMENT ON FUNCTION crm._preview_fields(crm.link, bigint[], bigint[]) IS 'Fields that differ between matched rows.';
+
+-- What crm.policy_apply would find: which value would stand, by the rule of each field.
+CREATE FUNCTION crm.differences(link text)
+RETURNS TABLE (field text, count bigint, left_blank bigint, right_blank bigint, both_filled bigint, strategy text, winner text, sample text, advice text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    k     crm.link := crm._link_named(differences.link);
+    f     crm.field_map;
+    p     crm.conflict_policy;
+    l_ids bigint[];
+    r_ids bigint[];
+    l     text;
+    r     text;
+BEGIN
+    -- Of a link in shadow also what crm.go_live would tie.
+    SELECT array_agg(a.row_id), array_agg(b.row_id) INTO l_ids, r_ids
+    FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity WHERE a.mirror = k.left_mirror AND b.mirror = k.right_mirror AND a.merged_into IS NULL AND b.merged_into IS NULL;
+    IF k.mode <> 'live' THEN
+        SELECT coalesce(l_ids, '{}') || coalesce(array_agg(g.left_ids[1]), '{}'), coalesce(r_ids, '{}') || coalesce(array_agg(g.right_ids[1]), '{}') INTO l_ids, r_ids
+        FROM crm._match_groups(k) g WHERE g.certain AND cardinality(g.left_ids) = 1 AND cardinality(g.right_ids) = 1;
+    END IF;
+    FOR f IN SELECT * FROM crm.field_map m WHERE m.link = k.name ORDER BY m.id LOOP
+        SELECT * INTO p FROM crm.conflict_policy x WHERE x.link = k.name AND x.field IN (f.left_field, '*') ORDER BY x.field = '*' LIMIT 1;
+        l := format('l.%s::text', crm._column_of(k.left_mirror, f.left_field));
+        r := format('r.%s::text', crm._column_of(k.right_mirror, f.right_field));
+        RETURN QUERY EXECUTE format(
+            'SELECT %L::text, count(*), count(*) FILTER (WHERE coalesce(%3$s, '''') = '''' AND coalesce(%4$s, '''') <> ''''), count(*) FILTER (WHERE coalesce(%3$s, '''') <> '''' AND coalesce(%4$s, '''') = ''''),
+                    count(*) FILTER (WHERE coalesce(%3$s, '''') <> '''' AND coalesce(%4$s, '''') <> ''''), $5, $6,
+                    min(left(concat_ws('' <> '', coalesce(%3$s, ''(empty)''), coalesce(%4$s, ''(empty)'')), 120)), %2$L::text
+             FROM unnest($1, $2) AS p (li, ri) JOIN %5$s l ON l._id = p.li JOIN %6$s r ON r._id = p.ri
+             WHERE l._deleted_at IS NULL AND r._deleted_at IS NULL AND NOT (%7$s) HAVING count(*) > 0',
+            f.left_field,
+            CASE WHEN p.strategy IN ('review', 'append', 'delta', 'union', 'function') THEN 'A blank takes the value; two values are a question in crm.review each.'
+                 WHEN p.strategy = 'last_write_wins' THEN 'A blank takes the value; of two, that of the record changed later.'
+                 ELSE format('A blank takes the value; of two, that of %s.', coalesce(p.winner, 'the record changed later')) END,
+            l, r, crm._table_of(k.left_mirror), crm._table_of(k.right_mirror), crm._map_equal(k, f))
+            USING l_ids, r_ids, k, f, p.strategy, p.winner;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm.differences(text) IS 'Fields in which rows that are one thing differ, and what the policy would make of it: what crm.go_live(…, settle => true) or crm.policy_apply settles. Changes nothing.';

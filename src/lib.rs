@@ -51,9 +51,14 @@ extension_sql_file!(
     requires = ["matching"]
 );
 extension_sql_file!(
+    "../sql/048_stamps.sql",
+    name = "stamps",
+    requires = ["check_mapping"]
+);
+extension_sql_file!(
     "../sql/050_delivery.sql",
     name = "delivery",
-    requires = ["check_mapping"]
+    requires = ["stamps"]
 );
 extension_sql_file!(
     "../sql/055_review.sql",

@@ -21,7 +21,7 @@ ALTER TABLE crm.link DROP COLUMN on_delete;
 -- done: CREATE TABLE crm.conflict_policy (
 ALTER TABLE crm.conflict_policy ADD COLUMN function text, ADD COLUMN min_score numeric CHECK (min_score >= 0 AND min_score <= 1);
 -- done: CREATE TABLE crm.policy_history (
-ALTER TABLE crm.policy_history ADD COLUMN reason text, ADD COLUMN kind text NOT NULL DEFAULT 'policy' CHECK (kind IN ('policy', 'lock'));
+ALTER TABLE crm.policy_history ADD COLUMN reason text, ADD COLUMN kind text NOT NULL DEFAULT 'policy' CHECK (kind IN ('policy', 'lock', 'stamp'));
 ALTER TABLE crm.policy_history ALTER COLUMN kind DROP DEFAULT,
     ALTER COLUMN reason SET DEFAULT nullif(current_setting('pg_crm_sync.reason', true), '');
 -- done: CREATE TABLE crm.change_tx (
@@ -65,6 +65,8 @@ INSERT INTO crm.conflict_policy (link, field, strategy)
     SELECT '*', '*', 'last_write_wins' WHERE EXISTS (SELECT FROM crm.mirror) ON CONFLICT DO NOTHING;
 -- The worker alone writes the catalog: names and types in it become SQL.
 REVOKE INSERT, UPDATE, DELETE ON crm.remote_object, crm.remote_field FROM crm_admin;
+INSERT INTO crm.stamp_quality (system, source, stamp, exactness, resolution, tolerance)
+    SELECT d.* FROM crm._stamp_defaults() d WHERE EXISTS (SELECT FROM crm.mirror) ON CONFLICT DO NOTHING;
 -- Stewards answer through crm.review.
 REVOKE UPDATE, DELETE ON crm.review_item FROM crm_steward;
 -- The partitions of before, as those to come.

@@ -379,11 +379,13 @@ fn of_event(id: i64) -> Result<Vec<Line>, SqlError> {
 /// worker's own tasks are left out: they go on under the policy that is.
 fn of_policy(draft: JsonB, max_rows: i32) -> Result<Vec<Line>, SqlError> {
     let waiting = tx::as_worker(ask::last_task)?;
+    let before = super::world(None);
     let json = ask::with_draft(draft)?;
     tx::as_worker(|| {
         let rows = serde_json::from_str(&json)
             .map_err(|e| SqlError::new("XX000", format!("cannot read the configuration: {e}")))?;
         let mut world = with_connectors(World::new(rows))?;
+        let notes = told::later(&before, &world);
         ask::forget_tasks(waiting)?;
         let open = ask::unsettled(i64::from(max_rows) + 1)?;
         if i32::try_from(open.len()).is_ok_and(|n| n > max_rows) {
@@ -401,7 +403,7 @@ fn of_policy(draft: JsonB, max_rows: i32) -> Result<Vec<Line>, SqlError> {
                 )
             });
         }
-        rehearsed(&mut world, &open, |world| {
+        let mut lines = rehearsed(&mut world, &open, |world| {
             let mut turns = 0;
             loop {
                 turns += 1;
@@ -411,7 +413,9 @@ fn of_policy(draft: JsonB, max_rows: i32) -> Result<Vec<Line>, SqlError> {
                     Turn::Locked => return Ok(1),
                 }
             }
-        })
+        })?;
+        lines.extend(notes);
+        Ok(lines)
     })
 }
 

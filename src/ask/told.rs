@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crm_core::decide::Step;
 use crm_core::model::{Value, WriteKind};
+use crm_core::policy::Rule;
 
 use crate::pg::store::ask::OpenWrite;
 use crate::pg::store::ledger::EventRow;
@@ -14,7 +15,7 @@ use crate::worker::world::{Mirror, World};
 /// One row of an explanation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Line {
-    /// `change`, `write`, `review`, `link`, `calls` or `guard`.
+    /// `change`, `write`, `review`, `link`, `calls`, `guard` or `note`.
     pub(super) what: &'static str,
     pub(super) server: Option<String>,
     pub(super) object: Option<String>,
@@ -196,6 +197,34 @@ pub(super) fn of_write(
             ..line()
         })
         .collect()
+}
+
+/// Rows of a draft that leave what is open as it is, and count from the next edit
+/// on: nobody can tell from here what they would do.
+pub(super) fn later(now: &World, then: &World) -> Vec<Line> {
+    let mut lines = Vec::new();
+    for (old, new) in now.groups.iter().zip(&then.groups) {
+        let fresh = |r: &&Rule| !old.policy.rules.contains(r);
+        for rule in new.policy.rules.iter().filter(fresh) {
+            let entry = rule.strategy.entry();
+            let why = if entry.merge.is_some() || entry.evaluates {
+                "what is open stays as it is: this strategy looks at edits, from the next one on"
+            } else if rule.min_score.is_some() {
+                "scores are judged when something is written: from the next edit on"
+            } else {
+                continue;
+            };
+            lines.push(Line {
+                what: "note",
+                field: Some(rule.field.clone().unwrap_or_else(|| "*".to_owned())),
+                decided_by: Some(entry.name.to_owned()),
+                verdict: "next edits".to_owned(),
+                detail: Some(why.to_owned()),
+                ..Line::default()
+            });
+        }
+    }
+    lines
 }
 
 /// What the writes cost: per server, full batches of each object and kind.

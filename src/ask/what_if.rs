@@ -3,11 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crm_core::decide::Step;
+use crm_core::evaluate::{Evaluation, Question};
 use crm_core::model::Value;
 use crm_core::state::Interval;
+use crm_core::strategy::LOCAL;
 use crm_core::structure;
 use crm_core::value::same;
-use crm_core::what_if::{Difference, PastEdit, Recorded, Replay};
+use crm_core::what_if::{Difference, Gap, Gaps, PastEdit, Recorded, Replay};
 use pgrx::JsonB;
 use pgrx::prelude::*;
 use serde::{Deserialize, Deserializer};
@@ -16,9 +18,9 @@ use super::draft;
 use super::told;
 use crate::pg::report;
 use crate::pg::store::past::{self, PastEvent};
-use crate::pg::store::{ask, rows};
+use crate::pg::store::{ask, functions, rows};
 use crate::pg::tx::{self, SqlError};
-use crate::worker::world::{GroupInfo, World};
+use crate::worker::world::{GroupInfo, Mirror, World};
 
 /// Events read at once.
 const PIECE: std::ffi::c_long = 5_000;
@@ -128,10 +130,22 @@ fn of_group(
     lines: &mut Vec<Line>,
 ) -> Result<(), SqlError> {
     let (info, new) = (&now.groups[group], &then.groups[group]);
-    if new.policy.rules == info.policy.rules && new.policy.skew_ms == info.policy.skew_ms {
+    let mut replay = Replay::new(&info.group, &new.policy, &info.policy);
+    if !replay.concerns_any() {
         return Ok(());
     }
-    let mut replay = Replay::new(&info.group, &new.policy, &info.policy);
+    let kept = new.policy.rules.iter();
+    let kept = kept.filter(|r| info.policy.rules.contains(r));
+    let known: BTreeSet<i64> = kept.map(|r| r.id).collect();
+    let author = ask::session_user()?;
+    let mut said = |question: &Question| {
+        let author = Some(author.as_str()).filter(|_| !known.contains(&question.rule));
+        functions::evaluate(question, author).unwrap_or_else(|error| Evaluation {
+            question: question.clone(),
+            version: String::new(),
+            answer: Err(error.to_string()),
+        })
+    };
     let mut things = Things::default();
     let mirrors: Vec<i32> = info.group.sides.iter().map(|s| s.mirror).collect();
     let mut full = false;
@@ -143,7 +157,7 @@ fn of_group(
                 continue;
             };
             for edit in edits(now, info, event, thing.entity) {
-                replay.edit(&edit, &thing.present);
+                replay.edit(&edit, &thing.present, &mut said);
             }
         }
         Ok(())
@@ -157,10 +171,35 @@ fn of_group(
             )
         });
     }
+    tell(replay.gaps());
     let differs = replay.differences();
-    let known: BTreeSet<i64> = info.policy.rules.iter().map(|r| r.id).collect();
     lines.extend(compared(now, info, &things, differs, &known)?);
     Ok(())
+}
+
+/// Says what was taken as it was because nobody can know better.
+fn tell(gaps: &Gaps) {
+    for (gap, (count, seq, field)) in gaps {
+        let (what, taken) = match gap {
+            Gap::Score => (
+                "edits by SQL meet a min_score, and scores are not kept",
+                "They are taken as they were judged then.",
+            ),
+            Gap::Map => (
+                "values would go through the function of a map, which is not asked",
+                "The other side is shown as it was.",
+            ),
+            Gap::Again => (
+                "values were decided again by a change of policy, and what they replaced is older than since",
+                "They are taken as they are.",
+            ),
+        };
+        report::notice(
+            format!("{count} {what}"),
+            format!("The first is event {seq}, field {field}."),
+            taken,
+        );
+    }
 }
 
 impl Things {
@@ -242,9 +281,20 @@ fn edits(world: &World, info: &GroupInfo, event: &PastEvent, entity: i64) -> Vec
     let Some(mirror) = world.mirrors.get(&event.mirror) else {
         return Vec::new();
     };
+    if event.kind == "policy" {
+        return decided_again(info, mirror, event, entity);
+    }
+    let teller = match event.source.as_str() {
+        "sql" => LOCAL,
+        _ => mirror.server.as_str(),
+    };
+    let quality = info.policy.quality(teller, &event.source);
+    // What a person answered or gave back stands as it is.
+    let by_hand = event.kind == "resolved" || event.source == "reject";
     let entries: Vec<Entry> = event
         .decision
         .as_deref()
+        .filter(|_| !by_hand)
         .and_then(|json| serde_json::from_str(json).ok())
         .unwrap_or_default();
     let carried: Carried = event
@@ -267,13 +317,15 @@ fn edits(world: &World, info: &GroupInfo, event: &PastEvent, entity: i64) -> Vec
             field,
             side: mirror.side,
             origin: event.origin.clone(),
-            at: Interval::instant(event.at),
+            at: quality.interval(event.at),
+            quality,
             seq: event.seq,
             local: event.source == "sql",
             old: event.olds.get(place).filter(|_| known).cloned(),
             came: came.clone(),
             carried: replaced(info, &carried, field),
-            recorded: recorded.map(|e| Recorded {
+            again: false,
+            recorded: by_hand.then(resolved).or(recorded.map(|e| Recorded {
                 step: e.step,
                 rule: e.rule,
                 value: e.value.clone(),
@@ -281,10 +333,55 @@ fn edits(world: &World, info: &GroupInfo, event: &PastEvent, entity: i64) -> Vec
                 losers: e.losers.iter().map(|l| l.origin.clone()).collect(),
                 conflict: e.conflict,
                 held: e.held.is_some(),
-            }),
+            })),
         });
     }
     found
+}
+
+fn resolved() -> Recorded {
+    Recorded {
+        step: Step::Resolved,
+        rule: None,
+        value: None,
+        winner: String::new(),
+        losers: Vec::new(),
+        conflict: false,
+        held: false,
+    }
+}
+
+/// What a change of policy, or a request, decided again: the line names fields as
+/// the group does, and gives each value as the side of its writer has it.
+fn decided_again(
+    info: &GroupInfo,
+    mirror: &Mirror,
+    event: &PastEvent,
+    entity: i64,
+) -> Vec<PastEdit> {
+    let entries: Vec<Entry> = event
+        .decision
+        .as_deref()
+        .and_then(|json| serde_json::from_str(json).ok())
+        .unwrap_or_default();
+    let edit = |entry: Entry| {
+        let fields = &info.group.fields;
+        let field = fields.iter().position(|f| f.name == entry.field)?;
+        let sides = &info.group.sides;
+        let side = sides.iter().position(|s| s.origin == entry.winner);
+        Some(PastEdit {
+            entity,
+            field,
+            side: side.unwrap_or(mirror.side),
+            origin: entry.winner,
+            at: Interval::instant(event.at),
+            seq: event.seq,
+            came: entry.value.filter(|_| entry.held.is_none())?,
+            again: true,
+            ..PastEdit::default()
+        })
+    };
+    entries.into_iter().filter_map(edit).collect()
 }
 
 /// What an event replaced on other sides.

@@ -8,6 +8,7 @@ use crate::group::Group;
 use crate::join::{Frame, observation, pick};
 use crate::model::{Millis, Value};
 use crate::policy::{Policy, Rule};
+use crate::stamps::Exactness;
 use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent};
 use crate::strategy::{Candidate, Contest, Strategy, Verdict};
 
@@ -84,10 +85,10 @@ impl Again<'_> {
         let clock = |side: usize| {
             let seen = stored.and_then(|s| s.sides.get(side)?.seen.clone());
             seen.map_or_else(
-                || Clock {
-                    at: stamps.get(side).copied().unwrap_or_default(),
-                    seq: 0,
-                    origin: group.origin(side).to_owned(),
+                || {
+                    let at = stamps.get(side).copied().unwrap_or_default();
+                    let origin = group.origin(side);
+                    self.policy.record_quality(origin).clock(at, 0, origin)
                 },
                 |(_, clock)| clock,
             )
@@ -152,6 +153,8 @@ impl Again<'_> {
             at: Interval::instant(0),
             seq: 0,
             origin: self.group.origin(side).to_owned(),
+            exactness: Exactness::Received,
+            ..Clock::default()
         }
     }
 

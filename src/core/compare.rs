@@ -197,6 +197,7 @@ mod tests {
                 at: Interval::instant(1),
                 seq: 1,
                 origin: "left".to_owned(),
+                ..Clock::default()
             },
             landed: None,
             confirmed: false,

@@ -12,6 +12,7 @@ use crate::group::{Group, SideField};
 use crate::model::{Millis, Value};
 use crate::policy::{FieldLock, Policy, Rule};
 use crate::special;
+use crate::stamps::Quality;
 use crate::state::{Claim, Clock, Entity, FieldState, Interval, Sent, SideState};
 use crate::strategy::{Candidate, Contest, Strategy};
 use crate::timeline;
@@ -42,6 +43,8 @@ pub struct Observed {
     pub values: Vec<(usize, Value, Option<Value>)>,
     /// When, by the source's clock.
     pub at: Interval,
+    /// How exact that is.
+    pub quality: Quality,
     /// Engine sequence.
     pub seq: i64,
     /// The CRM says that our client wrote it: evidence, not proof.
@@ -273,11 +276,9 @@ fn decide_one(
             value,
             old: old.as_ref(),
             held: held_before(observed, column, value, old.as_ref(), held),
-            clock: Clock {
-                at: observed.at,
-                seq: observed.seq,
-                origin: observed.origin.clone(),
-            },
+            clock: observed
+                .quality
+                .clock(observed.at, observed.seq, &observed.origin),
             state: stored
                 .cloned()
                 .unwrap_or_else(|| effect::fresh_state(group, entity, *field)),

@@ -8,6 +8,7 @@ use crate::mapping::{between, fits};
 use crate::model::Value;
 use crate::policy::Rule;
 use crate::special;
+use crate::stamps::Exactness;
 use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SideState, settle};
 use crate::value::same;
 
@@ -361,6 +362,8 @@ pub(crate) fn incumbent_claim(case: &Case<'_>) -> Claim {
         at: Interval::instant(0),
         seq: 0,
         origin: incumbent_origin(case),
+        exactness: Exactness::Received,
+        ..Clock::default()
     });
     let home = (0..case.group.sides.len()).find(|s| {
         *s != case.observed.side

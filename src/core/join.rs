@@ -109,13 +109,11 @@ pub fn join_fields(
     horizon_ms: i64,
 ) -> Outcome {
     let mut outcome = Outcome::default();
-    let clock = |side: usize| Clock {
-        at: stamps
-            .get(side)
-            .copied()
-            .unwrap_or(Interval { from: 0, to: now }),
-        seq,
-        origin: group.origin(side).to_owned(),
+    let clock = |side: usize| {
+        let stamp = stamps.get(side).copied();
+        let at = stamp.unwrap_or(Interval { from: 0, to: now });
+        let origin = group.origin(side);
+        policy.record_quality(origin).clock(at, seq, origin)
     };
     for &field in fields {
         let sides: Vec<usize> = (0..group.sides.len())

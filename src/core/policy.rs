@@ -1,5 +1,6 @@
 //! Policy rows: which rule decides for a field.
 
+use crate::stamps::{Quality, StampRule};
 use crate::strategy::Strategy;
 
 /// One policy row.
@@ -52,6 +53,8 @@ pub struct Policy {
     pub skew_ms: i64,
     /// Locked fields.
     pub locks: Vec<FieldLock>,
+    /// How exact the times of changes are.
+    pub stamps: Vec<StampRule>,
 }
 
 impl Policy {
@@ -60,6 +63,23 @@ impl Policy {
     /// says something about people's edits, not about clocks.
     pub fn tolerance_ms(&self) -> i64 {
         self.skew_ms.clamp(2_000, 30_000)
+    }
+
+    /// How exact the stamps of a server are that come this way; as edits to the
+    /// millisecond where nothing is said.
+    pub fn quality(&self, origin: &str, source: &str) -> Quality {
+        self.stated(origin, source).unwrap_or_default()
+    }
+
+    /// The same, where something is said.
+    pub fn stated(&self, origin: &str, source: &str) -> Option<Quality> {
+        let of = |s: &&StampRule| s.origin == origin && s.source == source;
+        self.stamps.iter().find(of).map(|s| s.quality)
+    }
+
+    /// How exact the stamps of a server's records are.
+    pub fn record_quality(&self, origin: &str) -> Quality {
+        self.quality(origin, "poll")
     }
 
     /// The lock of a field.

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mapping::Images;
 use crate::model::{Millis, Value};
+use crate::stamps::Exactness;
 
 /// Most writes remembered per side; older ones make room.
 pub const SENT_MAX: usize = 16;
@@ -53,7 +54,7 @@ impl Interval {
 }
 
 /// When and by whom a value was written, and in which order we learned of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Clock {
     /// Time at the writer.
     pub at: Interval,
@@ -61,6 +62,16 @@ pub struct Clock {
     pub seq: i64,
     /// Origin: a server, `local`, or an application.
     pub origin: String,
+    /// What `at` is the time of.
+    #[serde(default, skip_serializing_if = "Exactness::is_edit")]
+    pub exactness: Exactness,
+    /// How much earlier the edit may have been made.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tolerance_ms: i64,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
 }
 
 /// How far a write has come.

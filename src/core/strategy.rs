@@ -6,6 +6,7 @@ use crate::broken::{Mistake, made};
 use crate::merge::{self, Merge};
 use crate::model::{FieldType, Value};
 use crate::policy::Rule;
+use crate::stamps::later;
 use crate::state::Clock;
 
 /// Name of SQL as an origin, where no application name is registered.
@@ -209,16 +210,22 @@ fn fill_blank(contest: &Contest<'_>) -> Verdict {
 }
 
 /// Later wins. Stamps that overlap, or differ by less than the tolerance, have
-/// no order of their own: the row's order decides, then the engine's sequence.
+/// no order of their own: the more exact one wins, then the row's order decides,
+/// then the engine's sequence.
 fn last_write_wins(contest: &Contest<'_>) -> Verdict {
     let (Some(held), Some(came)) = (contest.incumbent.clock, contest.challenger.clock) else {
         return Verdict::Challenger;
     };
-    if came.at.from > held.at.to.saturating_add(contest.skew_ms) {
+    if later(came, held, contest.skew_ms) {
         return Verdict::Challenger;
     }
-    if held.at.from > came.at.to.saturating_add(contest.skew_ms) {
+    if later(held, came, contest.skew_ms) {
         return Verdict::Incumbent;
+    }
+    match came.exactness.cmp(&held.exactness) {
+        std::cmp::Ordering::Less => return Verdict::Challenger,
+        std::cmp::Ordering::Greater => return Verdict::Incumbent,
+        std::cmp::Ordering::Equal => {}
     }
     let rank = |c: &Candidate<'_>| contest.rule.rank(c.origin);
     match rank(&contest.challenger).cmp(&rank(&contest.incumbent)) {

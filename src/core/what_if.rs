@@ -1,94 +1,26 @@
 //! The past under another policy: every edit of the ledger judged again, and the
 //! fields that would hold something else today.
 //!
-//! What is replayed are edits: echoes, values told twice and late ones were told
-//! apart when they came, which no policy changes. Whether an edit met another one
-//! is taken from the record too. What followed then and what would follow now are
-//! carried side by side, through the same maps; only where they part company is
-//! there anything to tell.
+//! What is replayed are edits of fields that another row, lock or tolerance would
+//! decide: echoes, values told twice and late ones were told apart when they came,
+//! which no policy changes. Whether an edit met another one is taken from the
+//! record too. What followed then and what would follow now are carried side by
+//! side, through the same maps; only where they part company is there anything to
+//! tell. What changes of policy decided again is part of what followed then.
 
 use std::collections::BTreeMap;
 
 use crate::decide::Step;
+use crate::evaluate::{Evaluation, Question};
 use crate::group::{Group, SideField};
 use crate::mapping::{Images, Unmapped, between};
 use crate::model::Value;
+pub use crate::past::{Deciding, Difference, Gap, Gaps, PastEdit, Recorded};
+use crate::past::{is_edit, met_another};
 use crate::policy::{Policy, Rule};
-use crate::state::{Clock, Interval};
+use crate::state::Clock;
 use crate::strategy::{Candidate, Contest, Verdict};
-use crate::value::same;
-
-/// What the ledger says of a decision.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Recorded {
-    /// The step that decided.
-    pub step: Step,
-    /// Policy row, where one decided.
-    pub rule: Option<i64>,
-    /// The value that stood, where told.
-    pub value: Option<Value>,
-    /// Whose value stood.
-    pub winner: String,
-    /// Whose values did not.
-    pub losers: Vec<String>,
-    /// Two sides had changed.
-    pub conflict: bool,
-    /// Something waited for a person or could not be carried.
-    pub held: bool,
-}
-
-/// One field of one event of the ledger.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PastEdit {
-    /// The thing.
-    pub entity: i64,
-    /// Field of the group.
-    pub field: usize,
-    /// Side of the group.
-    pub side: usize,
-    /// Who wrote.
-    pub origin: String,
-    /// When.
-    pub at: Interval,
-    /// Engine sequence.
-    pub seq: i64,
-    /// SQL, not a CRM.
-    pub local: bool,
-    /// What that side held before; `None` if nobody knows.
-    pub old: Option<Value>,
-    /// What came.
-    pub came: Value,
-    /// What it replaced on other sides.
-    pub carried: Vec<(usize, Value)>,
-    /// What was decided; `None` where it simply applied.
-    pub recorded: Option<Recorded>,
-}
-
-/// The event at which the two pasts parted.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deciding {
-    /// Engine sequence of the event.
-    pub seq: i64,
-    /// Policy row that would have decided.
-    pub rule: Option<i64>,
-    /// What it would have done, in words.
-    pub by: String,
-}
-
-/// A cell that would hold something else.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Difference {
-    /// The thing.
-    pub entity: i64,
-    /// Field of the group.
-    pub field: usize,
-    /// Side of the group.
-    pub side: usize,
-    /// What it would hold.
-    pub then: Value,
-    /// Since when.
-    pub deciding: Deciding,
-}
+use crate::value::{canonical, same};
 
 /// What became, or would become, of an edit.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,54 +46,56 @@ struct Track {
     parted: Option<Deciding>,
 }
 
+/// Asks a user's function.
+pub type Asker<'f> = &'f mut dyn FnMut(&Question) -> Evaluation;
+
 /// A replay under way. Memory follows the fields that were edited.
 pub struct Replay<'a> {
     group: &'a Group,
     policy: &'a Policy,
-    /// Rules that were in force as they are; what they decided stands.
-    unchanged: Vec<i64>,
+    /// Fields that would be decided otherwise than now: the others hold what they
+    /// hold.
+    concerned: Vec<bool>,
     tracks: BTreeMap<(i64, usize), Track>,
-}
-
-/// Steps at which an edit was news, whatever came of it.
-fn is_edit(step: Step) -> bool {
-    match step {
-        Step::Locked
-        | Step::Score
-        | Step::Owner
-        | Step::FillBlank
-        | Step::OneSide
-        | Step::Conflict
-        | Step::Merge
-        | Step::Held
-        | Step::Flapping
-        | Step::OneWay
-        | Step::Resolved => true,
-        Step::Tombstone
-        | Step::TooLate
-        | Step::Echo
-        | Step::NormalForm
-        | Step::Equal
-        | Step::Known
-        | Step::Stale
-        | Step::Unsettled
-        | Step::NotLanded
-        | Step::Waiting
-        | Step::Policy => false,
-    }
+    gaps: Gaps,
 }
 
 impl<'a> Replay<'a> {
     /// A replay under `policy`; `current` is the policy in force.
     pub fn new(group: &'a Group, policy: &'a Policy, current: &Policy) -> Self {
-        let known =
-            |rule: &&Rule| policy.skew_ms == current.skew_ms && current.rules.contains(rule);
+        let concerned = |field: &crate::group::GroupField| {
+            let (then, now) = (policy.rule(&field.name), current.rule(&field.name));
+            let by_time = then.is_some_and(|r| r.strategy.entry().by_time);
+            then != now
+                || policy.lock(&field.name) != current.lock(&field.name)
+                || (by_time && policy.skew_ms != current.skew_ms)
+        };
         Self {
             group,
             policy,
-            unchanged: policy.rules.iter().filter(known).map(|r| r.id).collect(),
+            concerned: group.fields.iter().map(concerned).collect(),
             tracks: BTreeMap::new(),
+            gaps: Gaps::new(),
         }
+    }
+
+    /// Whether any field would be decided otherwise than now.
+    pub fn concerns_any(&self) -> bool {
+        self.concerned.contains(&true)
+    }
+
+    /// What could not be known, and was taken as it was.
+    pub fn gaps(&self) -> &Gaps {
+        &self.gaps
+    }
+
+    fn gap(&mut self, gap: Gap, edit: &PastEdit) {
+        let field = || self.group.fields[edit.field].name.clone();
+        let entry = self
+            .gaps
+            .entry(gap)
+            .or_insert_with(|| (0, edit.seq, field()));
+        entry.0 += 1;
     }
 
     /// Fields followed so far.
@@ -175,43 +109,67 @@ impl<'a> Replay<'a> {
     }
 
     /// Replays one edit; `present` says which sides the thing has records on.
-    pub fn edit(&mut self, edit: &PastEdit, present: &[bool]) {
+    pub fn edit(&mut self, edit: &PastEdit, present: &[bool], ask: Asker<'_>) {
         let Some(column) = self.group.column(edit.field, edit.side) else {
             return;
         };
-        if edit.recorded.as_ref().is_some_and(|r| !is_edit(r.step)) {
+        if !self.concerned.get(edit.field).is_some_and(|c| *c) {
             return;
         }
         let key = (edit.entity, edit.field);
+        if edit.again {
+            return self.decided_again(edit, present);
+        }
+        if edit.recorded.as_ref().is_some_and(|r| !is_edit(r.step)) {
+            return;
+        }
         let mut track = match self.tracks.remove(&key) {
             Some(track) => track,
             None => first(self.group, edit, column),
         };
         let fact = in_fact(edit, column, &track.fact[edit.side]);
-        let agreed = self.agree(&track, edit.field, present);
-        let (would, deciding) = if agreed && self.stands_as_recorded(edit) {
-            (fact.clone(), None)
-        } else {
-            self.judge(&mut track, edit, column, present)
-        };
+        let (would, deciding) = self.judge(&mut track, edit, column, (present, ask));
         if matches!(would, End::Stands(_)) {
             track.before.clone_from(&track.would);
             track.asked = false;
-            track.clock = Some(Clock {
-                at: edit.at,
-                seq: edit.seq,
-                origin: edit.origin.clone(),
-            });
+            track.clock = Some(clock(edit));
         }
         let parts = fact != would;
         carry(self.group, &mut track.fact, edit, &fact);
-        carry(self.group, &mut track.would, edit, &would);
+        if carry(self.group, &mut track.would, edit, &would) {
+            self.gap(Gap::Map, edit);
+        }
         if self.agree(&track, edit.field, present) {
             track.parted = None;
-        } else if let (true, Some(deciding)) = (parts || track.parted.is_none(), deciding) {
+        } else if parts || track.parted.is_none() {
             track.parted = Some(deciding);
         }
         self.tracks.insert(key, track);
+    }
+
+    /// Had the policy been there all the time, nothing would have been decided
+    /// again: what it did then is a difference now.
+    fn decided_again(&mut self, edit: &PastEdit, present: &[bool]) {
+        let Some(mut track) = self.tracks.remove(&(edit.entity, edit.field)) else {
+            return self.gap(Gap::Again, edit);
+        };
+        carry(
+            self.group,
+            &mut track.fact,
+            edit,
+            &End::Stands(edit.came.clone()),
+        );
+        if self.agree(&track, edit.field, present) {
+            track.parted = None;
+        } else if track.parted.is_none() {
+            let rule = self.policy.rule(&self.group.fields[edit.field].name);
+            track.parted = Some(Deciding {
+                seq: edit.seq,
+                rule: rule.map(|r| r.id),
+                by: "no change of policy".to_owned(),
+            });
+        }
+        self.tracks.insert((edit.entity, edit.field), track);
     }
 
     /// The cells that would hold something else, by thing, field and side.
@@ -247,32 +205,21 @@ impl<'a> Replay<'a> {
         })
     }
 
-    /// Whether the policy row that would decide is the one that did.
-    fn stands_as_recorded(&self, edit: &PastEdit) -> bool {
-        let rule = self.policy.rule(&self.group.fields[edit.field].name);
-        let Some(rule) = rule.filter(|r| self.unchanged.contains(&r.id)) else {
-            return false;
-        };
-        let decided = edit.recorded.as_ref().and_then(|r| r.rule);
-        decided.map_or(!rule.strategy.entry().every_change, |id| id == rule.id)
-    }
-
     fn judge(
-        &self,
+        &mut self,
         track: &mut Track,
         edit: &PastEdit,
         column: &SideField,
-        present: &[bool],
-    ) -> (End, Option<Deciding>) {
+        (present, ask): (&[bool], Asker<'_>),
+    ) -> (End, Deciding) {
+        let policy = self.policy;
         let name = &self.group.fields[edit.field].name;
         let held = track.would[edit.side].clone();
-        let rule = self.policy.rule(name);
-        let told = |by: &str| {
-            Some(Deciding {
-                seq: edit.seq,
-                rule: rule.map(|r| r.id),
-                by: by.to_owned(),
-            })
+        let rule = policy.rule(name);
+        let told = |by: &str| Deciding {
+            seq: edit.seq,
+            rule: rule.map(|r| r.id),
+            by: by.to_owned(),
         };
         let step = edit.recorded.as_ref().map(|r| r.step);
         if step == Some(Step::Resolved) || same(column.field_type, &edit.came, &held) {
@@ -284,36 +231,54 @@ impl<'a> Replay<'a> {
         if track.asked {
             return (End::Shown, told("held: a person would be asked"));
         }
-        let lock = self.policy.lock(name);
+        let lock = policy.lock(name);
         if lock.is_some_and(|l| !l.origins.contains(&edit.origin)) {
-            return (put_back(column, held, edit), told("field_lock"));
+            let by_lock = Deciding {
+                rule: None,
+                ..told("field_lock")
+            };
+            return (put_back(column, held, edit), by_lock);
+        }
+        if edit.local && rule.is_some_and(|r| r.min_score.is_some()) {
+            self.gap(Gap::Score, edit);
+            if step == Some(Step::Score) {
+                return (put_back(column, held, edit), told("score"));
+            }
         }
         let (end, by) = match rule {
-            None if met_another(edit) => (None, "no policy row"),
-            None => (Some(End::Stands(edit.came.clone())), "one_side"),
+            None if met_another(edit) => (Err(String::new()), "no policy row"),
+            None => (Ok(End::Stands(edit.came.clone())), "one_side"),
             Some(rule) => (
-                self.by_rule(rule, track, (edit, column), &held, present),
+                self.by_rule(rule, track, (edit, column), &held, (present, ask)),
                 rule.strategy.entry().name,
             ),
         };
         match end {
-            Some(end) => (end, told(by)),
-            None => {
+            Ok(end) => (end, told(by)),
+            Err(why) => {
                 track.asked = true;
-                (End::Shown, told(&format!("{by}: a person would be asked")))
+                let why = if why.is_empty() {
+                    why
+                } else {
+                    format!(" ({why})")
+                };
+                (
+                    End::Shown,
+                    told(&format!("{by}: a person would be asked{why}")),
+                )
             }
         }
     }
 
-    /// `None` where a person would be asked.
+    /// An error says why a person would be asked, where there is more to say.
     fn by_rule(
         &self,
         rule: &Rule,
         track: &Track,
         (edit, column): (&PastEdit, &SideField),
         held: &Value,
-        present: &[bool],
-    ) -> Option<End> {
+        (present, ask): (&[bool], Asker<'_>),
+    ) -> Result<End, String> {
         let entry = rule.strategy.entry();
         let met = met_another(edit);
         let stands = || End::Stands(edit.came.clone());
@@ -323,16 +288,17 @@ impl<'a> Replay<'a> {
                 _ if met => &track.before[edit.side],
                 _ => held,
             };
-            return merge(saw, &edit.came, held).ok().map(End::Stands);
+            return merge(saw, &edit.came, held).map(End::Stands);
         }
         let lone = self.group.sides.len() < 2 && rule.winner.is_empty();
         if !(met || entry.every_change && !lone) {
-            return Some(stands());
-        }
-        if entry.evaluates {
-            return None;
+            return Ok(stands());
         }
         let holder = holder(track, edit);
+        if entry.evaluates {
+            let said = ask(&self.question(rule, track, edit, held, holder));
+            return evaluated(said, column, held, edit);
+        }
         let verdict = (entry.apply)(&Contest {
             rule,
             incumbent: Candidate {
@@ -343,20 +309,40 @@ impl<'a> Replay<'a> {
             challenger: Candidate {
                 origin: &edit.origin,
                 value: &edit.came,
-                clock: Some(&Clock {
-                    at: edit.at,
-                    seq: edit.seq,
-                    origin: edit.origin.clone(),
-                }),
+                clock: Some(&clock(edit)),
             },
             conflict: met,
             named_present: self.named_present(rule, edit.field, present),
             skew_ms: self.policy.skew_ms,
         });
         match verdict {
-            Verdict::Challenger => Some(stands()),
-            Verdict::Incumbent => Some(put_back(column, held.clone(), edit)),
-            Verdict::Review => None,
+            Verdict::Challenger => Ok(stands()),
+            Verdict::Incumbent => Ok(put_back(column, held.clone(), edit)),
+            Verdict::Review => Err(String::new()),
+        }
+    }
+
+    /// What the engine would have asked a user's function.
+    fn question(
+        &self,
+        rule: &Rule,
+        track: &Track,
+        edit: &PastEdit,
+        held: &Value,
+        held_origin: String,
+    ) -> Question {
+        Question {
+            rule: rule.id,
+            function: rule.function.clone().unwrap_or_default(),
+            field: self.group.fields[edit.field].name.clone(),
+            side: edit.side,
+            held: held.clone(),
+            held_origin,
+            held_at: track.clock.as_ref().map(|c| c.at),
+            came: edit.came.clone(),
+            came_origin: edit.origin.clone(),
+            came_at: edit.at,
+            base: Some(track.before[edit.side].clone()),
         }
     }
 
@@ -370,12 +356,6 @@ impl<'a> Replay<'a> {
     }
 }
 
-fn met_another(edit: &PastEdit) -> bool {
-    edit.recorded
-        .as_ref()
-        .is_some_and(|r| r.conflict || r.step == Step::Conflict)
-}
-
 /// Who wrote the value held; from the record where the replay began later.
 fn holder(track: &Track, edit: &PastEdit) -> String {
     if let Some(clock) = &track.clock {
@@ -385,6 +365,31 @@ fn holder(track: &Track, edit: &PastEdit) -> String {
     let names = recorded.map(|r| r.losers.iter().chain([&r.winner]));
     let other = names.and_then(|mut n| n.find(|o| **o != edit.origin).cloned());
     other.unwrap_or_default()
+}
+
+/// What follows from a function's answer; an error says why a person is asked.
+fn evaluated(
+    said: Evaluation,
+    column: &SideField,
+    held: &Value,
+    edit: &PastEdit,
+) -> Result<End, String> {
+    let value = match said.answer? {
+        Some(text) => canonical(column.field_type, &text).map_err(|e| e.to_string())?,
+        None => None,
+    };
+    if same(column.field_type, &value, &edit.came) {
+        return Ok(End::Stands(edit.came.clone()));
+    }
+    if same(column.field_type, &value, held) {
+        return Ok(put_back(column, held.clone(), edit));
+    }
+    crate::mapping::fits(column, &value).map_err(|e| e.to_string())?;
+    Ok(End::Stands(value))
+}
+
+fn clock(edit: &PastEdit) -> Clock {
+    edit.quality.clock(edit.at, edit.seq, &edit.origin)
 }
 
 fn put_back(column: &SideField, held: Value, edit: &PastEdit) -> End {
@@ -439,28 +444,32 @@ fn in_fact(edit: &PastEdit, column: &SideField, held: &Value) -> End {
     }
 }
 
-/// Puts what became of an edit onto the sides.
-fn carry(group: &Group, values: &mut [Value], edit: &PastEdit, end: &End) {
+/// Puts what became of an edit onto the sides; whether a map's function would
+/// have been needed for that.
+fn carry(group: &Group, values: &mut [Value], edit: &PastEdit, end: &End) -> bool {
     let value = match end {
         End::Stands(value) | End::PutBack(value) => value,
         End::Shown => &edit.came,
     };
     values[edit.side].clone_from(value);
     if !matches!(end, End::Stands(_)) {
-        return;
+        return false;
     }
     let Some(source) = group.column(edit.field, edit.side) else {
-        return;
+        return false;
     };
+    let mut unknown = false;
     for side in (0..group.sides.len()).filter(|s| *s != edit.side) {
         let target = group.column(edit.field, side);
         let Some(target) = target.filter(|t| source.inbound && t.accepts_writes()) else {
             continue;
         };
-        if let Ok(image) = image(source, target, value) {
-            values[side] = image;
+        match image(source, target, value) {
+            Ok(image) => values[side] = image,
+            Err(why) => unknown |= matches!(why, Unmapped::NotEvaluated(_)),
         }
     }
+    unknown
 }
 
 /// What a map makes of a value. What users' functions made of it stands in the

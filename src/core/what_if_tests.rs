@@ -1,5 +1,8 @@
 use super::*;
 use crate::group::{GroupField, Side};
+use crate::policy::FieldLock;
+use crate::stamps::Quality;
+use crate::state::Interval;
 use crate::strategy::{Strategy, by_name};
 
 fn group() -> Group {
@@ -50,12 +53,14 @@ fn edit(seq: i64, side: usize, origin: &str, old: &str, came: &str) -> PastEdit 
         side,
         origin: origin.to_owned(),
         at: Interval::instant(seq * 100),
+        quality: Quality::default(),
         seq,
         local: origin == "local",
         old: Some(value(old)),
         came: value(came),
         carried: Vec::new(),
         recorded: None,
+        again: false,
     }
 }
 
@@ -74,13 +79,29 @@ fn decided(mut edit: PastEdit, step: Step, stood: &str, losers: &[&str], winner:
 
 /// `(side, value)` of what would differ, with the sequence of the deciding event.
 fn replayed(now: &Policy, then: &Policy, edits: &[PastEdit]) -> Vec<(usize, String, i64)> {
+    let (differs, _) = replayed_with(now, then, edits, &mut |question| Evaluation {
+        question: question.clone(),
+        version: String::new(),
+        answer: Err("nobody is asked".to_owned()),
+    });
+    differs
+}
+
+/// The same with a function to ask; and what could not be known.
+fn replayed_with(
+    now: &Policy,
+    then: &Policy,
+    edits: &[PastEdit],
+    ask: Asker<'_>,
+) -> (Vec<(usize, String, i64)>, Gaps) {
     let group = group();
     let mut replay = Replay::new(&group, then, now);
     for edit in edits {
-        replay.edit(edit, &[true, true]);
+        replay.edit(edit, &[true, true], &mut *ask);
     }
     let told = |d: &Difference| (d.side, d.then.clone().unwrap_or_default(), d.deciding.seq);
-    replay.differences().iter().map(told).collect()
+    let differs = replay.differences().iter().map(told).collect();
+    (differs, replay.gaps().clone())
 }
 
 /// Left writes, then right within the tolerance, which wins; what left showed is corrected.
@@ -210,4 +231,97 @@ fn echoes_are_no_edits_under_any_policy() {
     ));
     let differs = replayed(&now, &then, &edits);
     assert_eq!(differs, [(0, "L".to_owned(), 2), (1, "L".to_owned(), 2)]);
+}
+
+#[test]
+fn a_lock_that_is_only_thought_of_would_have_put_back_what_applied() {
+    let now = policy(1, "last_write_wins", "");
+    let mut then = now.clone();
+    then.locks.push(FieldLock {
+        id: 5,
+        field: "phone".to_owned(),
+        origins: vec!["right".to_owned()],
+    });
+    let edits = [edit(1, 0, "left", "old", "mine")];
+    let back = [(0, "old".to_owned(), 1), (1, "old".to_owned(), 1)];
+    assert_eq!(replayed(&now, &then, &edits), back);
+    // And without the lock what it put back would have stood.
+    let put_back = [decided(
+        edit(1, 0, "left", "old", "mine"),
+        Step::Locked,
+        "old",
+        &["left"],
+        "right",
+    )];
+    let stood = [(0, "mine".to_owned(), 1), (1, "mine".to_owned(), 1)];
+    assert_eq!(replayed(&then, &now, &put_back), stood);
+}
+
+#[test]
+fn the_function_of_a_draft_is_asked_about_each_conflict() {
+    let now = policy(1, "last_write_wins", "");
+    let mut then = policy(2, "function", "");
+    then.rules[0].function = Some("public.both".to_owned());
+    let mut asked = Vec::new();
+    let (differs, gaps) = replayed_with(&now, &then, &a_conflict(), &mut |question| {
+        asked.push((question.held.clone(), question.came.clone()));
+        Evaluation {
+            question: question.clone(),
+            version: String::new(),
+            answer: Ok(value("L and R")),
+        }
+    });
+    assert_eq!(
+        asked,
+        [(value("L"), value("R"))],
+        "the conflict, and only that"
+    );
+    let both = [(0, "L and R".to_owned(), 2), (1, "L and R".to_owned(), 2)];
+    assert_eq!(differs, both);
+    assert!(gaps.is_empty());
+    // One that fails leaves the question to a person, as it would have.
+    assert_eq!(
+        replayed(&now, &then, &a_conflict()),
+        [(0, "L".to_owned(), 2)]
+    );
+}
+
+#[test]
+fn what_a_past_change_of_policy_decided_again_differs_where_the_draft_decides_and_only_there() {
+    let now = policy(1, "priority", "left,right");
+    let then = policy(2, "last_write_wins", "");
+    let mut edits = a_conflict();
+    // The policy became what it is now, and somebody had it applied.
+    edits.push(PastEdit {
+        again: true,
+        ..edit(3, 0, "left", "", "L")
+    });
+    let differs = replayed(&now, &then, &edits);
+    assert_eq!(differs, [(0, "R".to_owned(), 3), (1, "R".to_owned(), 3)]);
+    let (none, gaps) = replayed_with(&now, &now, &edits, &mut |_| unreachable!());
+    assert_eq!((none, gaps.len()), (Vec::new(), 0));
+    // Of a field that nobody edited since, what was replaced is not known.
+    let (none, gaps) = replayed_with(&now, &then, &edits[2..], &mut |_| unreachable!());
+    assert_eq!(none, []);
+    assert_eq!(gaps.get(&Gap::Again), Some(&(1, 3, "phone".to_owned())));
+}
+
+#[test]
+fn scores_that_are_not_kept_are_told_and_edits_stay_as_they_were_judged() {
+    let now = policy(1, "last_write_wins", "");
+    let mut then = policy(2, "last_write_wins", "");
+    then.rules[0].min_score = Some(800);
+    let edits = [
+        edit(1, 0, "local", "old", "guess"),
+        decided(
+            edit(2, 0, "local", "guess", "worse"),
+            Step::Score,
+            "guess",
+            &["local"],
+            "local",
+        ),
+    ];
+    let (differs, gaps) = replayed_with(&now, &then, &edits, &mut |_| unreachable!());
+    assert_eq!(differs, []);
+    assert_eq!(gaps.get(&Gap::Score), Some(&(2, 1, "phone".to_owned())));
 }

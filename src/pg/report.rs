@@ -53,3 +53,16 @@ pub(crate) fn warn(code: PgSqlErrorCode, message: String, hint: &str) {
         .set_hint(hint)
         .report(PgLogLevel::WARNING);
 }
+
+/// Tells the caller something that is no error.
+#[cold]
+pub(crate) fn notice(message: String, detail: String, hint: &str) {
+    ErrorReport::new(
+        PgSqlErrorCode::ERRCODE_SUCCESSFUL_COMPLETION,
+        message,
+        "pg_crm_sync",
+    )
+    .set_detail(detail)
+    .set_hint(hint)
+    .report(PgLogLevel::NOTICE);
+}

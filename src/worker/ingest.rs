@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crm_core::decide::{Decision, Observed, Source};
 use crm_core::identity::Identity;
 use crm_core::model::{Change, ChangeKind, Millis, Value};
-use crm_core::state::{Clock, Interval, Sent, SentWrite};
+use crm_core::state::{Sent, SentWrite};
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger::{self, EventRow};
@@ -272,14 +272,9 @@ impl<'w> Work<'w> {
             };
             let side = &mut state.sides[self.mirror.side];
             if side.seen.as_ref().is_none_or(|(_, c)| c.at.to < shown.at) {
-                let clock = Clock {
-                    at: Interval {
-                        from: shown.at,
-                        to: shown.at,
-                    },
-                    seq: 0,
-                    origin: self.mirror.server.clone(),
-                };
+                let quality = info.policy.quality(&self.mirror.server, &shown.source);
+                let at = quality.interval(shown.at);
+                let clock = quality.clock(at, 0, &self.mirror.server);
                 side.seen = Some((shown.value, clock));
             }
             case.entity.fields.insert(*field, state);
@@ -402,15 +397,14 @@ impl<'w> Work<'w> {
             return legible;
         }
         let case = &mut self.cases[index];
+        let quality = info.policy.quality(&mirror.server, item.source);
         let observed = Observed {
             side: mirror.side,
             source: Source::Remote,
             origin: mirror.server.clone(),
             values,
-            at: Interval {
-                from: item.change.occurred_at,
-                to: item.change.occurred_at,
-            },
+            at: quality.interval(item.change.occurred_at),
+            quality,
             seq: engine::order(),
             mark_is_ours: item.change.mark.contains(&self.mark),
             ..Observed::default()

@@ -6,7 +6,7 @@ use crm_core::decide::{Observed, Source};
 use crm_core::guard::Window;
 use crm_core::model::Millis;
 use crm_core::plan::DeletedBy;
-use crm_core::state::Interval;
+use crm_core::strategy::LOCAL;
 
 use crate::pg::capture::decode::OldValue;
 use crate::pg::guc;
@@ -352,12 +352,14 @@ impl Local<'_> {
                 case.entity.records[mirror.side].values[*field].clone_from(old);
             }
         }
+        let quality = info.policy.quality(LOCAL, "sql");
         let observed = Observed {
             side: mirror.side,
             source: Source::Local,
             origin: cause.origin,
             values: values.into_iter().map(|(f, n, o, _)| (f, n, o)).collect(),
-            at: Interval::instant(cause.at),
+            at: quality.interval(cause.at),
+            quality,
             seq: engine::order(),
             mark_is_ours: false,
             score: self.headers.get(&change.tx).and_then(|t| t.score),

@@ -216,12 +216,14 @@ pub(crate) fn existence(
     }
 }
 
-/// The instant a record's stamp stands for: whole seconds are a second wide.
-pub(super) fn interval(at: Millis) -> Interval {
-    let width = if at % 1000 == 0 { 999 } else { 0 };
-    Interval {
-        from: at,
-        to: at + width,
+/// The times that a record's stamp stands for. Where nothing says how exact it is,
+/// whole seconds are a second wide.
+fn interval(world: &World, mirror: &Mirror, via: Via, at: Millis) -> Interval {
+    let policy = &world.groups[mirror.group].policy;
+    match policy.stated(&mirror.server, via.source) {
+        Some(quality) => quality.interval(at),
+        None if at % 1000 == 0 => Interval::second(at),
+        None => Interval::instant(at),
     }
 }
 
@@ -238,6 +240,7 @@ struct Differing {
 /// Locks the rows of known records and keeps those worth a decision. Records
 /// whose row somebody else holds are noted in `applied`.
 fn differing(
+    world: &World,
     mirror: &Mirror,
     page: &Compared<'_>,
     known: Vec<Record>,
@@ -262,7 +265,7 @@ fn differing(
         }
         free.insert(record.id.clone());
         let at = record.modified_at.unwrap_or(0);
-        let older = at > 0 && interval(at).to < row.modified_at;
+        let older = at > 0 && interval(world, mirror, page.via, at).to < row.modified_at;
         let equal = (row.deleted && !row.hidden) == record.deleted
             && changed(mirror, page, &row, record).is_empty();
         // What was asked for by id may tell more than its values: what came last.
@@ -292,7 +295,7 @@ fn compare_known(
     applied: &mut PageApplied,
     now: Millis,
 ) -> Result<()> {
-    let Differing { rows, records } = differing(mirror, page, known, applied)?;
+    let Differing { rows, records } = differing(world, mirror, page, known, applied)?;
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let ids: HashMap<i64, String> = rows
         .iter()
@@ -440,7 +443,8 @@ fn show(
         source: Source::Page,
         origin: mirror.server.clone(),
         values,
-        at: interval(at),
+        at: interval(world, mirror, page.via, at),
+        quality: info.policy.quality(&mirror.server, page.via.source),
         seq: engine::order(),
         asked_at: page.via.asked_at,
         ..Observed::default()

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use crm_core::policy::{FieldLock, Policy, Rule};
-use crm_core::strategy::by_name;
+use crm_core::stamps::{Exactness, Quality, StampRule};
+use crm_core::strategy::{LOCAL, by_name};
 
-use crate::pg::store::config::{LinkRow, LockRow, PolicyRow};
+use crate::pg::store::config::{LinkRow, LockRow, PolicyRow, StampRow};
 use crate::worker::world::{GroupInfo, Mirror};
 
 /// Tolerance where no default row says one.
@@ -17,6 +18,7 @@ pub(crate) struct PolicyRows<'a> {
     pub(crate) version: i64,
     pub(crate) policies: &'a [PolicyRow],
     pub(crate) locks: &'a [LockRow],
+    pub(crate) stamps: &'a [StampRow],
 }
 
 impl PolicyRows<'_> {
@@ -28,6 +30,11 @@ impl PolicyRows<'_> {
             skew_ms: SKEW_MS,
             ..Policy::default()
         };
+        let takes_part = |s: &&StampRow| {
+            s.server == LOCAL || info.group.sides.iter().any(|m| m.origin == s.server)
+        };
+        let stamps = self.stamps.iter().filter(takes_part);
+        policy.stamps = stamps.map(stamp_rule).collect();
         for link in &info.links {
             let name = |field: &str| group_field(info, mirrors, link, field);
             for row in self.policies.iter().filter(|p| p.link == link.name) {
@@ -48,6 +55,23 @@ impl PolicyRows<'_> {
             }
         }
         policy
+    }
+}
+
+fn stamp_rule(row: &StampRow) -> StampRule {
+    StampRule {
+        origin: row.server.clone(),
+        source: row.source.clone(),
+        quality: Quality {
+            exactness: match row.exactness.as_str() {
+                "edit" => Exactness::Edit,
+                "record" => Exactness::Record,
+                _ => Exactness::Received,
+            },
+            resolution_ms: row.resolution_ms,
+            // Any time before.
+            tolerance_ms: row.tolerance_ms.unwrap_or(i64::MAX),
+        },
     }
 }
 

@@ -176,6 +176,7 @@ fn stand(
             at: Interval::instant(write.queued_at),
             seq: 0,
             origin: write.origin.clone(),
+            ..Clock::default()
         };
         state::queue(&mut state, side, &value, &clock);
         state.clock.get_or_insert(clock);

@@ -12,13 +12,18 @@ use crm_core::state::Interval;
 use crm_core::strategy::LOCAL;
 
 use crate::pg::store::changes;
+use crate::pg::store::functions;
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::policy::{self, TaskRow};
 use crate::pg::store::spi::Result;
+use crate::pg::tx;
 use crate::worker::cases::{self, Case, HORIZON_MS};
+use crate::worker::engine::{Engine, Step};
 use crate::worker::flush;
+use crate::worker::given_up;
 use crate::worker::policies::group_field;
 use crate::worker::record;
+use crate::worker::sweep;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
 /// Entities per transaction.
@@ -96,6 +101,31 @@ fn note(world: &World, mirror: Option<&Mirror>, task: &TaskRow) -> Result<()> {
         ..EventRow::default()
     };
     flush::append(world, vec![event])
+}
+
+impl Engine {
+    /// Carries on with what changes of policy, of scopes, and of people's minds left
+    /// to do.
+    pub(crate) fn carry_out_policy(&mut self, now: Millis) -> Step<()> {
+        let world = &self.world;
+        let turn = tx::in_transaction(|| {
+            let noted = given_up::note(world)?;
+            Ok(match step(world, now)? {
+                Turn::Idle => match sweep::step(world, now)? {
+                    Turn::Idle if noted => Turn::More,
+                    turn => turn,
+                },
+                turn => turn,
+            })
+        })?;
+        self.may_send |= turn == Turn::More;
+        self.policy_at = match turn {
+            Turn::Idle => None,
+            Turn::More => Some(now),
+            Turn::Locked => Some(now + 200),
+        };
+        Ok(())
+    }
 }
 
 fn batch(
@@ -240,7 +270,7 @@ pub(crate) fn answered(observed: &Observed, questions: &[Question]) -> Observed 
             version: String::new(),
             answer: Err(error.to_string()),
         };
-        policy::evaluate(question).unwrap_or_else(failed)
+        functions::evaluate(question, None).unwrap_or_else(failed)
     };
     Observed {
         evaluations: questions.iter().map(said).collect(),

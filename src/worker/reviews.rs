@@ -189,6 +189,7 @@ fn resolve(
             at: Interval::instant(answer.at),
             seq: 0,
             origin: LOCAL.to_owned(),
+            ..Clock::default()
         },
     };
     let mut decisions = case.resolve(world, mirror.side, &resolution, now);

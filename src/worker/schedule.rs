@@ -15,11 +15,8 @@ use crate::pg::tx;
 use crate::worker::deliver::{self, Batch};
 use crate::worker::doubt;
 use crate::worker::engine::{self, Engine, Job, Step, Stream};
-use crate::worker::given_up;
 use crate::worker::ingest::{self, Inbound};
 use crate::worker::release;
-use crate::worker::repolicy;
-use crate::worker::sweep;
 use crate::worker::unique::Look;
 
 /// Batches of writes on the way per mirror.
@@ -76,27 +73,6 @@ impl Engine {
             })?;
         }
         Ok(next)
-    }
-
-    fn carry_out_policy(&mut self, now: Millis) -> Step<()> {
-        let world = &self.world;
-        let turn = tx::in_transaction(|| {
-            let noted = given_up::note(world)?;
-            Ok(match repolicy::step(world, now)? {
-                repolicy::Turn::Idle => match sweep::step(world, now)? {
-                    repolicy::Turn::Idle if noted => repolicy::Turn::More,
-                    turn => turn,
-                },
-                turn => turn,
-            })
-        })?;
-        self.may_send |= turn == repolicy::Turn::More;
-        self.policy_at = match turn {
-            repolicy::Turn::Idle => None,
-            repolicy::Turn::More => Some(now),
-            repolicy::Turn::Locked => Some(now + 200),
-        };
-        Ok(())
     }
 
     fn open_stream(&mut self, id: i32, now: Millis) -> Step<Millis> {

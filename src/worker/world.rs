@@ -102,6 +102,7 @@ impl World {
             version: world.policy_version,
             policies: &rows.policies,
             locks: &rows.locks,
+            stamps: &rows.stamps,
         };
         world.group_up(&rows.links, policies);
         world

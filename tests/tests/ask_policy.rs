@@ -53,6 +53,8 @@ async fn a_draft_tells_which_unsent_writes_it_would_turn_and_turns_none() {
         ))
         .await;
     assert_eq!(none.len(), 0, "{none:#?}");
+    lock_and_later(&pair).await;
+    assert_eq!(pair.db.table(state).await, before);
     let error = pair
         .db
         .error(&format!(
@@ -61,7 +63,6 @@ async fn a_draft_tells_which_unsent_writes_it_would_turn_and_turns_none() {
         ))
         .await;
     assert_eq!(error.code().code(), "42703", "{error:?}");
-    // What was told is what happens.
     pair.db
         .exec("INSERT INTO crm.conflict_policy (link, field, strategy, winner) VALUES ('contacts', 'city', 'owner', 'salesforce')")
         .await;
@@ -71,4 +72,18 @@ async fn a_draft_tells_which_unsent_writes_it_would_turn_and_turns_none() {
     pair.reaches("hubspot", "contacts", &who.hubspot, "city", &had)
         .await;
     pair.agree().await;
+}
+
+/// While HubSpot's city waits for Salesforce: drafts of a lock, and of what only looks at edits.
+async fn lock_and_later(pair: &Pair) {
+    // A lock says the same as an owner; what looks at edits only says that it will.
+    let lock = r#"{"link": "contacts", "field": "city", "origin": "salesforce"}"#;
+    let locked = "SELECT server, coalesce(value, '') FROM crm.explain(policy => $$DRAFT$$) WHERE what = 'write' AND verdict = 'withdrawn'";
+    let locked = pair.db.table(&locked.replace("DRAFT", lock)).await;
+    assert_eq!(locked, [["salesforce", "Mine"]]);
+    let later = "SELECT field, decided_by, verdict FROM crm.explain(policy => '{\"link\": \"contacts\", \"field\": \"zip\", \"strategy\": \"append\"}') WHERE what = 'note'";
+    assert_eq!(
+        pair.db.table(later).await,
+        [["zip", "append", "next edits"]]
+    );
 }

@@ -72,10 +72,8 @@ async fn edits_that_another_policy_would_have_refused_are_listed_with_both_value
     assert_eq!(what_if(&pair, &same).await, [""; 0]);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_conflict_would_have_had_another_winner_or_none() {
-    let (pair, people) = linked().await;
-    let who = &people[0];
+/// A Painter in HubSpot and a Poet in Salesforce; who won.
+async fn painter_and_poet(pair: &Pair, who: &Person) -> String {
     pair.db.exec("SELECT crm.pause('link', 'contacts')").await;
     pair.worker_has_read().await;
     pair.edit("hubspot", who, "jobtitle", "Painter");
@@ -87,7 +85,60 @@ async fn a_conflict_would_have_had_another_winner_or_none() {
         .wait_true("the conflict is decided", PATIENCE, conflict)
         .await;
     pair.agree().await;
-    let won = pair.shows("hubspot", who, "jobtitle").unwrap_or_default();
+    pair.shows("hubspot", who, "jobtitle").unwrap_or_default()
+}
+
+/// The function asked is that of the draft, which stands in no row.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_may_name_a_function_or_a_lock() {
+    let (pair, people) = linked().await;
+    let (who, other) = (&people[0], &people[1]);
+    painter_and_poet(&pair, who).await;
+    pair.db
+        .exec(
+            "CREATE FUNCTION public.both(held text, came text, context jsonb) RETURNS text STABLE LANGUAGE sql
+             AS $$ SELECT concat_ws(' and ', least(held, came), greatest(held, came), context ->> 'field') $$",
+        )
+        .await;
+    let draft = r#"{"link": "contacts", "field": "jobtitle", "strategy": "function", "function": "public.both"}"#;
+    let would = what_if(&pair, draft).await;
+    assert_eq!(would.len(), 2, "{would:#?}");
+    assert!(
+        would
+            .iter()
+            .all(|l| l.ends_with("|Painter and Poet and jobtitle||function (draft)")),
+        "{would:#?}"
+    );
+    let had = pair.shows("hubspot", other, "city").unwrap_or_default();
+    pair.edit("hubspot", other, "city", "Ours");
+    pair.reaches_both(other, "city", "Ours").await;
+    pair.agree().await;
+    let lock = r#"{"link": "contacts", "field": "city", "origin": "salesforce"}"#;
+    let would = what_if(&pair, lock).await;
+    assert_eq!(would.len(), 2, "{would:#?}");
+    assert!(
+        would
+            .iter()
+            .all(|l| l.ends_with(&format!("|Ours|{had}||field_lock"))),
+        "{would:#?}"
+    );
+    let locks: i64 = pair.db.one("SELECT count(*) FROM crm.field_lock").await;
+    assert_eq!(locks, 0);
+    for (draft, code) in [
+        (lock.replace("salesforce", "nobody"), "22023"),
+        (lock.replace("\"salesforce\"", "null"), "42704"),
+        (lock.replace('}', ", \"winner\": \"local\"}"), "22023"),
+    ] {
+        let sql = format!("SELECT * FROM crm.what_if('{draft}')");
+        assert_eq!(pair.db.error(&sql).await.code().code(), code, "{draft}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_would_have_had_another_winner_or_none() {
+    let (pair, people) = linked().await;
+    let who = &people[0];
+    let won = painter_and_poet(&pair, who).await;
     let (winner, lost) = if won == "Poet" {
         ("hubspot", "Painter")
     } else {

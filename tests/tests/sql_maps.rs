@@ -132,8 +132,13 @@ async fn nobody_borrows_a_function_that_he_may_not_call() {
             ),
         ])
         .await;
+    // It would run as its owner: to be allowed to call it oneself is not enough.
     db.exec("GRANT EXECUTE ON FUNCTION public.shout TO mapper")
         .await;
+    mapper
+        .refuses(&[(insert.as_str(), "42501", "let its owner")])
+        .await;
+    db.exec("ALTER FUNCTION public.shout OWNER TO mapper").await;
     mapper.exec(&insert).await;
 }
 

@@ -272,6 +272,7 @@ fn review_overwrites_nobody_until_a_person_decided() {
         at: crm_core::state::Interval::instant(T + 30_000),
         seq: 9,
         origin: "local".to_owned(),
+        ..crm_core::state::Clock::default()
     };
     let resolution = crm_core::join::Resolution {
         field: 0,

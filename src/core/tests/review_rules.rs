@@ -35,6 +35,7 @@ fn by(origin: &str, at: i64) -> Clock {
         at: Interval::instant(at),
         seq: 99,
         origin: origin.to_owned(),
+        ..Clock::default()
     }
 }
 

@@ -233,6 +233,11 @@ pub(crate) fn with_draft(draft: pgrx::JsonB) -> Result<String> {
     super::config::peek_now()
 }
 
+/// Who asks.
+pub(crate) fn session_user() -> Result<String> {
+    Ok(spi::read_text("SELECT session_user::text")?.unwrap_or_default())
+}
+
 /// Number of the newest change of policy that the worker has not carried out.
 pub(crate) fn last_task() -> Result<i64> {
     let found = spi::read_rows(

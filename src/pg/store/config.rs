@@ -14,6 +14,7 @@ pub(crate) struct ConfigRows {
     pub(crate) links: Vec<LinkRow>,
     pub(crate) policies: Vec<PolicyRow>,
     pub(crate) locks: Vec<LockRow>,
+    pub(crate) stamps: Vec<StampRow>,
     pub(crate) paused_servers: Vec<String>,
 }
 
@@ -144,6 +145,19 @@ pub(crate) struct LockRow {
     pub(crate) origin: String,
 }
 
+/// How exact the stamps of a server are that come one way; see `crm.stamp_quality`.
+#[derive(Clone, Debug, Deserialize)]
+pub(crate) struct StampRow {
+    /// `local` for SQL.
+    pub(crate) server: String,
+    pub(crate) source: String,
+    /// `edit`, `record` or `received`.
+    pub(crate) exactness: String,
+    pub(crate) resolution_ms: i64,
+    /// None is any time before.
+    pub(crate) tolerance_ms: Option<i64>,
+}
+
 /// Makes the installation's row if it is missing. Only when a user asked for
 /// something: a database that is being restored brings its own.
 pub(crate) fn found() -> Result<()> {
@@ -237,5 +251,8 @@ SELECT pg_catalog.jsonb_build_object(
         'strategy', p.strategy, 'winner', p.winner, 'function', p.function, 'min_score', ceil(p.min_score * 1000)::integer,
         'skew_ms', (extract(epoch FROM p.skew) * 1000)::bigint) ORDER BY p.id) FROM crm.conflict_policy p), '[]'),
     'locks', coalesce((SELECT jsonb_agg(jsonb_build_object('id', f.id, 'link', f.link, 'field', f.field, 'origin', f.origin) ORDER BY f.id)
-        FROM crm.field_lock f), '[]')
+        FROM crm.field_lock f), '[]'),
+    'stamps', coalesce((SELECT jsonb_agg(jsonb_build_object('server', q.server, 'source', q.source, 'exactness', q.exactness,
+        'resolution_ms', (extract(epoch FROM q.resolution) * 1000)::bigint, 'tolerance_ms', (extract(epoch FROM q.tolerance) * 1000)::bigint))
+        FROM crm._stamp_qualities() q), '[]')
 )::text";

@@ -416,14 +416,15 @@ pub(crate) struct Shown {
     pub(crate) field: String,
     pub(crate) value: Option<String>,
     pub(crate) at: i64,
+    pub(crate) source: String,
 }
 
 /// The newest observation per field of these rows from their own CRM, from the ledger.
 pub(crate) fn last_shown(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
     spi::write_rows(
-        "SELECT DISTINCT ON (e.row_id, f.name) e.row_id, f.name, f.value, (extract(epoch FROM e.occurred_at) * 1000)::bigint \
+        "SELECT DISTINCT ON (e.row_id, f.name) e.row_id, f.name, f.value, (extract(epoch FROM e.occurred_at) * 1000)::bigint, e.source \
          FROM crm.event e CROSS JOIN LATERAL unnest(e.fields, e.new_values) AS f(name, value) \
-         WHERE e.mirror = $1 AND e.row_id = ANY($2) AND e.source NOT IN ('sql', 'result', 'review') \
+         WHERE e.mirror = $1 AND e.row_id = ANY($2) AND e.source NOT IN ('sql', 'result', 'review', 'reject', 'link') \
          AND e.occurred_at > now() - interval '72 hours' \
          ORDER BY e.row_id, f.name, e.occurred_at DESC, e.seq DESC",
         &[mirror.into(), row_ids.into()],
@@ -433,6 +434,7 @@ pub(crate) fn last_shown(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
                 field: row.get(2)?.unwrap_or_default(),
                 value: row.get(3)?,
                 at: row.get(4)?.unwrap_or_default(),
+                source: row.get(5)?.unwrap_or_default(),
             })
         },
     )

@@ -10,6 +10,7 @@ pub(crate) struct PastEvent {
     pub(crate) seq: i64,
     pub(crate) mirror: i32,
     pub(crate) row_id: i64,
+    pub(crate) kind: String,
     pub(crate) origin: String,
     pub(crate) source: String,
     /// Milliseconds since 1970.
@@ -25,8 +26,8 @@ pub(crate) struct PastEvent {
 }
 
 const PAST: &str = "SELECT e.seq, e.mirror, e.row_id, e.origin, e.source, (extract(epoch FROM e.occurred_at) * 1000)::bigint, \
-     e.fields, e.old_values, e.new_values, e.unknown, e.decision::text, e.carried::text \
-     FROM crm.event e WHERE e.mirror = ANY($1) AND e.received_at >= $2 AND e.kind IN ('create', 'update') AND e.source NOT IN ('result', 'link', 'replay') \
+     e.fields, e.old_values, e.new_values, e.unknown, e.decision::text, e.carried::text, e.kind \
+     FROM crm.event e WHERE e.mirror = ANY($1) AND e.received_at >= $2 AND e.kind IN ('create', 'update', 'resolved', 'policy') AND e.source NOT IN ('result', 'link', 'replay') \
      AND e.row_id IS NOT NULL AND e.new_values IS NOT NULL ORDER BY e.seq";
 
 /// Hands the changes of these mirrors to `take`, in order, `size` at a time.
@@ -55,6 +56,7 @@ pub(crate) fn each(
                     unknown: row.get(10)?.unwrap_or_default(),
                     decision: row.get(11)?,
                     carried: row.get(12)?,
+                    kind: row.get(13)?.unwrap_or_default(),
                 });
             }
             if piece.is_empty() {

@@ -241,7 +241,8 @@ impl Engine {
             let there = &mut state.sides[side];
             if there.seen.as_ref().is_none_or(|(_, c)| c.at.to < at.to) {
                 let origin = origin.clone();
-                there.seen = Some((value, Clock { at, seq: 0, origin }));
+                let clock = self.policy.record_quality(&origin).clock(at, 0, &origin);
+                there.seen = Some((value, clock));
             }
             thing.entity.fields.insert(field, state);
         }
@@ -400,6 +401,7 @@ impl Engine {
                 at: Interval::instant(now),
                 seq: self.seq,
                 origin: String::new(),
+                ..Clock::default()
             },
         };
         let entity = &self.things[thing].entity;

@@ -194,6 +194,7 @@ impl World {
                 rules,
                 skew_ms: SKEW,
                 locks,
+                ..Policy::default()
             },
             habits,
             kinds,
