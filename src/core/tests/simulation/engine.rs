@@ -183,6 +183,9 @@ impl Engine {
         let mut observed = self.observed(side, seen.source, &origin, seen.at);
         observed.mark_is_ours = seen.ours;
         observed.asked_at = seen.asked_at;
+        if page {
+            observed.quality = self.policy.record_quality(&origin);
+        }
         for (field, value) in &seen.values {
             let row = self.row(thing, side, *field);
             let open = self.things[thing].entity.fields.contains_key(field);

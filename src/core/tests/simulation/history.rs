@@ -10,7 +10,7 @@ use crate::model::{EDITS_MAX, Made, Model, Sight, Writer, token, value_of};
 use crate::network::Network;
 use crate::rng::Rng;
 use crate::trace::note;
-use crate::world::{Kind, STAGES, World, draw_rule};
+use crate::world::{Kind, STAGES, VAGUE, World, draw_rule};
 
 /// Everything of one history.
 pub struct History {
@@ -53,7 +53,14 @@ impl History {
             engine: Engine::new(&world),
             net: Network::default(),
             now: 1_000_000,
-            model: Model::default(),
+            model: Model {
+                vague: if world.policy.stamps.is_empty() {
+                    0
+                } else {
+                    VAGUE
+                },
+                ..Model::default()
+            },
             rng: Rng::of(seed, 0),
             faults: true,
             standby: None,

@@ -98,6 +98,8 @@ impl Made {
 #[derive(Clone, Debug, Default)]
 pub struct Model {
     pub made: Vec<Made>,
+    /// How much earlier than a page's stamp an edit may be.
+    pub vague: i64,
 }
 
 /// What must hold for a field in the end.
@@ -200,12 +202,13 @@ impl Model {
             .filter(|(i, _)| heads & bit(*i) != 0)
             .collect();
         let sure = some.iter().filter(|(_, m)| m.sure && !m.shaken);
-        let Some(mut reach) = sure.map(|(_, m)| m.at - CLEAR).max() else {
+        let clear = CLEAR + self.vague;
+        let Some(mut reach) = sure.map(|(_, m)| m.at - clear).max() else {
             return heads;
         };
         loop {
             let near = some.iter().filter(|(_, m)| m.until >= reach);
-            let lower = near.map(|(_, m)| m.at - CLEAR).min().unwrap_or(reach);
+            let lower = near.map(|(_, m)| m.at - clear).min().unwrap_or(reach);
             if lower >= reach {
                 break;
             }
@@ -227,10 +230,13 @@ impl Model {
         if !plain(a) || !plain(b) || !apart || a.origin() == b.origin() {
             return None;
         }
-        let later = |a: &Made, b: &Made| a.stamp.from > b.stamp.to + SKEW;
+        let reach = SKEW + self.vague;
+        let later = |a: &Made, b: &Made| a.stamp.from > b.stamp.to + reach;
         match (later(a, b), later(b, a)) {
             (true, _) => Some(*i),
             (_, true) => Some(*j),
+            // Which of them a page told first is the network's matter.
+            _ if self.vague > 0 => None,
             _ if rule.rank(a.origin()) < rule.rank(b.origin()) => Some(*i),
             _ if rule.rank(b.origin()) < rule.rank(a.origin()) => Some(*j),
             _ => None,

@@ -8,6 +8,7 @@ use crm_core::mapping::Transform;
 use crm_core::model::FieldType;
 use crm_core::plan::DeleteRule;
 use crm_core::policy::{FieldLock, Policy, Rule};
+use crm_core::stamps::{Exactness, Quality, StampRule};
 use crm_core::strategy::Strategy;
 
 use crate::rng::Rng;
@@ -16,6 +17,8 @@ use crate::rng::Rng;
 pub const SKEW: i64 = 2_000;
 /// Edits further apart than this have an order that every clock shows.
 pub const CLEAR: i64 = SKEW + 4_000;
+/// How much earlier an edit may be than the stamp of a page, where pages say so.
+pub const VAGUE: i64 = 3_000;
 /// Names of the sides: three portals and an organisation.
 pub const NAMES: [&str; 4] = ["alpha", "beta", "gamma", "delta"];
 /// Stages, lowest first.
@@ -194,7 +197,7 @@ impl World {
                 rules,
                 skew_ms: SKEW,
                 locks,
-                ..Policy::default()
+                stamps: stamps(seed, &habits),
             },
             habits,
             kinds,
@@ -221,6 +224,24 @@ impl World {
     pub fn mapped(&self, field: usize, side: usize) -> bool {
         self.group.column(field, side).is_some()
     }
+}
+
+/// In some worlds the stamps of pages are of records only. Drawn apart: histories
+/// of old seeds stay what they were.
+fn stamps(seed: u64, habits: &[Habits]) -> Vec<StampRule> {
+    if !Rng::of(seed, 2_000_000).chance(25) {
+        return Vec::new();
+    }
+    let of_records = |side: usize| StampRule {
+        origin: NAMES[side].to_owned(),
+        source: "poll".to_owned(),
+        quality: Quality {
+            exactness: Exactness::Record,
+            tolerance_ms: VAGUE,
+            ..Quality::default()
+        },
+    };
+    (0..habits.len()).map(of_records).collect()
 }
 
 fn draw_habits(rng: &mut Rng, sides: usize) -> Vec<Habits> {
