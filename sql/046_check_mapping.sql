@@ -21,20 +21,40 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._cells_sql(integer, text[], text) IS 'SQL text: the columns of a map''s side as an array of text.';
 
+CREATE FUNCTION crm._map_call_sql(f text, expr text, result_type text) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT format(CASE result_type WHEN 'timestamp with time zone' THEN 'nullif(to_char(%s(%s) AT TIME ZONE ''UTC'', ''YYYY-MM-DD"T"HH24:MI:SS.MS"Z"''), '''')'
+                                   WHEN 'text[]' THEN 'nullif(array_to_string(%s(%s), '';''), '''')' ELSE 'nullif((%s(%s))::text, '''')' END,
+                  left(f, strpos(f, '(') - 1), CASE a.arg WHEN 'text' THEN expr WHEN 'text[]' THEN format('string_to_array(%s, '';'')', expr) ELSE format('(%s)::%s', expr, a.arg) END)
+    FROM (SELECT substr(f, strpos(f, '(') + 1, length(f) - strpos(f, '(') - 1) AS arg) a
+$$;
+COMMENT ON FUNCTION crm._map_call_sql(text, text, text) IS 'SQL text: the image of a value under a function of a map, in canonical text.';
+
 -- A function is called as who asks; one value that it refuses does not end the check.
 CREATE FUNCTION crm._map_call(f text, value text, result_type text, OUT image text, OUT problem text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    arg  text := substr(f, strpos(f, '(') + 1, length(f) - strpos(f, '(') - 1);
-    call text := format('%s(%s)', left(f, strpos(f, '(') - 1), CASE arg WHEN 'text' THEN '$1' WHEN 'text[]' THEN 'string_to_array($1, '';'')' ELSE '$1::' || arg END);
 BEGIN
-    EXECUTE format('SELECT nullif(%s, '''')', CASE result_type WHEN 'timestamp with time zone' THEN format('to_char(%s AT TIME ZONE ''UTC'', ''YYYY-MM-DD"T"HH24:MI:SS.MS"Z"'')', call)
-                                                          WHEN 'text[]' THEN format('array_to_string(%s, '';'')', call) ELSE format('(%s)::text', call) END)
-    INTO image USING value;
+    EXECUTE 'SELECT ' || crm._map_call_sql(f, '$1', result_type) INTO image USING value;
 EXCEPTION WHEN OTHERS THEN
     problem := format('%s (%s)', sqlerrm, sqlstate);
 END $$;
 COMMENT ON FUNCTION crm._map_call(text, text, text) IS 'The image of a value under a function of a map, or why there is none.';
+
+-- All at once; where one is refused, one by one.
+CREATE FUNCTION crm._map_calls(f text, vals text[], result_type text) RETURNS TABLE (value text, image text, problem text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    images text[];
+BEGIN
+    BEGIN
+        EXECUTE format('SELECT array_agg(%s ORDER BY x.n) FROM unnest($1) WITH ORDINALITY AS x (v, n)', crm._map_call_sql(f, 'x.v', result_type)) INTO images USING vals;
+    EXCEPTION WHEN OTHERS THEN
+        RETURN QUERY SELECT v, c.image, c.problem FROM unnest(vals) v, LATERAL crm._map_call(f, v, result_type) c;
+        RETURN;
+    END;
+    RETURN QUERY SELECT u.v, u.i, NULL::text FROM unnest(vals, images) AS u (v, i);
+END $$;
+COMMENT ON FUNCTION crm._map_calls(text, text[], text) IS 'The images of values under a function of a map, or why there are none.';
 
 CREATE FUNCTION crm._map_image(k crm.link, m crm.field_map, side text, cells text[], OUT image text[], OUT problem text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -89,6 +109,21 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._choice_missing(jsonb, text) IS 'Whether a value, or one of several, is none of a field''s choices.';
 
+-- Joins to a relation's cells their image f(image, problem); $1 and $2 are link and map.
+CREATE FUNCTION crm._images_sql(k crm.link, m crm.field_map, side text, source text, cells text) RETURNS text
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE
+        WHEN crm._map_trivial(m) THEN format('CROSS JOIN LATERAL (SELECT %I.%I AS image, NULL::text AS problem) f', source, cells)
+        WHEN x.transform LIKE '%(%' THEN
+            format('LEFT JOIN crm._map_calls(%1$L, (SELECT array_agg(DISTINCT w.%3$I[1]) FROM %2$I w WHERE w.%3$I[1] IS NOT NULL), %4$L) c ON c.value = %2$I.%3$I[1]
+                    CROSS JOIN LATERAL (SELECT ARRAY[c.image] AS image, c.problem) f', x.transform, source, cells, x.result_type)
+        ELSE format('CROSS JOIN LATERAL crm._map_image($1, $2, %L, %I.%I) f', side, source, cells) END
+    FROM (SELECT CASE side WHEN 'left' THEN m.to_right ELSE m.to_left END AS transform,
+                 (SELECT crm._sql_type(c.field_type) FROM crm.mirror_column c
+                  WHERE (c.mirror, c.field) = (CASE side WHEN 'left' THEN k.right_mirror ELSE k.left_mirror END, CASE side WHEN 'left' THEN m.right_field ELSE m.left_field END)) AS result_type) x
+$$;
+COMMENT ON FUNCTION crm._images_sql(crm.link, crm.field_map, text, text, text) IS 'SQL text: what the cells of one side become on the other, joined to a relation of them.';
+
 -- A map that takes values over as they are can only lose what the other side
 -- does not take: the rows are filtered for that before they are counted.
 CREATE FUNCTION crm._check_suspect(own integer, there integer, m crm.field_map, side text) RETURNS text
@@ -118,8 +153,7 @@ DECLARE
     other  text := CASE side WHEN 'left' THEN 'right' ELSE 'left' END;
     fields text[] := crm._map_fields(m, side);
     target record;
-    suspect text := crm._check_suspect(own, there, m, side);
-    images text := CASE WHEN crm._map_trivial(m) THEN 'SELECT v.cells AS image, NULL::text AS problem' ELSE 'SELECT x.image, x.problem FROM crm._map_image($1, $2, $3, v.cells) x' END;
+    back   boolean := m.direction = 'both' AND NOT crm._map_trivial(m);
 BEGIN
     SELECT * INTO target FROM crm._map_target(there, crm._map_fields(m, other), CASE other WHEN 'left' THEN m.default_left ELSE m.default_right END);
     IF crm._map_trivial(m) AND NOT true = ANY (target.needed) AND array_remove(target.longest, NULL) = '{}' AND NOT target.choices @? '$[*] ? (@ != null)' THEN
@@ -129,9 +163,9 @@ BEGIN
         WITH v AS MATERIALIZED (
             SELECT s.cells, count(*) AS n FROM (SELECT %1$s AS cells FROM %2$s t WHERE t._deleted_at IS NULL AND (%5$s)) s GROUP BY 1 ORDER BY 2 DESC LIMIT 100000
         ), i AS MATERIALIZED (
-            SELECT v.cells, v.n, f.image, f.problem, array_to_string(v.cells, ' | ') AS shown, array_to_string(f.image, ' | ') AS becomes FROM v, LATERAL (%3$s) f
+            SELECT v.cells, v.n, f.image, f.problem, array_to_string(v.cells, ' | ') AS shown, array_to_string(f.image, ' | ') AS becomes FROM v %3$s
         ), b AS MATERIALIZED (
-            SELECT i.*, %4$s AS back FROM i
+            SELECT i.*, %4$s AS back FROM i %6$s
         ), found AS (
             SELECT 'no counterpart' AS problem, b.n, b.shown || ': ' || b.problem AS example FROM b WHERE b.problem IS NOT NULL
             UNION ALL
@@ -145,8 +179,9 @@ BEGIN
             SELECT 'required', b.n, coalesce(nullif(b.shown, ''), '(empty)') FROM b, unnest(b.image, $6::boolean[]) AS c (cell, needed) WHERE c.needed AND c.cell IS NULL AND b.problem IS NULL
         )
         SELECT f.problem, $7, $8, sum(f.n)::bigint, (array_agg(f.example ORDER BY f.n DESC, f.example))[1:5], crm._check_advice(f.problem, $9) FROM found f GROUP BY f.problem ORDER BY 1$f$,
-        crm._cells_sql(own, fields, 't'), crm._scoped(own, CASE side WHEN 'left' THEN k.left_scope ELSE k.right_scope END), images,
-        CASE WHEN m.direction = 'both' AND NOT crm._map_trivial(m) THEN format('(SELECT x.image FROM crm._map_image($1, $2, %L, i.image) x WHERE i.problem IS NULL)', other) ELSE 'NULL::text[]' END, suspect)
+        crm._cells_sql(own, fields, 't'), crm._scoped(own, CASE side WHEN 'left' THEN k.left_scope ELSE k.right_scope END), crm._images_sql(k, m, side, 'v', 'cells'),
+        CASE WHEN back THEN 'CASE WHEN i.problem IS NULL THEN f.image END' ELSE 'NULL::text[]' END, crm._check_suspect(own, there, m, side),
+        CASE WHEN back THEN crm._images_sql(k, m, other, 'i', 'image') END)
     USING k, m, side, target.longest, target.choices, target.needed, crm._table_of(own), array_to_string(fields, ', '), other;
 END $$;
 COMMENT ON FUNCTION crm._check_map(crm.link, crm.field_map, text) IS 'What one direction of a map would lose, from the rows of the side it starts from.';

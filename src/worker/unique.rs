@@ -441,14 +441,3 @@ fn lone_values(
     }
     fills
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn keys_are_one_whatever_their_case_and_blanks() {
-        assert_eq!(normal(" INV-7 "), normal("inv-7"));
-        assert_eq!(normal("  "), None);
-    }
-}
