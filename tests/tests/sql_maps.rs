@@ -60,7 +60,8 @@ left_more, structure ~ 'address', 'MailingStreet', '{address}', 'lines' ~ 23505 
 left_more, structure ~ 'address', 'MailingStreet', '{address2}', 'unit' ~ 22023 ~ as many to as many
 match_threshold ~ 'company', 'Company__c', 0.5 ~ 22023 ~ match_order
 match_order, match_threshold, match_accept ~ 'company', 'Company__c', 3, 0.5, 0.4 ~ 22023 ~ match_accept above
-match_order, to_right ~ 'company', 'Company__c', 3, 'public.shout' ~ 22023 ~ match by another field"#;
+match_order, to_right ~ 'company', 'Company__c', 3, 'public.shout' ~ 22023 ~ match by another field
+unique_key, to_right ~ 'company', 'Company__c', true, 'url_of_domain' ~ 22023 ~ two text fields"#;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_map_that_cannot_work_is_refused_when_it_is_made() {
