@@ -1,11 +1,12 @@
 //! What the session does with answers: pages, results, ends of streams.
 
 use crm_core::connectors::{self, Keyset};
-use crm_core::model::{ErrorClass, Millis, Page, RemoteError};
+use crm_core::model::{ErrorClass, Millis, Page, RemoteError, WriteResult};
 
+use crate::pg::store::config;
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes;
-use crate::pg::tx;
+use crate::pg::tx::{self, SqlError};
 use crate::worker::deliver;
 use crate::worker::doubt;
 use crate::worker::engine::{Job, Step};
@@ -334,7 +335,7 @@ impl Session {
     pub(super) fn pushed(
         &mut self,
         batch: deliver::Batch,
-        results: Vec<crm_core::model::WriteResult>,
+        results: Vec<WriteResult>,
         now: Millis,
     ) -> Step<()> {
         let watch = self.engine.watch(batch.mirror);
@@ -360,7 +361,7 @@ impl Session {
     fn record(
         &mut self,
         batch: deliver::Batch,
-        results: Vec<crm_core::model::WriteResult>,
+        results: Vec<WriteResult>,
         now: Millis,
     ) -> Step<()> {
         let id = batch.mirror;
@@ -369,8 +370,14 @@ impl Session {
         };
         let world = &self.engine.world;
         let server = mirror.server.clone();
-        let after =
-            tx::in_transaction(|| Ok(deliver::record(world, mirror, batch, results, now)?))?;
+        let attempt = (batch.clone(), results.clone());
+        let recorded =
+            tx::in_transaction(|| Ok(deliver::record(world, mirror, attempt.0, attempt.1, now)?));
+        let after = match recorded {
+            Ok(after) => after,
+            Err(error) if config::is_passing(&error) => return Err(error),
+            Err(error) => return self.record_apart(batch, results, &error, now),
+        };
         self.engine.halves.extend(after.resend);
         self.engine.watch(id).reads.extend(after.read);
         self.engine.may_send = true;
@@ -385,6 +392,36 @@ impl Session {
                 streams::server_error(&server, None)?;
                 Ok(())
             })?;
+        }
+        Ok(())
+    }
+
+    /// Records the answers of a batch one by one, so that a row which refuses its
+    /// own keeps nobody waiting.
+    fn record_apart(
+        &mut self,
+        batch: deliver::Batch,
+        results: Vec<WriteResult>,
+        error: &SqlError,
+        now: Millis,
+    ) -> Step<()> {
+        if let ([row], [result]) = (batch.rows.as_slice(), results.as_slice()) {
+            let doubt = deliver::unrecordable(row.id, result, error);
+            return tx::in_transaction(|| {
+                writes::set_back(&[doubt])?;
+                Ok(())
+            });
+        }
+        for (row, result) in batch.rows.into_iter().zip(results) {
+            let one = deliver::Batch {
+                mirror: batch.mirror,
+                kind: batch.kind,
+                rows: vec![row],
+                looked: batch.looked,
+            };
+            if self.record(one.clone(), vec![result.clone()], now).is_err() {
+                self.unrecorded.push_back((one, vec![result]));
+            }
         }
         Ok(())
     }

@@ -225,3 +225,44 @@ async fn row_security_of_a_mirror_hides_rows_from_users_and_none_from_the_worker
     pair.quiet().await;
     assert_eq!(pair.live("hubspot", "contacts"), before, "no duplicate");
 }
+
+/// The answer to a create is recorded by an UPDATE of the row, and a table may refuse that too.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_a_table_refuses_holds_nothing_else_up() {
+    let (pair, people) = pair().await;
+    let before = pair.live("hubspot", "contacts");
+    pair.db
+        .exec(
+            "CREATE FUNCTION public.sealed() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN RAISE EXCEPTION 'the row is sealed'; END $$;
+             CREATE TRIGGER sealed BEFORE UPDATE ON hubspot.contacts FOR EACH ROW
+             WHEN (OLD.email LIKE 'sealed%') EXECUTE FUNCTION public.sealed();
+             INSERT INTO hubspot.contacts (email, lastname) SELECT p || '@example.net', 'New' FROM unnest('{sealed1,open,sealed2}'::text[]) p",
+        )
+        .await;
+    let told = "SELECT count(*) = 2 FROM crm.outbox WHERE kind = 'create' AND state = 'unknown' AND error LIKE '%the row is sealed%'";
+    pair.db
+        .wait_true("the outbox says what refuses the answers", PATIENCE, told)
+        .await;
+    let open = "SELECT id IS NOT NULL FROM hubspot.contacts WHERE email = 'open@example.net'";
+    pair.db
+        .wait_true("what was created with them is recorded", PATIENCE, open)
+        .await;
+    arrives(&pair, &people[0], "Not held up").await;
+    pair.sql(&people[1], "jobtitle", "Nor this").await;
+    pair.reaches_both(&people[1], "jobtitle", "Nor this").await;
+
+    pair.db
+        .exec("DROP TRIGGER sealed ON hubspot.contacts")
+        .await;
+    let made =
+        "SELECT count(*) = 3 FROM hubspot.contacts WHERE lastname = 'New' AND id IS NOT NULL";
+    pair.db
+        .wait_true("the rows have their records", PATIENCE, made)
+        .await;
+    assert_eq!(
+        pair.live("hubspot", "contacts"),
+        before + 3,
+        "none is made twice"
+    );
+}
