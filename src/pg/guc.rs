@@ -29,6 +29,7 @@ static MAX_IN_FLIGHT: Int = Int::new(8);
 static REQUEST_TIMEOUT: Int = Int::new(30_000);
 static LOCK_TIMEOUT: Int = Int::new(200);
 static FUNCTION_TIMEOUT: Int = Int::new(1_000);
+static MIRROR_TIMEOUT: Int = Int::new(60_000);
 static GUARD_SOFT_ROWS: Int = Int::new(10_000);
 static GUARD_HARD_ROWS: Int = Int::new(100_000);
 static GUARD_HARD_DELETES: Int = Int::new(10_000);
@@ -150,6 +151,13 @@ fn register_worker_limits() {
         c"Longest time one call of a function that a field map names may take.",
         &FUNCTION_TIMEOUT,
         (1, 60_000),
+        ms,
+    );
+    int(
+        c"pg_crm_sync.mirror_timeout",
+        c"Longest time one statement of the worker on a mirror may take, with the triggers that it fires.",
+        &MIRROR_TIMEOUT,
+        (100, 3_600_000),
         ms,
     );
     int(
@@ -366,4 +374,9 @@ pub(crate) fn change_segment_bytes() -> u64 {
 /// Longest call of a function that a field map names.
 pub(crate) fn function_timeout() -> Duration {
     millis(&FUNCTION_TIMEOUT)
+}
+
+/// Longest time one statement of the worker on a mirror may take.
+pub(crate) fn mirror_timeout() -> Duration {
+    millis(&MIRROR_TIMEOUT)
 }

@@ -6,7 +6,7 @@
 //! their capture trigger then runs. It lives in this process and is reachable
 //! from this library only, so nobody can forge it in SQL.
 
-use super::{report, tx};
+use super::{guc, report, timeout, tx};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::cell::RefCell;
@@ -32,7 +32,8 @@ impl Drop for Leave {
 }
 
 /// Runs `work`, whose statements on `relation` are the engine's own: not
-/// captured, and with the rights of the mirror's owner. Raises if it is gone.
+/// captured, with the rights of the mirror's owner, and for a bounded time: users'
+/// triggers run in it. Raises if the mirror is gone.
 pub(crate) fn as_engine<T>(relation: u32, work: impl FnOnce() -> T) -> T {
     let owner = owner_of(relation);
     let scope = Scope {
@@ -43,7 +44,7 @@ pub(crate) fn as_engine<T>(relation: u32, work: impl FnOnce() -> T) -> T {
         scopes.push(scope);
         Leave(scopes.len() - 1)
     });
-    tx::as_role(owner, work)
+    timeout::within(guc::mirror_timeout(), || tx::as_role(owner, work))
 }
 
 /// The owner of a mirror as it is now. The lock keeps it so until the transaction

@@ -14,8 +14,24 @@ unsafe extern "C-unwind" {
     fn get_timeout_indicator(id: std::ffi::c_int, reset_indicator: bool) -> bool;
 }
 
-/// Runs `work`, which catches errors: after `most` its statement is cancelled
-/// with SQLSTATE 57014. In a session it is up to the session's own timeout.
+/// Ends the time that is running, on return and on unwinding.
+struct Disarm;
+
+impl Drop for Disarm {
+    fn drop(&mut self) {
+        // SAFETY: on the worker's only thread that knows the server. A cancel that
+        // came too late must not hit what follows.
+        unsafe {
+            if get_timeout_indicator(STATEMENT_TIMEOUT, true) {
+                pg_sys::QueryCancelPending = 0;
+            }
+            disable_timeout(STATEMENT_TIMEOUT, false);
+        }
+    }
+}
+
+/// Runs `work`: after `most` its statement is cancelled with SQLSTATE 57014. Not
+/// to be nested. In a session it is up to the session's own timeout.
 pub(crate) fn within<T>(most: Duration, work: impl FnOnce() -> T) -> T {
     // SAFETY: a plain global of the server, read on its only thread.
     if unsafe { pg_sys::MyBackendType } != pg_sys::BackendType::B_BG_WORKER {
@@ -25,13 +41,6 @@ pub(crate) fn within<T>(most: Duration, work: impl FnOnce() -> T) -> T {
     // SAFETY: on the worker's only thread that knows the server; the timeout is
     // registered for every process with a database and unused in this one.
     unsafe { enable_timeout_after(STATEMENT_TIMEOUT, most.max(1)) };
-    let result = work();
-    // SAFETY: as above. A cancel that came too late must not hit what follows.
-    unsafe {
-        if get_timeout_indicator(STATEMENT_TIMEOUT, true) {
-            pg_sys::QueryCancelPending = 0;
-        }
-        disable_timeout(STATEMENT_TIMEOUT, false);
-    }
-    result
+    let _disarm = Disarm;
+    work()
 }

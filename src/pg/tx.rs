@@ -37,11 +37,12 @@ impl SqlError {
         }
     }
 
-    /// Whether the same work may succeed later: a lock, a deadlock, a cancel, a
-    /// lack of resources. Anything else is a fault of the data.
+    /// Whether the same work may succeed later: a lock, a deadlock, a shutdown, a
+    /// lack of resources. Anything else is a fault of the data, and so is taking
+    /// longer than a statement may: tried as it is, it would take as long again.
     pub(crate) fn is_transient(&self) -> bool {
         let class = self.sqlstate.get(..2).unwrap_or_default();
-        matches!(class, "40" | "53" | "55" | "57" | "58")
+        matches!(class, "40" | "53" | "55" | "57" | "58") && self.sqlstate != "57014"
     }
 
     fn from_caught(caught: CaughtError) -> Self {

@@ -1,7 +1,7 @@
 //! What users attach to a mirror runs with the rights of its owner, never with the worker's, and its errors stop one
 //! event, not the stream.
 
-use crm_tests::{PATIENCE, Pair, PairOptions, Person};
+use crm_tests::{Options, PATIENCE, Pair, PairOptions, Person};
 use serde_json::json;
 
 async fn pair() -> (Pair, Vec<Person>) {
@@ -265,4 +265,27 @@ async fn an_answer_that_a_table_refuses_holds_nothing_else_up() {
         before + 3,
         "none is made twice"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_trigger_that_never_ends_is_cancelled_and_its_change_a_dead_letter() {
+    let cluster = Options::default().setting("pg_crm_sync.mirror_timeout", "3s");
+    let options = PairOptions {
+        cluster,
+        ..PairOptions::default()
+    };
+    let (pair, people) = Pair::linked(12, options).await;
+    pair.agree().await;
+    pair.db
+        .exec(
+            "CREATE FUNCTION public.endless() RETURNS trigger LANGUAGE plpgsql AS $$
+             BEGIN PERFORM pg_sleep(3600); RETURN NEW; END $$;
+             CREATE TRIGGER endless BEFORE UPDATE ON hubspot.contacts FOR EACH ROW
+             WHEN (NEW.jobtitle = 'Endless') EXECUTE FUNCTION public.endless()",
+        )
+        .await;
+    pair.edit("hubspot", &people[0], "jobtitle", "Endless");
+    let letter = dead_letter(&pair, &people[0]).await;
+    assert_eq!(letter[0], "57014", "{letter:?}");
+    arrives(&pair, &people[1], "Goes on").await;
 }
