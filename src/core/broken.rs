@@ -47,11 +47,13 @@ pub enum Mistake {
     AnswerIsLanding,
     /// A record is made although one is being made already.
     CreatesDoNotWait,
+    /// Edits that time cannot tell apart are ordered pair by pair, in a circle.
+    TieNotTotal,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 20] = [
+    pub const ALL: [Self; 21] = [
         Self::NoEchoCheck,
         Self::NormalFormIsAnEdit,
         Self::StaleByRecord,
@@ -72,6 +74,7 @@ impl Mistake {
         Self::DuplicatesCount,
         Self::AnswerIsLanding,
         Self::CreatesDoNotWait,
+        Self::TieNotTotal,
     ];
 }
 

@@ -201,6 +201,7 @@ mod tests {
             },
             landed: None,
             confirmed: false,
+            doubted: false,
             normal: None,
             after: None,
             before: None,

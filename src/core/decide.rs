@@ -402,11 +402,33 @@ impl<'a> Case<'a> {
         if self.observed.source == Source::Local {
             return;
         }
+        let paged = self.observed.source == Source::Page && self.is_new_in_its_second();
         if self.merges() {
             timeline::record(self.here_mut(), value, &clock);
         } else {
             echo::record_seen(self.here_mut(), value, &clock);
         }
+        let here = self.here_mut();
+        if here.seen.as_ref().is_some_and(|(_, c)| *c == clock) {
+            here.paged = paged;
+        }
+    }
+
+    /// Whether a page tells first that this was written. What stood there before
+    /// is older than the page's stamp.
+    fn is_new_in_its_second(&self) -> bool {
+        let here = self.here();
+        match &here.seen {
+            Some((v, c)) if self.is(v) => here.paged && c.at.overlaps(self.observed.at),
+            _ => !echo::known(here).is_some_and(|k| self.is(k)),
+        }
+    }
+
+    /// Whether the event is of the same second as what a page showed, and another.
+    pub(crate) fn beside_page(&self) -> bool {
+        let (here, at) = (self.here(), self.observed.at);
+        let beside = |(v, c): &(Value, Clock)| c.at.overlaps(at) && !self.is(v);
+        here.paged && at.from < at.to && here.seen.as_ref().is_some_and(beside)
     }
 
     /// Whether every edit of the field counts.

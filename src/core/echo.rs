@@ -60,27 +60,55 @@ pub(crate) fn order(side: &SideState, at: Interval, skew_ms: i64) -> Order {
 /// last, by everything observed, is that value.
 pub(crate) fn holds(side: &SideState, wanted: &Value, field_type: FieldType, skew_ms: i64) -> bool {
     let is = |v: &Value| same(field_type, v, wanted);
-    let foreign = known(side).is_some_and(is);
-    for own in side.sent.iter().rev() {
-        let Some(window) = own.window(skew_ms) else {
+    let seen = side.seen.as_ref().map(|(_, clock)| clock.at);
+    let windows: Vec<Option<Interval>> = side.sent.iter().map(|w| w.window(skew_ms)).collect();
+    let sure = |w: &SentWrite| {
+        let lost = matches!(w.sent, Sent::Unknown { .. });
+        !w.doubted && (!lost || w.confirmed || w.landed.is_some())
+    };
+    let mut foreign_stays = true;
+    for (place, write) in side.sent.iter().enumerate() {
+        let Some(window) = windows[place] else {
             continue;
         };
-        let (after, unclear) = match &side.seen {
-            None => (false, false),
-            Some((_, clock)) => (window.before(clock.at), window.overlaps(clock.at)),
+        foreign_stays &= !sure(write) || seen.is_some_and(|seen| !seen.before(window));
+        let replaced = seen.is_some_and(|seen| window.before(seen));
+        let overtaken = || {
+            let mut later = side.sent.iter().enumerate();
+            later.any(|(i, w)| sure(w) && follows(side, &windows, skew_ms, (i, place)))
         };
-        if after {
-            return foreign;
-        }
-        if !is(own.result()) || (unclear && !foreign) {
+        if !is(write.result()) && !replaced && !overtaken() {
             return false;
         }
-        let lost = matches!(own.sent, Sent::Unknown { .. });
-        if !lost || own.confirmed || own.landed.is_some() {
-            return true;
-        }
     }
-    foreign
+    !foreign_stays || known(side).is_some_and(is)
+}
+
+/// Whether one write landed after another: writes of a record go one after
+/// another, unless one was seen to land after those sent later.
+fn follows(
+    side: &SideState,
+    windows: &[Option<Interval>],
+    skew_ms: i64,
+    (one, other): (usize, usize),
+) -> bool {
+    let landed = |place: usize| side.sent[place].landed;
+    let (Some(first), Some(second)) = (windows[one], windows[other]) else {
+        return false;
+    };
+    // One that landed after it was given up is overtaken only by what surely
+    // came later.
+    let late = |landed: Interval| {
+        let attempt = side.sent[other].attempt(skew_ms);
+        attempt.is_some_and(|a| a.before(landed))
+    };
+    match one > other {
+        true => landed(other).is_none_or(|at| match late(at) {
+            true => at.before(first),
+            false => !first.before(at),
+        }),
+        false => one < other && landed(one).is_some_and(|late| second.before(late)),
+    }
 }
 
 /// Whether a value and a stamp are one of our writes coming back: the value
@@ -96,10 +124,7 @@ pub(crate) fn find(
 ) -> Option<usize> {
     let matches = |place: &usize| {
         let w = &side.sent[*place];
-        let ours = same(field_type, value, &w.value)
-            || w.normal
-                .as_ref()
-                .is_some_and(|n| same(field_type, value, n));
+        let ours = same(field_type, value, w.result());
         let late = marked && w.landed.is_none() && matches!(w.sent, Sent::Unknown { .. });
         let timely = w
             .window(skew_ms)
@@ -226,6 +251,7 @@ pub(crate) fn enqueue(side: &mut SideState, value: &Value, clock: &Clock) {
         before: None,
         landed: None,
         confirmed: false,
+        doubted: false,
         normal: None,
     });
 }

@@ -124,12 +124,16 @@ pub fn join_fields(
         };
         let mut state = FieldState::default();
         for side in 0..group.sides.len() {
-            let shown = || (mirror_value(entity, side, field).clone(), clock(side));
-            state.sides.push(SideState {
-                seen: sides.contains(&side).then(shown),
-                sent: under_way(entity, field, side),
-                ..SideState::default()
-            });
+            let there = sides.contains(&side).then(|| clock(side));
+            let mut known = side_state(entity, field, side, there);
+            // What waits is no one's wish any more while a person is asked, or
+            // where the row shows another value.
+            let moot = pick.review.is_some() || !wishes(entity, field, side);
+            if moot && crate::echo::queued(&known).is_some() {
+                known.sent.retain(|w| w.sent != Sent::Queued);
+                outcome.cancel.push((side, field));
+            }
+            state.sides.push(known);
         }
         let observed = observation(pick.side, &clock(pick.side));
         let frame = Frame {
@@ -163,11 +167,33 @@ pub fn join_fields(
     outcome
 }
 
-/// What was written there before can still come back as an event.
-fn under_way(entity: &Entity, field: usize, side: usize) -> Vec<SentWrite> {
+/// Whether the row shows what was last written to its CRM, or waits to be.
+fn wishes(entity: &Entity, field: usize, side: usize) -> bool {
+    let state = entity.fields.get(&field).and_then(|f| f.sides.get(side));
+    let row = mirror_value(entity, side, field);
+    let last = state.and_then(|s| s.sent.last());
+    last.is_some_and(|w| w.value == *row || w.result() == row)
+}
+
+/// What is known of a side that joins, if it has a record: its row says what the
+/// CRM holds unless it shows our own write, which can still come back as an
+/// event, or be lost.
+fn side_state(entity: &Entity, field: usize, side: usize, there: Option<Clock>) -> SideState {
     let before = entity.fields.get(&field).and_then(|f| f.sides.get(side));
-    let sent = before.into_iter().flat_map(|s| &s.sent);
-    sent.filter(|w| w.sent != Sent::Queued).cloned().collect()
+    let sent: Vec<SentWrite> = before.map_or_else(Vec::new, |s| s.sent.clone());
+    let row = || mirror_value(entity, side, field).clone();
+    let (base, seen) = match before {
+        Some(known) if there.is_some() && wishes(entity, field, side) => {
+            (known.base.clone(), known.seen.clone())
+        }
+        _ => (None, there.map(|clock| (row(), clock))),
+    };
+    SideState {
+        base,
+        seen,
+        sent,
+        ..SideState::default()
+    }
 }
 
 /// What each side shows, as candidates.

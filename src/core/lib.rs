@@ -28,6 +28,7 @@ pub mod matching;
 pub mod merge;
 pub mod model;
 mod order;
+mod own_page;
 mod past;
 pub mod plan;
 pub mod policy;

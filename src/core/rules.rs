@@ -5,9 +5,10 @@ use crate::decide::{Case, Keep, Source};
 use crate::echo::{self, Order};
 use crate::effect;
 use crate::evaluate::Question;
+use crate::model::Value;
 use crate::order;
 use crate::policy::Rule;
-use crate::state::Turns;
+use crate::state::{Clock, Interval, Turns};
 use crate::strategy::Verdict;
 use crate::timeline::{self, Place};
 use crate::value::{canonical, same};
@@ -78,8 +79,8 @@ pub(crate) fn merging(case: &mut Case<'_>) -> Option<Keep> {
 }
 
 /// The value that the writer of an edit at the CRM saw.
-fn edit_seen(case: &mut Case<'_>) -> Result<crate::model::Value, Keep> {
-    let (value, clock, at) = (case.value.clone(), case.clock.clone(), case.observed.at);
+fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
+    let (value, at) = (case.value.clone(), case.observed.at);
     let field_type = case.column.field_type;
     let skew = case.policy.tolerance_ms();
     let asked_at = case.observed.asked_at;
@@ -93,19 +94,38 @@ fn edit_seen(case: &mut Case<'_>) -> Result<crate::model::Value, Keep> {
     if page && old && before && case.here().waiting.is_empty() {
         return Err(Keep::Nothing);
     }
+    // Nor is what our newest write left there, under the stamp of another field,
+    // unless somebody wrote since: then it came back.
+    let edited = case.here().seen.as_ref().map(|(_, c)| c.at);
+    let replaced = |w: Interval| edited.is_some_and(|edited| w.before(edited));
+    let ours = echo::last_own(case.here())
+        .is_some_and(|w| case.is(w.result()) && !w.window(skew).is_some_and(replaced));
+    if page && ours && case.here().waiting.is_empty() {
+        return Err(Keep::Nothing);
+    }
+    // It is decided in its turn among those that wait.
+    let waits = |(v, c): &(Value, Clock)| c.at.overlaps(at) && same(field_type, v, &value);
+    if page && case.here().waiting.iter().any(waits) {
+        return Err(Keep::Wait);
+    }
+    let beside = !page && case.beside_page();
     let here = case.here_mut();
-    match timeline::place(here, &value, at, field_type, skew) {
+    let place = match timeline::place(here, &value, at, field_type, skew) {
+        Place::After(_) if beside => Place::Unclear { before: false },
+        place => place,
+    };
+    match place {
         Place::Known => Err(Keep::Nothing),
         Place::Superseded => {
-            timeline::record(here, &value, &clock);
+            case.record_seen();
             Err(Keep::Ignore)
         }
         Place::After(saw) => {
-            timeline::record(here, &value, &clock);
+            case.record_seen();
             Ok(saw)
         }
         Place::Unclear { .. } if timeline::is_decisive(here, asked_at) => {
-            timeline::record(here, &value, &clock);
+            case.record_seen();
             Err(Keep::Review(
                 "whether this edit was made before or after our write cannot be told".to_owned(),
             ))
@@ -117,7 +137,7 @@ fn edit_seen(case: &mut Case<'_>) -> Result<crate::model::Value, Keep> {
         }
         Place::Unclear { .. } => Err(Keep::Wait),
         Place::Unknown => {
-            timeline::record(here, &value, &clock);
+            case.record_seen();
             Err(Keep::Review(
                 "what this edit was made on top of is not known".to_owned(),
             ))
@@ -199,6 +219,9 @@ fn latest(case: &mut Case<'_>, rule: &Rule) -> Keep {
     for claim in [&incumbent, &challenger] {
         order::note(&mut case.state.rivals, claim.clone(), skew);
     }
+    if made(Mistake::TieNotTotal) {
+        return circle(case, rule, &held);
+    }
     match order::latest(rule, skew, &case.state.rivals) {
         Some(best) if best.clock.origin == case.clock.origin && *best == challenger => {
             Keep::Challenger
@@ -207,6 +230,20 @@ fn latest(case: &mut Case<'_>, rule: &Rule) -> Keep {
             Keep::Rival(best.clone())
         }
         _ => Keep::Incumbent,
+    }
+}
+
+/// The mistake: the first origin beats the second, the second the third, and the
+/// third the first.
+fn circle(case: &Case<'_>, rule: &Rule, held: &Clock) -> Keep {
+    let skew = case.policy.skew_ms;
+    let (came, at) = (case.clock.at, held.at);
+    let apart = came.from > at.to + skew || at.from > came.to + skew;
+    let (ours, theirs) = (rule.rank(&case.clock.origin), rule.rank(&held.origin));
+    match apart {
+        true => keep((rule.strategy.entry().apply)(&case.contest(rule)), rule),
+        false if (theirs + 3 - ours % 3) % 3 == 1 => Keep::Challenger,
+        false => Keep::Incumbent,
     }
 }
 

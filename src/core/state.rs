@@ -125,6 +125,9 @@ pub struct SentWrite {
     /// The CRM was seen to hold it.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub confirmed: bool,
+    /// It was answered, and then the CRM was seen to hold an earlier one.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub doubted: bool,
     /// What the CRM made of it, where that differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normal: Option<Value>,
@@ -177,6 +180,9 @@ pub struct SideState {
     /// What its users last wrote there, as far as we know, and when.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seen: Option<(Value, Clock)>,
+    /// A page showed it: of the events of the same second it may be any.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub paged: bool,
     /// What we wrote there, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub sent: Vec<SentWrite>,
@@ -453,10 +459,12 @@ pub fn settle(state: &FieldState, now: Millis, horizon_ms: i64) -> bool {
     let limit = now.saturating_sub(horizon_ms);
     let quiet = |at: Interval| at.to < limit;
     let side_done = |side: &SideState| {
-        // What somebody wrote there clearly after our write.
+        // What somebody wrote there, or an earlier write that came late, clearly
+        // after our write.
         let replaced = |w: &SentWrite| {
-            let later = |(_, c): &(Value, Clock)| w.window(2_000).is_some_and(|o| o.before(c.at));
-            side.seen.as_ref().is_some_and(later)
+            let later = |at: Interval| w.window(2_000).is_some_and(|o| o.before(at));
+            let mut late = side.sent.iter().filter_map(|other| other.landed);
+            side.seen.as_ref().is_some_and(|(_, c)| later(c.at)) || late.any(later)
         };
         let shown = |w: &SentWrite| w.confirmed || w.landed.is_some() || replaced(w);
         let done = side.sent.last().is_none_or(|w| match w.sent {

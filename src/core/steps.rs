@@ -4,18 +4,19 @@ use crate::broken::{Mistake, made};
 use crate::decide::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
 use crate::effect;
-use crate::model::{FieldType, Millis, Value};
+use crate::model::Value;
+use crate::own_page::{
+    READ_AGE_MS, confirm_newest, shows_earlier_write, shows_our_form, shows_own_past,
+    still_shows_ours,
+};
 use crate::rules::{self, conflict, every_change, locked, merging, one_side, score};
-use crate::state::{Flap, Interval, Sent, SentWrite, SideState};
+use crate::state::{Clock, Flap, Sent};
 use crate::value::same;
 
 /// How often a CRM may bring the same value back against our writes.
 pub(crate) const FLAP_LIMIT: u32 = 6;
 /// Within how much event time.
 pub(crate) const FLAP_WINDOW_MS: i64 = 600_000;
-
-/// How old what a page shows can be when it is decided, index lag included.
-const READ_AGE_MS: i64 = 120_000;
 
 pub(crate) type StepFn = fn(&mut Case<'_>) -> Option<Keep>;
 
@@ -28,6 +29,7 @@ pub(crate) const STEPS: &[(Step, StepFn)] = &[
     (Step::NormalForm, normal_form),
     (Step::Equal, equal),
     (Step::Stale, stale),
+    (Step::TooLate, unordered),
     (Step::NotLanded, not_landed),
     (Step::Unsettled, unsettled),
     (Step::NormalForm, without_effect),
@@ -69,11 +71,20 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     let marked = case.observed.mark_is_ours;
     let place = echo::find(case.here(), case.value, at, marked, field_type, skew);
     let (value, now) = (case.value.clone(), case.now);
+    // What stood there anyway proves no write: on a page, or told again.
+    let stood = echo::known(case.here()).is_some_and(|k| case.is(k));
+    let told = case
+        .here()
+        .seen
+        .as_ref()
+        .is_some_and(|(_, c)| c.at.overlaps(at));
+    let proof = !stood || !(page || (told && !marked));
     let here = case.here_mut();
     if let Some(place) = place {
-        here.sent[place].confirmed = true;
+        here.sent[place].confirmed |= proof;
+        here.sent[place].doubted &= !proof;
         // A page tells when the record changed last, not when this field did.
-        if !page && here.sent[place].landed.is_none() {
+        if !page && proof && here.sent[place].landed.is_none() {
             echo::landed(here, place, at);
         }
     }
@@ -110,109 +121,6 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     })
 }
 
-/// A page that shows one of our writes although a newer one may have landed by
-/// then: somebody may have set the value back. What is held is sent again.
-fn shows_earlier_write(case: &Case<'_>) -> bool {
-    let field_type = case.column.field_type;
-    let Some(newest) = echo::last_own(case.here()) else {
-        return false;
-    };
-    let current = echo::alike(&newest.value, case.value);
-    let form = |w: &SentWrite| !current && echo::alike(&w.value, case.value);
-    let written = |w: &SentWrite| w.sent != Sent::Queued && (case.is(w.result()) || form(w));
-    if same(field_type, newest.result(), case.value) || !case.here().sent.iter().any(written) {
-        return false;
-    }
-    match (newest.sent, case.order()) {
-        (Sent::InFlight { .. }, _) => false,
-        (_, Order::Unclear | Order::After) => true,
-        (Sent::Answered { answered, .. }, Order::Before) => {
-            newest.landed.is_none() && case.now - answered > READ_AGE_MS
-        }
-        _ => false,
-    }
-}
-
-/// A page that shows what our newest write left there, under the stamp of
-/// another field: nobody has changed it since.
-fn still_shows_ours(case: &Case<'_>) -> bool {
-    let skew = case.policy.tolerance_ms();
-    let seen = case.here().seen.as_ref().map(|(_, clock)| clock.at);
-    let replaced = |w: &SentWrite| {
-        let window = w.window(skew);
-        seen.is_some_and(|seen| window.is_some_and(|w| w.before(seen)))
-    };
-    case.observed.source == Source::Page
-        && echo::last_own(case.here()).is_some_and(|w| case.is(w.result()) && !replaced(w))
-}
-
-/// A page that shows our newest write as this CRM seems to spell it: a page has
-/// no mark, and nobody wrote there since. Learned as the form of our write.
-fn shows_our_form(case: &mut Case<'_>) -> Option<Keep> {
-    let skew = case.policy.tolerance_ms();
-    let (value, field_type) = (case.value.clone(), case.column.field_type);
-    let (held, seen) = (case.held.clone(), case.here().seen.clone());
-    let news = case.observed.source == Source::Page
-        && !case.merges()
-        && matches!(case.order(), Order::After | Order::Unclear)
-        && !echo::known(case.here()).is_some_and(|k| case.is(k))
-        && !case.here().sent.iter().any(|w| case.is(w.result()));
-    let own = echo::last_own_mut(case.here_mut()).filter(|_| news)?;
-    let window = own.window(skew);
-    let replaced = seen.is_some_and(|(_, c)| window.is_none_or(|w| !c.at.before(w)));
-    let unknown = own.normal.is_none() && !same(field_type, &own.value, &value);
-    if replaced || !unknown || !echo::alike(&own.value, &value) {
-        return None;
-    }
-    own.confirmed = true;
-    own.normal = Some(value);
-    Some(if same(field_type, &own.value, &held) {
-        Keep::RowOnly
-    } else {
-        Keep::Nothing
-    })
-}
-
-/// A page that shows what one of our earlier writes left there: its stamp is of
-/// another field, so the write's own window does not tell.
-fn shows_own_past(case: &Case<'_>) -> bool {
-    let sent = &case.here().sent;
-    let written = |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::Failed);
-    let newest = sent.iter().rposition(written).unwrap_or(0);
-    // Its form of the newest one is news.
-    let alike = |w: &SentWrite| echo::alike(&w.value, case.value);
-    let current = sent.get(newest).is_some_and(alike);
-    case.observed.source == Source::Page
-        && sent[..newest]
-            .iter()
-            .any(|w| written(w) && (case.is(w.result()) || (alike(w) && !current)))
-}
-
-/// Notes that the CRM shows what our newest write carried, if that is surely
-/// what it held after the write.
-fn confirm_newest(
-    side: &mut SideState,
-    value: &Value,
-    at: Interval,
-    field_type: FieldType,
-    (skew_ms, now): (i64, Millis),
-) {
-    let other_landed_later = side
-        .sent
-        .iter()
-        .any(|w| !same(field_type, w.result(), value) && w.landed.is_some_and(|l| at.before(l)));
-    let Some(newest) = echo::last_own_mut(side) else {
-        return;
-    };
-    let ended = match newest.sent {
-        Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => Some(end),
-        Sent::Queued | Sent::InFlight { .. } | Sent::Failed => None,
-    };
-    let stamped = !other_landed_later && newest.window(skew_ms).is_some_and(|w| !at.before(w));
-    let read_later = ended.is_some_and(|end| now - end > READ_AGE_MS);
-    newest.confirmed |= same(field_type, newest.result(), value) && (stamped || read_later);
-}
-
 /// Bouncing our own value's normal form would never end.
 fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     if made(Mistake::NormalFormIsAnEdit)
@@ -222,10 +130,15 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     let (at, value) = (case.observed.at, case.value.clone());
-    let place = echo::find_marked(case.here(), case.value, at, case.policy.tolerance_ms())?;
-    // What was there before is no form of what was sent over it.
+    let skew = case.policy.tolerance_ms();
+    let place = echo::find_marked(case.here(), case.value, at, skew)?;
+    // What was there before is no form of what was sent over it; nor is what the
+    // record was made with.
     let alike = echo::alike(&case.here().sent[place].value, &value);
-    if !alike && echo::known(case.here()).is_some_and(|k| case.is(k)) {
+    let base = case.here().base.as_ref();
+    let before = echo::known(case.here()).is_some_and(|k| case.is(k))
+        || base.is_some_and(|b| echo::alike(b, &value));
+    if !alike && before {
         return Some(Keep::Nothing);
     }
     let page = case.observed.source == Source::Page;
@@ -233,8 +146,16 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     let here = case.here_mut();
     let write = &mut here.sent[place];
     let wanted = write.value.clone();
-    // The value as sent: of this or an earlier write, nobody can tell.
+    // The value as sent: of this or an earlier write, nobody can tell. Sent
+    // twice, it can land twice.
     if same(field_type, &wanted, &value) {
+        let later = write
+            .landed
+            .or(write.attempt(skew))
+            .is_none_or(|w| w.before(at));
+        if !page && later {
+            echo::landed(here, place, at);
+        }
         return Some(Keep::Nothing);
     }
     write.confirmed = true;
@@ -294,6 +215,27 @@ fn stale(case: &mut Case<'_>) -> Option<Keep> {
     older.then_some(Keep::Ignore)
 }
 
+/// An event of the same second as what a page showed: which of the two came last
+/// only the record tells.
+fn unordered(case: &mut Case<'_>) -> Option<Keep> {
+    let event = case.observed.source == Source::Remote && !case.merges();
+    ((event && case.beside_page()) || page_beside_edit(case)).then_some(Keep::Ignore)
+}
+
+/// A page of the same second as what is known, that was not surely asked for
+/// later: it may show what stood there before.
+fn page_beside_edit(case: &Case<'_>) -> bool {
+    let (at, skew) = (case.observed.at, case.policy.tolerance_ms());
+    let asked = case.observed.asked_at;
+    let beside = |(v, c): &(Value, Clock)| {
+        let later = asked.is_some_and(|asked| asked > c.at.to.saturating_add(skew));
+        c.at.overlaps(at) && !case.is(v) && !later
+    };
+    case.observed.source == Source::Page
+        && at.from < at.to
+        && case.here().seen.as_ref().is_some_and(beside)
+}
+
 /// A page that shows the value from before a write without answer, or before
 /// one answered at about the page's stamp: the value is sent (again), which is
 /// harmless if it had landed.
@@ -301,6 +243,11 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     let before = echo::known(case.here()).is_some_and(|k| case.is(k));
     if case.observed.source != Source::Page || !(before || shows_earlier_write(case)) {
         return None;
+    }
+    // A page from before an edit that waits says nothing of what came after it.
+    let at = case.observed.at;
+    if case.here().waiting.iter().any(|(_, c)| at.before(c.at)) {
+        return Some(Keep::Ignore);
     }
     let unclear = case.order() == Order::Unclear;
     let lost = match echo::last_own(case.here())?.sent {
@@ -315,11 +262,11 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     // What we left there ourselves is not what its users wrote; but where it
-    // stands against an answer, it is what must be overcome.
-    let answered =
-        echo::last_own(case.here()).is_some_and(|w| !matches!(w.sent, Sent::Unknown { .. }));
-    if before || answered {
+    // stands against an answer, the answer proves nothing.
+    if before {
         case.record_seen();
+    } else if let Some(own) = echo::last_own_mut(case.here_mut()) {
+        own.doubted = matches!(own.sent, Sent::Answered { .. });
     }
     Some(Keep::Nothing)
 }
@@ -377,10 +324,12 @@ fn known(case: &mut Case<'_>) -> Option<Keep> {
     }
     let seen = case.here().seen.as_ref().filter(|(v, _)| case.is(v));
     let told_again = seen.is_some_and(|(_, seen)| seen.at.overlaps(case.observed.at));
-    // It stood there after our newest write already.
+    // It stood there after our newest write already, or was the later of two that
+    // no clock can order: the page shows which of them stayed.
     let stands = case.observed.source == Source::Page
         && seen.is_some_and(|(_, seen)| {
-            echo::order(case.here(), seen.at, case.policy.tolerance_ms()) == Order::After
+            let order = echo::order(case.here(), seen.at, case.policy.tolerance_ms());
+            matches!(order, Order::After | Order::Unclear)
         });
     match case.order() {
         Order::After if !told_again && !stands => return None,

@@ -189,6 +189,11 @@ pub(crate) fn record(side: &mut SideState, value: &Value, clock: &Clock) {
         shown.map(|(v, c)| (v, c.at))
     };
     side.past.extend(edit);
+    trim(side);
+}
+
+/// Keeps what was counted in order, and bounded.
+fn trim(side: &mut SideState) {
     side.past.sort_by_key(|(_, at)| (at.to, at.from));
     let surplus = side.past.len().saturating_sub(PAST_MAX);
     side.past.drain(..surplus);
@@ -213,9 +218,22 @@ pub(crate) fn order_by_page(
     field_type: FieldType,
     skew_ms: i64,
 ) {
+    // What a page showed still stands: the events of its second came before it.
+    if side.paged
+        && let Some((value, clock)) = side.seen.clone()
+        && same(field_type, &value, shown)
+    {
+        let before = |(_, c): &(Value, Clock)| c.at.overlaps(clock.at);
+        for (value, earlier) in side.waiting.extract_if(.., |w| before(w)) {
+            side.past.push((value, earlier.at));
+        }
+        trim(side);
+    }
+    // An edit that is newer than all that the page tells of is not in it.
     let waiting: Vec<(Value, Interval)> = side
         .waiting
         .iter()
+        .filter(|(_, c)| !at.before(c.at))
         .map(|(v, c)| (v.clone(), c.at))
         .collect();
     // A stamp that shows whole seconds leaves open what came first in its second.

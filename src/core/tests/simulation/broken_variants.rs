@@ -11,6 +11,7 @@ mod check;
 mod crm;
 mod engine;
 mod history;
+mod ledger;
 mod model;
 mod network;
 mod outbox;

@@ -3,7 +3,6 @@
 
 use crm_core::model::{Value, WriteKind};
 
-use crate::engine::Engine;
 use crate::history::History;
 use crate::model::{Sight, Writer, token, value_of};
 use crate::network::{Fate, Message};
@@ -15,7 +14,9 @@ impl History {
     /// What a read finds of a write whose answer was lost.
     pub fn looked(&mut self, place: (usize, usize), claim: i64) {
         let (thing, side) = place;
-        let there = &self.engine.things[thing];
+        let Some(there) = self.engine.things.get(thing) else {
+            return;
+        };
         let Some(flying) = there.out[side].flying.clone().filter(|f| f.claim == claim) else {
             return;
         };
@@ -24,12 +25,11 @@ impl History {
             .record_id
             .as_ref()
             .and_then(|id| id.parse().ok());
-        let unique = Engine::unique(thing, side);
         let found = match (flying.kind, id) {
             (WriteKind::Create, _) => {
-                let ours = |r: &crate::crm::Record| r.unique.as_ref() == Some(&unique);
+                let ours = |r: &crate::crm::Record| r.unique.as_ref() == Some(&flying.unique);
                 let mine = crm.records.iter().position(ours);
-                let search = || crm.with_key(there.key).first().copied();
+                let search = || crm.with_key(flying.key).first().copied();
                 mine.or_else(search)
             }
             (WriteKind::Update, Some(id)) => {
@@ -43,6 +43,9 @@ impl History {
         let result = match found {
             Some(id) => Answer::Done(id, None),
             None if flying.kind == WriteKind::Update => Answer::NotSeen,
+            // Nothing found is no proof, and nothing keeps a second create from
+            // making a second record: a person is asked.
+            None if flying.kind == WriteKind::Create && !crm.habits.unique => Answer::NotFound,
             None => Answer::Retry,
         };
         let not_seen = matches!(result, Answer::NotSeen);
@@ -142,6 +145,21 @@ impl History {
         Some(field)
     }
 
+    /// Two records that we make of one thing, and both are wanted: nobody need
+    /// see that, a person's question included.
+    fn note_double(&mut self, (thing, side): (usize, usize), key: u32) {
+        let other = |id: &usize| {
+            let record = &self.crms[side].records[*id];
+            let of = self.engine.find(side, *id).filter(|t| *t != thing);
+            let wanted = of.is_some_and(|t| !self.engine.things[t].entity.records[side].deleted);
+            record.made_as.is_some() && wanted
+        };
+        if self.crms[side].with_key(key).iter().any(other) && self.failed_over.is_none() {
+            let fault = format!("s{side}: a second record of key {key} was made");
+            self.engine.faults.push(fault);
+        }
+    }
+
     fn done(&self, side: usize, id: usize, flying: &Flying) -> Answer {
         let record = &self.crms[side].records[id];
         let shown = flying
@@ -154,12 +172,9 @@ impl History {
 
     fn perform_create(&mut self, place: (usize, usize), flying: &Flying) -> Answer {
         let (thing, side) = place;
-        // A call for a thing that a failover forgot.
-        let Some(key) = self.engine.things.get(thing).map(|t| t.key) else {
-            return Answer::Unknown;
-        };
+        let key = flying.key;
         let habits = &self.crms[side].habits;
-        let unique = habits.unique.then(|| Engine::unique(thing, side));
+        let unique = habits.unique.then(|| flying.unique.clone());
         let has = |r: &crate::crm::Record| unique.is_some() && r.unique == unique;
         if let Some(id) = self.crms[side].records.iter().position(has) {
             let changed = self.crms[side].set(id, &flying.values, self.now, true);
@@ -172,8 +187,10 @@ impl History {
         if let (true, Some(id)) = (habits.unique_key, same_key.first()) {
             return Answer::Exists(*id);
         }
+        self.note_double((thing, side), key);
         let now = self.now;
         let id = self.crms[side].create(key, &flying.values, unique, now, true);
+        self.crms[side].records[id].made_as = Some(flying.unique.clone());
         note(|| format!("{now} created s{side} r{id} for t{thing}"));
         self.announce(side, id, &[], true);
         self.done(side, id, flying)

@@ -199,6 +199,11 @@ impl History {
 
     /// Each row shows its CRM, and all show one value by the map.
     fn agree(&self, thing: usize, field: usize) -> Checked {
+        // Nothing is left that anybody could answer for.
+        let records = &self.engine.things[thing].entity.records;
+        if !records.iter().any(|r| r.exists && !r.deleted) {
+            return Ok(());
+        }
         if self.engine.held(thing, field).is_some() {
             return self.may_stay_open(field);
         }
@@ -222,6 +227,7 @@ impl History {
                 continue;
             }
             if !self.alike_exactly(field, row, at_crm) {
+                crate::trace::note(|| format!("{:#?}", there.entity.fields.get(&field)));
                 return Err(format!(
                     "t{thing} s{side} f{field}: row {row:?}, CRM {at_crm:?}"
                 ));

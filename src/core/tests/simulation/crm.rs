@@ -23,8 +23,8 @@ pub struct Record {
     pub key: u32,
     /// Our unique property.
     pub unique: Option<String>,
-    /// We made it.
-    pub ours: bool,
+    /// Our row that it was made for, whether or not the CRM says so.
+    pub made_as: Option<String>,
     pub values: Vec<Value>,
     /// Record stamp, by its own clock.
     pub stamp: i64,
@@ -124,7 +124,7 @@ impl Crm {
         let mut record = Record {
             key,
             unique,
-            ours,
+            made_as: None,
             values: vec![None; self.kinds.len()],
             stamp: 0,
             deleted: false,

@@ -12,8 +12,9 @@ use crm_core::join::{Resolution, resolve};
 use crm_core::model::Value;
 use crm_core::plan::{DeleteRule, Edit, coalesce};
 use crm_core::policy::{Policy, Rule};
-use crm_core::state::{Clock, Entity, FieldState, Interval, SideRecord, SideState};
+use crm_core::state::{Clock, Entity, FieldState, Interval, SideRecord};
 
+use crate::ledger::keep;
 use crate::model::token;
 use crate::outbox::Out;
 use crate::trace::note;
@@ -48,6 +49,10 @@ pub struct Engine {
     /// SQL edits not yet drained: thing, side, edit, time.
     pub log: Vec<(usize, usize, Edit, i64)>,
     pub seq: i64,
+    /// Rows ever made.
+    pub rows: u64,
+    /// Records that became part of others: side and id.
+    pub ended: HashSet<(usize, usize)>,
     /// Writes handed to the network.
     pub sent: usize,
     /// Creates handed to the network, per side and key.
@@ -59,8 +64,8 @@ pub struct Engine {
     pub named: HashSet<(usize, u32)>,
     /// How often an observed value was let stand anew.
     pub accepted: HashMap<(usize, u32), u32>,
-    /// Sides whose record a decision wants read again.
-    pub rereads: Vec<usize>,
+    /// Things and sides whose record a decision wants read again.
+    pub rereads: Vec<(usize, usize)>,
     /// Questions about fields that were ever opened.
     pub asked: u32,
     /// What went wrong, in words.
@@ -76,6 +81,8 @@ impl Engine {
             things: Vec::new(),
             log: Vec::new(),
             seq: 0,
+            rows: 0,
+            ended: HashSet::new(),
             sent: 0,
             reads_back: world.reads_back,
             lean: world.lean,
@@ -100,19 +107,29 @@ impl Engine {
             values: vec![None; fields],
             ..SideRecord::default()
         };
+        let out = (0..sides).map(|_| self.new_row()).collect();
         self.things.push(Thing {
             key,
             entity: Entity {
                 records: vec![record; sides],
                 ..Entity::default()
             },
-            out: vec![Out::default(); sides],
+            out,
             stamps: vec![None; sides],
             shown: vec![vec![None; fields]; sides],
             question: None,
             waits: false,
         });
         self.things.len() - 1
+    }
+
+    /// The outbox of a row that is still to be made.
+    pub fn new_row(&mut self) -> Out {
+        self.rows += 1;
+        Out {
+            unique: format!("ours-{}", self.rows),
+            ..Out::default()
+        }
     }
 
     pub fn row(&self, thing: usize, side: usize, field: usize) -> &Value {
@@ -204,53 +221,6 @@ impl Engine {
         }
     }
 
-    /// The ledger remembers what a CRM's people wrote: not what came back of ours.
-    fn keep_shown(&mut self, thing: usize, observed: &Observed, outcome: &Outcome) {
-        for (field, value, _) in &observed.values {
-            let step = outcome
-                .decisions
-                .iter()
-                .find(|d| d.field == *field)
-                .map(|d| d.step);
-            let news = matches!(
-                step,
-                Some(
-                    Step::OneSide
-                        | Step::Conflict
-                        | Step::Owner
-                        | Step::FillBlank
-                        | Step::Held
-                        | Step::Flapping
-                        | Step::Known
-                )
-            );
-            let last = &mut self.things[thing].shown[observed.side][*field];
-            if news && last.as_ref().is_none_or(|(_, at)| at.to <= observed.at.to) {
-                *last = Some((value.clone(), observed.at));
-            }
-        }
-    }
-
-    /// Puts what the ledger knows of later observations beside a late event.
-    fn recall(&mut self, thing: usize, side: usize) {
-        let origin = self.group.sides[side].origin.clone();
-        let thing = &mut self.things[thing];
-        for field in 0..thing.shown[side].len() {
-            let Some((value, at)) = thing.shown[side][field].clone() else {
-                continue;
-            };
-            let state = thing.entity.fields.remove(&field);
-            let mut state = state.unwrap_or_else(|| at_rest(&thing.entity, field));
-            let there = &mut state.sides[side];
-            if there.seen.as_ref().is_none_or(|(_, c)| c.at.to < at.to) {
-                let origin = origin.clone();
-                let clock = self.policy.record_quality(&origin).clock(at, 0, &origin);
-                there.seen = Some((value, clock));
-            }
-            thing.entity.fields.insert(field, state);
-        }
-    }
-
     fn observed(&mut self, side: usize, source: Source, origin: &str, at: Interval) -> Observed {
         self.seq += 1;
         Observed {
@@ -296,7 +266,8 @@ impl Engine {
             }
             self.judge(observed, &outcome, (*field, value));
         }
-        self.rereads.extend(&outcome.reread);
+        let rereads = outcome.reread.iter().map(|side| (thing, *side));
+        self.rereads.extend(rereads);
         let removed = self.things[thing].entity.records[observed.side].deleted;
         let effect = !outcome.rows.is_empty() || !outcome.writes.is_empty();
         if removed && effect && observed.source != Source::Local {
@@ -459,29 +430,6 @@ fn pick(question: Question) -> Evaluation {
         question,
         version: "1".to_owned(),
     }
-}
-
-/// State of a field at rest: the mirrors are the base.
-fn at_rest(entity: &Entity, field: usize) -> FieldState {
-    let side = |record: &SideRecord| SideState {
-        base: record.exists.then(|| record.values[field].clone()),
-        ..SideState::default()
-    };
-    FieldState {
-        sides: entity.records.iter().map(side).collect(),
-        ..FieldState::default()
-    }
-}
-
-/// Whether a state says more than the mirrors and the ledger do.
-fn keep(state: &FieldState, entity: &Entity) -> bool {
-    let linked = entity.records.iter().filter(|r| r.exists).count() > 1;
-    let mut sides = entity.records.iter().zip(&state.sides);
-    state.hold.is_some()
-        || sides.any(|(record, side)| {
-            let open = linked && record.exists && side.base.is_none();
-            !side.sent.is_empty() || side.flap.is_some() || open
-        })
 }
 
 /// A value that was observed stands, lost by name, or is no news.

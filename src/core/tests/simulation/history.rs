@@ -12,6 +12,9 @@ use crate::rng::Rng;
 use crate::trace::note;
 use crate::world::{Kind, STAGES, VAGUE, World, draw_rule};
 
+/// Bit of the acts' mask for the burst before them.
+pub const BURST: u64 = 63;
+
 /// Everything of one history.
 pub struct History {
     pub seed: u64,
@@ -88,7 +91,7 @@ impl History {
                     Kind::Text | Kind::Computed => (field, value_of(0, false)),
                 })
                 .collect();
-            let id = crm.create(1, &values, None, 0, false);
+            let id = crm.create(1, &values, None, 100_000, false);
             let record = &crm.records[id];
             self.engine.things[thing].entity.records[side] = SideRecord {
                 exists: true,
@@ -106,6 +109,11 @@ impl History {
 
     /// Runs the acts whose bit is set in `mask`; what broke, if anything.
     pub fn run(&mut self, mask: u64) -> Result<(), String> {
+        if self.world.burst && mask >> BURST & 1 == 1 {
+            self.rng = Rng::of(self.seed, 4_000_000);
+            self.burst();
+            self.advance();
+        }
         for act in (0..self.acts()).filter(|a| mask >> a & 1 == 1) {
             self.rng = Rng::of(self.seed, act + 1);
             self.act();
@@ -128,6 +136,12 @@ impl History {
             self.rng.below(self.world.kinds.len()),
             self.rng.below(self.engine.things.len()),
         );
+        // What follows on a burst is not to blur it.
+        let others = self.world.kinds.len() - 1;
+        let field = match self.world.burst && others > 0 {
+            true => 1 + field % others,
+            false => field,
+        };
         match self.rng.below(24) {
             0..=6 => self.human(side, field),
             7..=10 => self.sql(thing, side, field),
@@ -136,7 +150,10 @@ impl History {
             15 => self.crash(),
             16 if self.world.reforms => self.reform(field),
             17 if self.world.failover => self.fail_over(),
-            18 => self.steward(thing, field),
+            18 => {
+                self.steward(thing, field);
+                self.find_made(thing, side);
+            }
             19..=23 if self.world.records => self.record_act(side, thing),
             _ => {}
         }
@@ -196,7 +213,7 @@ impl History {
         self.edit_at_crm(side, id, (field, value), false);
     }
 
-    fn can_edit(&self, side: usize, id: usize, field: usize) -> bool {
+    pub fn can_edit(&self, side: usize, id: usize, field: usize) -> bool {
         let record = &self.crms[side].records[id];
         self.model.made.len() < EDITS_MAX
             && !record.deleted
@@ -241,7 +258,8 @@ impl History {
             let first = sights.is_empty();
             let last = sights.last_mut().filter(|s| s.edit == edit);
             match last {
-                Some(sight) => sight.since = past.at,
+                Some(sight) if sight.since < i64::MAX => sight.since = past.at,
+                Some(_) => {}
                 None if own || first => sights.push(Sight {
                     edit,
                     since: past.at,
@@ -351,7 +369,10 @@ impl History {
         };
         note(|| format!("{} failover to the state of {at}", self.now));
         let (policy, version) = (self.engine.policy.clone(), self.engine.policy.version);
+        // Numbers of rows are not given twice: activation leaves a gap.
+        let rows = self.engine.rows;
         self.engine = *engine;
+        self.engine.rows = rows;
         // Somebody sets the policy again that the stand-by had not got.
         self.engine.policy = policy;
         self.engine.policy.version = version + 1;
@@ -403,6 +424,9 @@ impl History {
         for thing in 0..self.engine.things.len() {
             for field in 0..self.world.kinds.len() {
                 self.steward(thing, field);
+            }
+            for side in 0..self.crms.len() {
+                self.find_made(thing, side);
             }
         }
     }

@@ -16,6 +16,9 @@ use crate::world::{CLEAR, NAMES, SKEW};
 /// Most edits of a history; the base is number 0.
 pub const EDITS_MAX: usize = 120;
 
+/// How often writers may take turns before a field stops.
+const TURNS: usize = 20;
+
 /// The number of the edit that wrote a value.
 pub fn token(value: &Value) -> Option<u32> {
     let text = value.as_deref()?;
@@ -181,20 +184,23 @@ impl Model {
             Strategy::Append | Strategy::Delta | Strategy::Union => all,
         };
         let counts = rule.strategy.entry().merge.is_some();
+        // Writers that take turns this often are stopped, whatever the rule.
+        let tireless = self.of(cell).count() >= TURNS;
         let function = rule.strategy == Strategy::Function;
         let review = rule.strategy == Strategy::Review || function || counts;
         Prediction {
             stands,
-            may_ask: review
-                && (self.conflict_possible(cell)
-                    || (counts && self.of(cell).any(|(_, m)| !m.calm))),
+            may_ask: (tireless && !counts)
+                || review
+                    && (self.conflict_possible(cell)
+                        || (counts && self.of(cell).any(|(_, m)| !m.calm))),
             must_ask: rule.strategy == Strategy::Review && self.conflict_certain(cell),
         }
     }
 
     /// The newest edits that no clock can tell apart, going back from the last.
     fn latest(&self, cell: (u32, usize), heads: Edits, rule: &Rule) -> Edits {
-        if let Some(winner) = self.duel(cell, rule) {
+        if let Some(winner) = self.bout(cell, rule) {
             return bit(winner);
         }
         let some: Vec<(u32, &Made)> = self
@@ -218,28 +224,34 @@ impl Model {
         near.fold(0, |all, (i, _)| all | bit(*i))
     }
 
-    /// Of two edits that did not know of each other the later one, or inside the
-    /// tolerance the better rank, exactly.
-    fn duel(&self, cell: (u32, usize), rule: &Rule) -> Option<u32> {
-        let edits: Vec<(u32, &Made)> = self.of(cell).collect();
-        let [(i, a), (j, b)] = edits.as_slice() else {
-            return None;
-        };
+    /// Of edits that did not know of each other, exactly one: those that no clock
+    /// can tell from the latest, directly or by others in between, are one bunch,
+    /// and its best rank stands, in whatever order they were told.
+    fn bout(&self, cell: (u32, usize), rule: &Rule) -> Option<u32> {
+        let mut edits: Vec<(u32, &Made)> = self.of(cell).collect();
         let plain = |m: &Made| m.sure && !m.shaken && !m.revived && !m.answer && m.until == m.at;
-        let apart = a.may_know & bit(*j) == 0 && b.may_know & bit(*i) == 0;
-        if !plain(a) || !plain(b) || !apart || a.origin() == b.origin() {
+        let all = self.all(cell) & !1;
+        let apart = |(i, m): &(u32, &Made)| plain(m) && m.may_know & all & !bit(*i) == 0;
+        if edits.len() < 2 || !edits.iter().all(apart) {
             return None;
         }
-        let reach = SKEW + self.vague;
-        let later = |a: &Made, b: &Made| a.stamp.from > b.stamp.to + reach;
-        match (later(a, b), later(b, a)) {
-            (true, _) => Some(*i),
-            (_, true) => Some(*j),
+        edits.sort_by_key(|(_, m)| std::cmp::Reverse(m.stamp.to));
+        let mut reach = edits[0].1.stamp.from;
+        let mut bunch: Vec<(usize, u32)> = Vec::new();
+        for (i, m) in edits {
+            if m.stamp.to + SKEW + self.vague < reach {
+                break;
+            }
+            reach = reach.min(m.stamp.from);
+            bunch.push((rule.rank(m.origin()), i));
+        }
+        bunch.sort_unstable();
+        match bunch.as_slice() {
             // Which of them a page told first is the network's matter.
-            _ if self.vague > 0 => None,
-            _ if rule.rank(a.origin()) < rule.rank(b.origin()) => Some(*i),
-            _ if rule.rank(b.origin()) < rule.rank(a.origin()) => Some(*j),
-            _ => None,
+            [_, _, ..] if self.vague > 0 => None,
+            [(first, _), (second, _), ..] if first == second => None,
+            [(_, winner), ..] => Some(*winner),
+            [] => None,
         }
     }
 

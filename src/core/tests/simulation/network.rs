@@ -334,6 +334,7 @@ impl History {
             } => self.result(place, claim, result),
             Message::Look { place, claim } => self.looked(place, claim),
         }
+        self.read_wanted();
     }
 
     fn event(&mut self, event: Event) {
@@ -357,7 +358,11 @@ impl History {
             asked_at: None,
         };
         self.engine.show(thing, &seen, self.now);
-        for side in std::mem::take(&mut self.engine.rereads) {
+    }
+
+    /// Reads what decisions want to see.
+    fn read_wanted(&mut self) {
+        for (thing, side) in std::mem::take(&mut self.engine.rereads) {
             let id = &self.engine.things[thing].entity.records[side].record_id;
             if let Some(id) = id.as_ref().and_then(|id| id.parse().ok()) {
                 self.read(side, id, 0);
@@ -366,6 +371,10 @@ impl History {
     }
 
     pub fn result(&mut self, place: (usize, usize), claim: i64, result: Answer) {
+        // The new primary knows nothing of the thing.
+        if place.0 >= self.engine.things.len() {
+            return;
+        }
         let flying = self.engine.things[place.0].out[place.1].flying.clone();
         if let Some(flying) = flying.filter(|f| f.claim == claim)
             && !matches!(result, Answer::Unknown | Answer::NotSeen)

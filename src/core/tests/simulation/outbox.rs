@@ -16,6 +16,9 @@ pub const LEASE: i64 = 30_000;
 #[derive(Clone, Debug)]
 pub struct Flying {
     pub kind: WriteKind,
+    /// The thing's key and our unique value for its row.
+    pub key: u32,
+    pub unique: String,
     pub values: Vec<(usize, Value)>,
     pub claim: i64,
     /// Nobody knows what became of it; it is being read back.
@@ -25,15 +28,20 @@ pub struct Flying {
 /// What waits for, or is under way to, one record.
 #[derive(Clone, Debug, Default)]
 pub struct Out {
+    /// Our unique value for the row: that of no other row, ever.
+    pub unique: String,
     pub queued: BTreeMap<usize, Value>,
     pub create: bool,
     pub delete: bool,
     pub flying: Option<Flying>,
+    /// A person is asked whether its create happened.
+    pub held: bool,
 }
 
 impl Out {
     pub fn idle(&self) -> bool {
-        self.queued.is_empty() && !self.create && !self.delete && self.flying.is_none()
+        let queued = !self.queued.is_empty() && !self.held;
+        !queued && !self.create && !self.delete && self.flying.is_none()
     }
 }
 
@@ -52,6 +60,8 @@ pub enum Result {
     /// The record was read and does not show it: what it shows is decided like
     /// any page.
     NotSeen,
+    /// No record was found that the create may have made.
+    NotFound,
 }
 
 impl Engine {
@@ -60,13 +70,14 @@ impl Engine {
         let there = &mut self.things[thing];
         let record = &there.entity.records[side];
         let out = &mut there.out[side];
+        out.held &= record.exists && !record.deleted;
         if out.flying.is_some() || out.idle() {
             return None;
         }
         let known = record.record_id.is_some();
         // What was never made need not be removed.
         out.delete &= known || out.create;
-        if !known && !out.create {
+        if !known && !out.create && !out.held {
             out.queued.clear();
         }
         let (kind, values) = if out.create {
@@ -101,6 +112,8 @@ impl Engine {
         self.sent += 1;
         let flying = Flying {
             kind,
+            key: there.key,
+            unique: out.unique.clone(),
             values,
             claim: now,
             doubt: false,
@@ -136,9 +149,10 @@ impl Engine {
         let made_again = flying.kind == WriteKind::Create && matches!(result, Result::Retry);
         for (field, value) in &flying.values {
             self.field_result(place, (*field, value), &result, now);
-            let asked = self.things[thing].entity.records[side].record_id.is_none();
-            if made_again || asked {
-                self.things[thing].out[side].queued.clear();
+            let refused = self.things[thing].entity.records[side].record_id.is_none();
+            let out = &mut self.things[thing].out[side];
+            if made_again || (refused && !out.held) {
+                out.queued.clear();
             }
         }
     }
@@ -159,7 +173,7 @@ impl Engine {
                 }
             }
             Result::Retry | Result::Exists(_) => Answer::Retry,
-            Result::Unknown | Result::NotSeen => Answer::Unknown,
+            Result::Unknown | Result::NotSeen | Result::NotFound => Answer::Unknown,
             Result::Failed | Result::Gone => Answer::Failed,
         };
         let queued = &mut there.out[side].queued;

@@ -150,4 +150,35 @@ impl History {
         self.crms[side].touch(into, now);
         self.announce(side, into, &[], false);
     }
+
+    /// A person looks in the CRM for the record that a create may have made; what
+    /// has been removed or merged since stays a question.
+    pub fn find_made(&mut self, thing: usize, side: usize) {
+        let out = &self.engine.things[thing].out[side];
+        if !out.held {
+            return;
+        }
+        let ours = |r: &crate::crm::Record| r.made_as.as_ref() == Some(&out.unique);
+        let made = self.crms[side].records.iter().position(ours);
+        let gone = |id: usize| {
+            let record = &self.crms[side].records[id];
+            record.deleted || record.merged.is_some()
+        };
+        if !made.is_some_and(gone) {
+            self.engine.answer_create((thing, side), made, self.now);
+        }
+    }
+
+    /// Everybody edits one text before anything is told.
+    pub fn burst(&mut self) {
+        let first = self.rng.below(self.crms.len());
+        for place in 0..self.crms.len() {
+            let side = (first + place) % self.crms.len();
+            self.now += self.rng.below(2_500) as i64;
+            let value = value_of(self.model.next(), false);
+            if self.can_edit(side, 0, 0) {
+                self.edit_at_crm(side, 0, (0, value), false);
+            }
+        }
+    }
 }

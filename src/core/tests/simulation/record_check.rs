@@ -7,12 +7,21 @@ impl History {
     /// is asked about.
     pub fn check_records(&self) -> Result<(), String> {
         for (side, crm) in self.crms.iter().enumerate() {
+            let mut rows = std::collections::HashSet::new();
+            let made = crm.records.iter().filter_map(|r| r.made_as.as_ref());
+            for row in made {
+                if !rows.insert(row) {
+                    return Err(format!("s{side}: two records were made for row {row}"));
+                }
+            }
             for key in 1..=self.last_key() {
-                let of_key = |r: &&crate::crm::Record| r.key == key && r.ours;
+                let of_key = |r: &&crate::crm::Record| r.key == key && r.made_as.is_some();
                 let made = crm.records.iter().filter(of_key).count();
                 let things = self.engine.things.iter().filter(|t| t.key == key).count();
                 let merged = |r: &&crate::crm::Record| r.key == key && r.merged.is_some();
-                if made > things && !crm.records.iter().any(|r| merged(&r)) {
+                // A new primary makes anew what it forgot; each row is made once.
+                let forgot = self.failed_over.is_some();
+                if made > things && !forgot && !crm.records.iter().any(|r| merged(&r)) {
                     return Err(format!("s{side}: {made} records made for {things} things"));
                 }
                 self.check_key(side, key)?;
@@ -24,7 +33,8 @@ impl History {
     fn check_key(&self, side: usize, key: u32) -> Result<(), String> {
         let crm = &self.crms[side];
         let live = crm.with_key(key);
-        let asked = |t: &&crate::engine::Thing| t.key == key && t.question.is_some();
+        let open = |t: &crate::engine::Thing| t.question.is_some() || t.out.iter().any(|o| o.held);
+        let asked = |t: &&crate::engine::Thing| t.key == key && open(t);
         if self.engine.things.iter().any(|t| asked(&t)) || self.failed_over.is_some() {
             return Ok(());
         }

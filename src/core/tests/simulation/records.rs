@@ -41,16 +41,16 @@ impl Engine {
         self.things.iter().position(has)
     }
 
-    /// Our unique value for a row.
-    pub fn unique(thing: usize, side: usize) -> String {
-        format!("ours-{thing}-{side}")
-    }
-
     /// A read brings a record. False if it must be read again later.
     pub fn read(&mut self, view: &View, now: i64) -> bool {
         self.drain(now);
         if let Some(key) = view.merged {
+            self.ended.insert((view.side, view.id));
             self.merged(view.side, view.id, key);
+            return true;
+        }
+        // A page from before the merge.
+        if self.ended.contains(&(view.side, view.id)) {
             return true;
         }
         let Some(thing) = self.find(view.side, view.id).or_else(|| self.ours(view)) else {
@@ -84,12 +84,14 @@ impl Engine {
     /// The thing whose create made a record: its row gets the id.
     fn ours(&mut self, view: &View) -> Option<usize> {
         let unique = view.unique.as_deref()?;
-        let thing = (0..self.things.len()).find(|t| Self::unique(*t, view.side) == unique)?;
+        let has = |t: &crate::engine::Thing| t.out[view.side].unique == unique;
+        let thing = self.things.iter().position(has)?;
         let record = &mut self.things[thing].entity.records[view.side];
         if !record.exists || record.record_id.is_some() {
             return None;
         }
         record.record_id = Some(view.id.to_string());
+        self.ask_if_double(thing, view.side);
         Some(thing)
     }
 
@@ -109,6 +111,7 @@ impl Engine {
                 let thing: usize = row.parse().unwrap_or_default();
                 let out = &mut self.things[thing].out[view.side];
                 out.create = false;
+                out.held = false;
                 out.queued.clear();
                 self.place(thing, view);
                 self.unite(thing, now);
@@ -116,12 +119,7 @@ impl Engine {
             ArrivalPlan::New => {
                 let thing = self.new_thing(view.key);
                 self.place(thing, view);
-                if self
-                    .with_key(view.side, view.key, |r| r.record_id.is_some())
-                    .len()
-                    > 1
-                {
-                    self.ask(thing, "another record is this thing already");
+                if self.ask_if_double(thing, view.side) {
                     return true;
                 }
                 self.spread(thing, view.side, now);
@@ -144,6 +142,16 @@ impl Engine {
         }
     }
 
+    /// Asks about a thing of which a side has two records; whether it has.
+    fn ask_if_double(&mut self, thing: usize, side: usize) -> bool {
+        let key = self.things[thing].key;
+        let double = self.with_key(side, key, |r| r.record_id.is_some()).len() > 1;
+        if double {
+            self.ask(thing, "another record is this thing already");
+        }
+        double
+    }
+
     pub fn ask(&mut self, thing: usize, question: &str) {
         note(|| format!("    asked about t{thing}: {question}"));
         self.things[thing].question = Some(question.to_owned());
@@ -159,7 +167,9 @@ impl Engine {
         let mut found = Vec::new();
         for (i, thing) in self.things.iter().enumerate().filter(|(_, t)| t.key == key) {
             let record = &thing.entity.records[side];
-            if !record.exists || record.deleted || !which(record) {
+            // What is being made is there until its answer says otherwise.
+            let making = record.record_id.is_none() && thing.out[side].flying.is_some();
+            if !record.exists || (record.deleted && !making) || !which(record) {
                 continue;
             }
             let standing = match (&record.record_id, &thing.out[side].flying) {
@@ -220,6 +230,7 @@ impl Engine {
         for thing in 0..self.things.len() {
             let records = &self.things[thing].entity.records;
             let from = records.iter().position(|r| r.exists && !r.deleted);
+            self.things[thing].waits &= from.is_some();
             if let (true, Some(from)) = (self.things[thing].waits, from) {
                 self.spread(thing, from, now);
             }
@@ -380,13 +391,7 @@ impl Engine {
         note(|| format!("{now} restored t{thing} s{}", view.side));
         self.things[thing].out[view.side].delete = false;
         self.place(thing, view);
-        if self
-            .with_key(view.side, view.key, |r| r.record_id.is_some())
-            .len()
-            > 1
-        {
-            self.ask(thing, "another record took its place meanwhile");
-        }
+        self.ask_if_double(thing, view.side);
         self.unite(thing, now);
     }
 
@@ -396,13 +401,14 @@ impl Engine {
             return;
         };
         note(|| format!("merged t{gone} s{side} r{loser} into one of key {into_key}"));
+        let row = self.new_row();
         let there = &mut self.things[gone];
         let fields = there.entity.records[side].values.len();
         there.entity.records[side] = crm_core::state::SideRecord {
             values: vec![None; fields],
             ..crm_core::state::SideRecord::default()
         };
-        there.out[side] = crate::outbox::Out::default();
+        there.out[side] = row;
         there.stamps[side] = None;
         for state in there.entity.fields.values_mut() {
             state.sides[side] = crm_core::state::SideState::default();
@@ -437,11 +443,32 @@ impl Engine {
                 let there = &mut self.things[thing];
                 there.entity.records[side].record_id = Some(id.to_string());
                 there.out[side].delete = wanted;
+                self.ask_if_double(thing, side);
             }
+            (WriteKind::Create, Result::NotFound) => out.held = true,
             (WriteKind::Create, Result::Retry) => out.create = !out.delete,
             (WriteKind::Delete, Result::Retry) => out.delete = true,
             (WriteKind::Create, Result::Failed) => self.ask(thing, "the create was refused"),
             _ => {}
+        }
+    }
+
+    /// A person looked for what a create made whose answer was lost.
+    pub fn answer_create(&mut self, (thing, side): (usize, usize), made: Option<usize>, now: i64) {
+        note(|| format!("{now} steward t{thing} s{side}: the create made {made:?}"));
+        let record = &self.things[thing].entity.records[side];
+        let wanted = record.exists && !record.deleted;
+        self.things[thing].out[side].held = false;
+        match made {
+            _ if !wanted => {}
+            None => self.things[thing].out[side].create = true,
+            Some(id) if self.find(side, id).is_some() => {
+                self.ask(thing, "what its create made is matched already");
+            }
+            Some(id) => {
+                self.things[thing].entity.records[side].record_id = Some(id.to_string());
+                self.ask_if_double(thing, side);
+            }
         }
     }
 }

@@ -11,6 +11,7 @@ mod check;
 mod crm;
 mod engine;
 mod history;
+mod ledger;
 mod model;
 mod network;
 mod outbox;
@@ -66,6 +67,11 @@ fn main() {
         println!("SEED={seed} HISTORIES=1 ACTS={mask:#x}:");
         for line in campaign::tell(*seed, mask) {
             println!("  {line}");
+        }
+    }
+    if number("LIST").is_some() {
+        for (seed, fault) in &report.failures {
+            println!("{seed} {fault}");
         }
     }
     for (n, seed, kind) in campaign::kinds(&report.failures).iter().take(40) {

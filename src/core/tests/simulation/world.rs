@@ -100,6 +100,9 @@ pub struct World {
     /// Only values that differ from the row are decided when a page is read,
     /// and states that say no more than the ledger are not kept.
     pub lean: bool,
+    /// It begins with edits of the first field on three sides or more, before
+    /// anybody hears of another; time and a ranking of all decide between them.
+    pub burst: bool,
     /// Deliveries with a known identity are dropped before they are decided.
     pub dedupes: bool,
 }
@@ -190,6 +193,12 @@ impl World {
             rules[0].strategy = Strategy::LastWriteWins;
             rules[0].winner.clear();
         }
+        let mut rng_of_burst = Rng::of(seed, 1_000_001);
+        let burst = locks.is_empty() && sides > 2 && rng_of_burst.chance(15);
+        if burst {
+            rules[0].strategy = Strategy::LastWriteWins;
+            rules[0].winner = ranking(&mut rng_of_burst);
+        }
         Self {
             group,
             policy: Policy {
@@ -212,6 +221,7 @@ impl World {
             failover: rng.chance(8),
             reads_back: rng.chance(50),
             lean: rng.chance(50),
+            burst,
             dedupes: rng.chance(30),
         }
     }
@@ -242,6 +252,16 @@ fn stamps(seed: u64, habits: &[Habits]) -> Vec<StampRule> {
         },
     };
     (0..habits.len()).map(of_records).collect()
+}
+
+/// Everybody, in an order by chance.
+fn ranking(rng: &mut Rng) -> Vec<String> {
+    let mut left: Vec<&str> = NAMES.into_iter().chain(["local"]).collect();
+    let mut order = Vec::new();
+    while !left.is_empty() {
+        order.push(left.swap_remove(rng.below(left.len())).to_owned());
+    }
+    order
 }
 
 fn draw_habits(rng: &mut Rng, sides: usize) -> Vec<Habits> {

@@ -1,0 +1,122 @@
+//! What a page tells of our own writes. Its stamp is the record's: any field may
+//! have changed then.
+
+use crate::decide::{Case, Keep, Source};
+use crate::echo::{self, Order};
+use crate::model::{FieldType, Millis, Value};
+use crate::state::{Clock, Interval, Sent, SentWrite, SideState};
+use crate::value::same;
+
+/// How old what a page shows can be when it is decided, index lag included.
+pub(crate) const READ_AGE_MS: i64 = 120_000;
+
+/// A page that shows one of our writes although a newer one may have landed by
+/// then: somebody may have set the value back. What is held is sent again.
+pub(crate) fn shows_earlier_write(case: &Case<'_>) -> bool {
+    let field_type = case.column.field_type;
+    let Some(newest) = echo::last_own(case.here()) else {
+        return false;
+    };
+    let current = echo::alike(&newest.value, case.value);
+    let form = |w: &SentWrite| !current && echo::alike(&w.value, case.value);
+    let written = |w: &SentWrite| w.sent != Sent::Queued && (case.is(w.result()) || form(w));
+    if same(field_type, newest.result(), case.value) || !case.here().sent.iter().any(written) {
+        return false;
+    }
+    match (newest.sent, case.order()) {
+        (Sent::InFlight { .. }, _) => false,
+        (_, Order::Unclear | Order::After) => true,
+        (Sent::Answered { answered, .. }, Order::Before) => {
+            newest.landed.is_none() && case.now - answered > READ_AGE_MS
+        }
+        _ => false,
+    }
+}
+
+/// A page that shows what our newest write left there, under the stamp of
+/// another field: nobody has changed it since.
+pub(crate) fn still_shows_ours(case: &Case<'_>) -> bool {
+    let skew = case.policy.tolerance_ms();
+    let seen = case.here().seen.as_ref().map(|(_, clock)| clock.at);
+    let replaced = |w: &SentWrite| {
+        let window = w.window(skew);
+        seen.is_some_and(|seen| window.is_some_and(|w| w.before(seen)))
+    };
+    case.observed.source == Source::Page
+        && echo::last_own(case.here()).is_some_and(|w| case.is(w.result()) && !replaced(w))
+}
+
+/// A page that shows our newest write as this CRM seems to spell it: a page has
+/// no mark, and nobody wrote there since. Learned as the form of our write.
+pub(crate) fn shows_our_form(case: &mut Case<'_>) -> Option<Keep> {
+    let skew = case.policy.tolerance_ms();
+    let (value, field_type) = (case.value.clone(), case.column.field_type);
+    let (held, seen) = (case.held.clone(), case.here().seen.clone());
+    let news = case.observed.source == Source::Page
+        && !case.merges()
+        && matches!(case.order(), Order::After | Order::Unclear)
+        && !echo::known(case.here()).is_some_and(|k| case.is(k))
+        && !case.here().sent.iter().any(|w| case.is(w.result()));
+    let own = echo::last_own_mut(case.here_mut()).filter(|_| news)?;
+    let window = own.window(skew);
+    let replaced = |(v, c): (Value, Clock)| {
+        !echo::alike(&v, &own.value) && window.is_none_or(|w| w.before(c.at))
+    };
+    let replaced = seen.is_some_and(replaced);
+    let unknown = own.normal.is_none() && !same(field_type, &own.value, &value);
+    if replaced || !unknown || !echo::alike(&own.value, &value) {
+        return None;
+    }
+    own.confirmed = true;
+    own.normal = Some(value);
+    Some(if same(field_type, &own.value, &held) {
+        Keep::RowOnly
+    } else {
+        Keep::Nothing
+    })
+}
+
+/// A page that shows what one of our earlier writes left there: its stamp is of
+/// another field, so the write's own window does not tell.
+pub(crate) fn shows_own_past(case: &Case<'_>) -> bool {
+    let sent = &case.here().sent;
+    let written = |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::Failed);
+    let newest = sent.iter().rposition(written).unwrap_or(0);
+    // Its form of the newest one is news.
+    let alike = |w: &SentWrite| echo::alike(&w.value, case.value);
+    let current = sent.get(newest).is_some_and(alike);
+    case.observed.source == Source::Page
+        && sent[..newest]
+            .iter()
+            .any(|w| written(w) && (case.is(w.result()) || (alike(w) && !current)))
+}
+
+/// Notes that the CRM shows what our newest write carried, if that is surely
+/// what it held after the write.
+pub(crate) fn confirm_newest(
+    side: &mut SideState,
+    value: &Value,
+    at: Interval,
+    field_type: FieldType,
+    (skew_ms, now): (i64, Millis),
+) {
+    let other_landed_later = side
+        .sent
+        .iter()
+        .any(|w| !same(field_type, w.result(), value) && w.landed.is_some_and(|l| at.before(l)));
+    let stood_before = echo::known(side).is_some_and(|k| same(field_type, k, value));
+    let Some(newest) = echo::last_own_mut(side) else {
+        return;
+    };
+    let ended = match newest.sent {
+        Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => Some(end),
+        Sent::Queued | Sent::InFlight { .. } | Sent::Failed => None,
+    };
+    let stamped = !stood_before
+        && !other_landed_later
+        && newest.window(skew_ms).is_some_and(|w| !at.before(w));
+    let read_later = ended.is_some_and(|end| now - end > READ_AGE_MS);
+    let shown = same(field_type, newest.result(), value) && (stamped || read_later);
+    newest.confirmed |= shown;
+    newest.doubted &= !shown;
+}
