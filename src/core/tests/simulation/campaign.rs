@@ -95,7 +95,7 @@ pub fn kinds(failures: &[(u64, String)]) -> Vec<(usize, u64, String)> {
 
 /// Leaves out acts for as long as the history still fails.
 pub fn shrink(seed: u64) -> u64 {
-    let mut mask = (1 << History::new(seed).acts()) - 1 | 1 << crate::history::BURST;
+    let mut mask = ((1 << History::new(seed).acts()) - 1) | (1 << crate::history::BURST);
     loop {
         let before = mask;
         for act in (0..64).rev().filter(|a| before >> a & 1 == 1) {

@@ -1,0 +1,130 @@
+//! Which of several writes and edits a CRM holds, where they came out of order,
+//! late, or in one second.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{A, B, HORIZON, World, only, policy, text, writes};
+use crm_core::decide::{Source, Step};
+use crm_core::join::join;
+use crm_core::model::FieldType;
+use crm_core::state::{Answer, Interval};
+use crm_core::strategy::Strategy::{Delta, LastWriteWins, Priority};
+
+const T: i64 = 1_000_000;
+
+fn lww() -> World {
+    World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base")
+}
+
+#[test]
+fn a_call_that_lands_after_it_was_given_up_is_written_over_again() {
+    let mut w = lww();
+    w.local(A, "x", T);
+    w.claim(B, "x", T + 100);
+    w.answer(B, "x", Answer::Unknown, T + 10_000);
+    w.local(A, "y", T + 11_000);
+    w.send(B, "y", T + 11_100);
+    w.remote(B, "y", T + 11_150);
+    let mut late = w.event(B, Source::Remote, "x", T + 60_000);
+    late.mark_is_ours = true;
+    assert_eq!(writes(&w.observe(&late)), [(B, text("y"))]);
+    assert_eq!(w.row(B), text("y"));
+}
+
+#[test]
+fn a_write_sent_twice_that_lands_twice_is_written_over_again() {
+    let mut w = lww();
+    w.local(A, "x", T);
+    w.claim(A, "x", T + 100);
+    w.answer(A, "x", Answer::Unknown, T + 10_000);
+    w.claim(A, "x", T + 10_100);
+    w.answer(A, "x", Answer::Done { echoed: None }, T + 10_200);
+    w.remote(A, "x", T + 10_150);
+    w.remote(A, "y", T + 20_000);
+    let mut late = w.event(A, Source::Remote, "x", T + 60_000);
+    late.mark_is_ours = true;
+    assert_eq!(writes(&w.observe(&late)), [(A, text("y"))]);
+}
+
+#[test]
+fn a_page_of_the_second_of_an_edit_does_not_undo_it() {
+    let mut w = lww();
+    w.remote(B, "x", T + 100);
+    let page = w.page(B, "older", T + 300);
+    assert_eq!(only(&page).step, Step::TooLate);
+    assert_eq!(page.reread, [B]);
+    assert_eq!(w.row(B), text("x"));
+    // Asked for well after the edit, it tells what came last.
+    let mut later = w.event(B, Source::Page, "z", T + 400);
+    later.asked_at = Some(T + 10_000);
+    w.observe(&later);
+    assert_eq!(w.row(B), text("z"));
+}
+
+#[test]
+fn an_event_of_the_second_that_a_page_showed_is_looked_up() {
+    let mut w = lww();
+    w.page(B, "second", T + 600);
+    let event = w.remote(B, "first", T + 100);
+    assert_eq!(only(&event).step, Step::TooLate);
+    assert_eq!(event.reread, [B]);
+    assert_eq!(w.row(A), text("second"));
+    let told = w.remote(B, "second", T + 600);
+    assert_eq!(only(&told).step, Step::Equal);
+}
+
+#[test]
+fn a_page_that_shows_what_was_known_proves_no_write() {
+    // Beta's edit and our writes to it are of one second.
+    let mut w = World::at_rest(policy(Priority, &["beta", "local"]), "base");
+    w.remote(B, "x", T);
+    w.local(A, "y", T + 10);
+    w.send(B, "y", T + 20);
+    w.local(A, "x", T + 200);
+    w.claim(B, "x", T + 210);
+    w.page(B, "x", T + 220);
+    let sent = &w.state().sides[B].sent;
+    assert_eq!(sent.last().unwrap().value, text("x"));
+    assert!(!sent.last().unwrap().confirmed, "{sent:?}");
+}
+
+#[test]
+fn a_page_from_before_an_edit_says_nothing_of_its_order() {
+    let mut w = World::at_rest(policy(Delta, &[]), "10");
+    for side in w.group.fields[0].sides.iter_mut().flatten() {
+        side.field_type = FieldType::Number;
+    }
+    w.local(A, "15", T);
+    w.claim(A, "15", T + 1_000);
+    w.remote(A, "16", T + 1_100);
+    w.answer(A, "15", Answer::Done { echoed: None }, T + 1_200);
+    let mut page = w.event(A, Source::Page, "15", T + 1_050);
+    page.asked_at = Some(T + 1_300);
+    w.observe(&page);
+    assert_ne!(w.row(A), text("21"), "the editor saw 15, not 10");
+}
+
+#[test]
+fn what_was_sent_and_not_seen_is_no_value_of_its_crm_when_records_join() {
+    let mut w = lww();
+    w.local(A, "x", T);
+    w.claim(B, "x", T + 100);
+    w.answer(B, "x", Answer::Unknown, T + 10_000);
+    w.entity.records[A].values[0] = text("restored");
+    let stamps = [Interval::instant(T + 20_000), Interval::second(T)];
+    let outcome = join(
+        &w.group,
+        &w.policy,
+        &w.entity,
+        &stamps,
+        9,
+        T + 20_000,
+        HORIZON,
+    );
+    w.apply(&outcome);
+    let there = &w.state().sides[B];
+    assert_eq!(there.seen, None);
+    assert_eq!(there.base, Some(text("base")));
+    assert!(writes(&outcome).contains(&(B, text("restored"))));
+}
