@@ -443,13 +443,19 @@ pub fn answered(
 /// no newer one waits, and no person is asked about what somebody wrote there
 /// since.
 pub fn retry(state: &mut FieldState, side: usize, value: &Value, now: Millis) -> bool {
-    let has = |state: &FieldState, sent: fn(&Sent) -> bool| {
-        let writes = state.sides.get(side).map(|s| &s.sent);
-        writes.is_some_and(|all| all.iter().any(|w| w.value == *value && sent(&w.sent)))
-    };
-    let known = has(state, |s| matches!(s, Sent::InFlight { .. }));
+    let known = is_in_flight(state, side, value);
     answered(state, side, value, Answer::Retry, now);
-    !known || has(state, |s| *s == Sent::Queued)
+    !known || has_sent(state, side, value, |s| *s == Sent::Queued)
+}
+
+/// Whether a write of this value is under way.
+pub fn is_in_flight(state: &FieldState, side: usize, value: &Value) -> bool {
+    has_sent(state, side, value, |s| matches!(s, Sent::InFlight { .. }))
+}
+
+fn has_sent(state: &FieldState, side: usize, value: &Value, is: fn(&Sent) -> bool) -> bool {
+    let writes = state.sides.get(side).map(|s| &s.sent);
+    writes.is_some_and(|all| all.iter().any(|w| w.value == *value && is(&w.sent)))
 }
 
 /// Whether nothing is left to wait for: no write is queued, in flight, unknown

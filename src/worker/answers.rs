@@ -8,7 +8,7 @@ use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes;
 use crate::pg::tx::{self, SqlError};
 use crate::worker::deliver;
-use crate::worker::doubt;
+use crate::worker::doubt::{self, Look};
 use crate::worker::engine::{Job, Step};
 use crate::worker::merges;
 use crate::worker::pages::Via;
@@ -89,15 +89,21 @@ impl Session {
             Job::Removed { mirror } => self.removed(mirror, page, now),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
             Job::Fate { mirror, ids } => self.fate_known(mirror, ids, page, now),
-            Job::Settle { mirror, writes } => {
+            Job::Settle {
+                mirror,
+                writes,
+                asked_at,
+            } => {
                 let Some(m) = self.engine.world.mirrors.get(&mirror) else {
                     return Ok(());
                 };
-                let found = page
-                    .records
-                    .into_iter()
-                    .map(|r| (r.id.clone(), r))
-                    .collect();
+                let look = Look {
+                    found: (page.records.into_iter())
+                        .map(|r| (r.id.clone(), r))
+                        .collect(),
+                    unreadable: page.unreadable,
+                    asked_at,
+                };
                 // A record that a create turned out to have made may differ by now.
                 let made: Vec<String> = writes
                     .iter()
@@ -105,8 +111,13 @@ impl Session {
                     .filter_map(|w| w.record_id.clone())
                     .collect();
                 let world = &self.engine.world;
-                tx::in_transaction(|| Ok(doubt::settle(world, m, writes, &found, now)?))?;
+                match tx::in_transaction(|| doubt::settle(world, m, writes, &look, now)) {
+                    // Looked at again when its time comes.
+                    Err(error) if error.sqlstate == "55P03" => return Ok(()),
+                    settled => settled?,
+                }
                 self.engine.may_send = true;
+                self.engine.may_undefer = true;
                 self.engine.watch(mirror).reads.extend(made);
                 self.engine.read(mirror);
                 Ok(())

@@ -166,12 +166,13 @@ impl Case {
 }
 
 /// Whether a state says more than the mirrors and the ledger do: something was
-/// sent, a person is asked, or the sides never agreed. What a side showed alone
+/// sent, a person is asked, writers take turns, or the sides never agreed. What a side showed alone
 /// is in the ledger, see `Work::recall`.
 fn must_keep(state: &FieldState, entity: &Entity) -> bool {
     let mut sides = entity.records.iter().zip(&state.sides);
     let linked = entity.records.iter().filter(|r| r.exists).count() > 1;
     state.hold.is_some()
+        || state.turns.as_ref().is_some_and(|t| t.count > 0)
         || sides.any(|(record, side)| {
             !side.sent.is_empty()
                 || side.flap.is_some()

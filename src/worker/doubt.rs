@@ -1,32 +1,48 @@
 //! Writes in doubt: the answer was lost, so the CRM is asked what it shows.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crm_core::http::HttpRequest;
 use crm_core::model::{Millis, Record, WriteKind};
 
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
+use crate::pg::tx::SqlError;
 use crate::worker::cases;
 use crate::worker::deliver::{adopt, kind_of, remember, result_event};
 use crate::worker::engine::Engine;
 use crate::worker::flush;
+use crate::worker::pages::{self, Unreadable, Via};
+use crate::worker::setbacks;
 use crate::worker::world::{Mirror, World};
 
-/// Settles unknown writes with what the CRM shows now. `found` holds the
-/// records read, by id, values in the order of the mirror's columns.
+/// What the CRM showed of records whose writes are in doubt.
+pub(crate) struct Look {
+    /// By id, values in the order of the mirror's columns.
+    pub(crate) found: HashMap<String, Record>,
+    pub(crate) unreadable: Unreadable,
+    /// When it was asked.
+    pub(crate) asked_at: Millis,
+}
+
+/// Settles unknown writes with what the CRM shows now. An update that it does
+/// not show is no longer waited for: what it shows instead is decided like any
+/// page, for it may be what somebody wrote since. Fails with a lock's error if
+/// somebody holds the row.
 pub(crate) fn settle(
     world: &World,
     mirror: &Mirror,
     pending: Vec<WriteRow>,
-    found: &HashMap<String, Record>,
+    look: &Look,
     now: Millis,
-) -> Result<()> {
+) -> std::result::Result<(), SqlError> {
     let mut landed = Vec::new();
     let mut again = Vec::new();
+    let mut unseen = Vec::new();
     for row in pending {
-        let record = row.record_id.as_ref().and_then(|id| found.get(id));
+        let record = row.record_id.as_ref().and_then(|id| look.found.get(id));
         let deleted = record.is_none_or(|r| r.deleted);
         if kind_of(&row) == WriteKind::Create {
             made(mirror, row, deleted)?;
@@ -45,10 +61,13 @@ pub(crate) fn settle(
         if there {
             let id = row.record_id.clone().unwrap_or_default();
             landed.push((row, id, Vec::new()));
+        } else if kind_of(&row) == WriteKind::Update {
+            unseen.push(row);
         } else {
             again.push(row);
         }
     }
+    again.extend(give_up(world, mirror, unseen, look, now)?);
     writes::finish(landed.iter().map(|(r, _, _)| r.id).collect())?;
     remember(world, mirror, &landed, &[], now)?;
     let setbacks: Vec<Setback> = again
@@ -69,7 +88,48 @@ pub(crate) fn settle(
         .into_iter()
         .map(|(row, id, _)| result_event(mirror, &row, id, now))
         .collect();
-    flush::append(world, events)
+    flush::append(world, events)?;
+    Ok(())
+}
+
+/// Lets the records of updates that are not shown be decided; the updates of
+/// which the states of their fields know nothing are returned.
+fn give_up(
+    world: &World,
+    mirror: &Mirror,
+    unseen: Vec<WriteRow>,
+    look: &Look,
+    now: Millis,
+) -> std::result::Result<Vec<WriteRow>, SqlError> {
+    let (unknown, again) = setbacks::unknown(world, mirror, unseen, now)?;
+    if unknown.is_empty() {
+        return Ok(again);
+    }
+    let causes = writes::finish_with_causes(unknown.iter().map(|r| r.id).collect())?;
+    let records: BTreeSet<&String> = unknown
+        .iter()
+        .filter_map(|r| r.record_id.as_ref())
+        .collect();
+    let (shown, missing): (Vec<&String>, Vec<&String>) =
+        (records.into_iter()).partition(|id| look.found.contains_key(*id));
+    let shown = (shown.into_iter()).filter_map(|id| look.found.get(id).cloned());
+    let via = Via {
+        asked_at: Some(look.asked_at),
+        ..Via::asked("read")
+    };
+    let shown = shown.collect();
+    let applied = pages::apply(world, mirror, via, shown, &look.unreadable, now, false)?;
+    if !applied.locked.is_empty() {
+        return Err(SqlError::new(
+            "55P03",
+            "somebody holds the row of a write in doubt",
+        ));
+    }
+    // Who caused a write also waits for what takes its place.
+    writes::add_causes(causes)?;
+    let missing = missing.into_iter().cloned();
+    streams::defer(missing.map(|id| flush::reread(mirror.id, id)).collect())?;
+    Ok(again)
 }
 
 /// A person named the record that a create made, or no such record is there.

@@ -53,7 +53,11 @@ pub(crate) enum Job {
     /// Records that events named.
     Read { mirror: i32, ids: Vec<String> },
     /// Records whose writes are in doubt.
-    Settle { mirror: i32, writes: Vec<WriteRow> },
+    Settle {
+        mirror: i32,
+        writes: Vec<WriteRow>,
+        asked_at: Millis,
+    },
     /// Possible results of creates that are in doubt.
     FindCreated { mirror: i32, write: Box<WriteRow> },
     /// Records that have the unique keys of creates: the column asked for.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
-use crm_core::decide::{Observed, Source};
+use crm_core::decide::{Decision, Observed, Source, Step};
 use crm_core::model::{FieldType, Millis, Record, Value};
 use crm_core::state::{FieldState, Interval};
 
@@ -406,6 +406,25 @@ fn mark_scope(
     scope::mark(world, mirror, batch, None, Some(&becomes))
 }
 
+/// Which of the columns that were only checked the ledger should name after
+/// all, and the decisions that it should hold.
+fn tellable(
+    mut decisions: Vec<Decision>,
+    checked: &[usize],
+    field_of: impl Fn(&usize) -> Option<usize>,
+) -> (Vec<usize>, Vec<Decision>) {
+    let as_expected = |d: &Decision| {
+        matches!(
+            d.step,
+            Step::Echo | Step::Equal | Step::Known | Step::NormalForm | Step::Unsettled
+        )
+    };
+    let is_checked = |field: usize| checked.iter().any(|c| field_of(c) == Some(field));
+    decisions.retain(|d| !is_checked(d.field) || !as_expected(d));
+    let named = |c: &usize| decisions.iter().any(|d| field_of(c) == Some(d.field));
+    (checked.iter().copied().filter(named).collect(), decisions)
+}
+
 /// Lets a record of a page be decided against its row; the line for the ledger.
 fn show(
     world: &World,
@@ -419,16 +438,21 @@ fn show(
     let info = &world.groups[mirror.group];
     let at = record.modified_at.unwrap_or(now);
     let changed = changed(mirror, page, row, record);
+    let field_of = |c: &usize| info.field_of[mirror.side].get(c).copied();
+    let unsettled = |wanted: fn(&FieldState) -> bool| {
+        let state = |c: &usize| case.entity.fields.get(&field_of(c)?);
+        let told =
+            |c: &usize| !changed.contains(c) && !page.blind.contains(&(record.id.as_str(), *c));
+        let columns = (0..mirror.columns.len()).filter(told);
+        (columns.filter(|c| state(c).is_some_and(wanted))).collect::<Vec<_>>()
+    };
+    // What waits is counted now, and what we wrote is seen to stand there.
     let mut shown = changed.clone();
-    shown.extend((0..mirror.columns.len()).filter(|c| {
-        let field = info.field_of[mirror.side].get(c);
-        let state = field.and_then(|f| case.entity.fields.get(f));
-        let told = !changed.contains(c) && !page.blind.contains(&(record.id.as_str(), *c));
-        told && state.is_some_and(FieldState::has_waiting)
-    }));
-    let fields: BTreeSet<usize> = (shown.iter())
-        .filter_map(|c| info.field_of[mirror.side].get(c).copied())
-        .collect();
+    shown.extend(unsettled(FieldState::has_waiting));
+    let mut checked = unsettled(|s| s.hold.is_none() && !s.has_waiting());
+    let mut fields: BTreeSet<usize> = shown.iter().filter_map(field_of).collect();
+    checked.retain(|c| field_of(c).is_some_and(|f| !fields.contains(&f)));
+    fields.extend(checked.iter().filter_map(field_of));
     let read = |c: usize| !page.blind.contains(&(record.id.as_str(), c));
     let now_there = |c: usize| read(c).then(|| record.values.value(c));
     let held = &case.entity.records[mirror.side].values;
@@ -451,6 +475,8 @@ fn show(
     };
     let decisions = case.observe(world, &observed, now);
     case.stamp(mirror.side, at);
+    let (told, decisions) = tellable(decisions, &checked, field_of);
+    shown.extend(told);
     if shown.is_empty() {
         return None;
     }

@@ -443,6 +443,7 @@ impl Engine {
                     Job::Settle {
                         mirror: id,
                         writes: vec![row],
+                        asked_at: engine::now(),
                     },
                 ),
                 None => match doubt::find_created(self, mirror, &row) {

@@ -1,10 +1,10 @@
 //! Writes that came back undone: what may be tried again, and what was decided
 //! otherwise meanwhile.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 
 use crm_core::model::{ErrorClass, Millis, RemoteError};
-use crm_core::state;
+use crm_core::state::{self, Answer, FieldState};
 
 use crate::pg::store::ledger;
 use crate::pg::store::spi::Result;
@@ -70,10 +70,62 @@ pub(super) fn wait_again(
             touched.insert(key);
         }
     }
+    store(&states, touched)?;
+    writes::take_out(moot)
+}
+
+type States = HashMap<(i64, String), FieldState>;
+
+fn store(states: &States, touched: BTreeSet<(i64, String)>) -> Result<()> {
     let stored = touched.into_iter().filter_map(|key| {
         let json = serde_json::to_string(states.get(&key)?).ok()?;
         Some((key.0, key.1, Some(json)))
     });
     ledger::store_field_states(stored.collect())?;
-    writes::take_out(moot)
+    Ok(())
+}
+
+/// Tells the states of fields that nobody knows what became of these updates.
+/// Answers which states know of, and the others.
+pub(super) fn unknown(
+    world: &World,
+    mirror: &Mirror,
+    rows: Vec<WriteRow>,
+    now: Millis,
+) -> Result<(Vec<WriteRow>, Vec<WriteRow>)> {
+    let info = &world.groups[mirror.group];
+    let mut states = states_of(rows.iter())?;
+    let mut touched = BTreeSet::new();
+    let (known, rest) = rows.into_iter().partition(|row| {
+        let values = cases::json_values(&row.vals);
+        let fields = info.by_name(mirror, &values);
+        let columns: usize = (fields.iter())
+            .map(|(f, _)| info.columns(*f, mirror.side).len())
+            .sum();
+        let key = |field: usize| {
+            let name = info.group.fields[field].name.clone();
+            row.entity.map(|entity| (entity, name))
+        };
+        for (field, value) in &fields {
+            if let Some(state) = key(*field).and_then(|k| states.get_mut(&k)) {
+                state::claimed(state, mirror.side, value, row.claimed_at);
+            }
+        }
+        let all = columns == values.len()
+            && fields.iter().all(|(field, value)| {
+                let state = key(*field).and_then(|k| states.get(&k));
+                state.is_some_and(|s| state::is_in_flight(s, mirror.side, value))
+            });
+        for (field, value) in fields.iter().filter(|_| all) {
+            if let Some(key) = key(*field)
+                && let Some(state) = states.get_mut(&key)
+            {
+                state::answered(state, mirror.side, value, Answer::Unknown, now);
+                touched.insert(key);
+            }
+        }
+        all
+    });
+    store(&states, touched)?;
+    Ok((known, rest))
 }

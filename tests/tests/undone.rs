@@ -89,3 +89,122 @@ async fn creates_that_a_spent_limit_refuses_wait_in_the_outbox() {
         assert!(told.to_string().contains("Limit exceeded"), "{told}");
     }
 }
+
+/// One write of contacts to HubSpot is lost on its way, and the reads that would tell take so long that somebody can
+/// change the record before. No webhook tells of that.
+fn a_write_gets_lost(pair: &Pair) {
+    pair.emulator.fault(json!({"rules": [
+        {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/update", "action": "close"},
+        {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/read", "action": {"hold": {"ms": 5_000}}},
+    ]}));
+    pair.emulator
+        .fault(json!({"stream": "webhook", "lose": 1_000}));
+}
+
+async fn is_in_doubt(pair: &Pair) {
+    let unknown = "SELECT count(*) > 0 FROM crm.write WHERE state = 'unknown'";
+    pair.db
+        .wait_true("nobody knows about the write", PATIENCE, unknown)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_in_doubt_does_not_go_over_what_a_person_wrote_since() {
+    let (pair, people) = linked(10).await;
+    let who = &people[0];
+    a_write_gets_lost(&pair);
+    pair.edit("salesforce", who, "jobtitle", "Lost");
+    is_in_doubt(&pair).await;
+    pair.edit("hubspot", who, "jobtitle", "Newer");
+    pair.reaches_both(who, "jobtitle", "Newer").await;
+    pair.agree().await;
+    let shown = "SELECT count(*) FROM crm.event WHERE 'jobtitle' = ANY (fields) AND source = 'result' AND 'Lost' = ANY (new_values)";
+    let landed: i64 = pair.db.one(shown).await;
+    assert_eq!(landed, 0, "what was lost was never sent again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_in_doubt_that_is_not_there_is_sent_again_and_its_transaction_waits_for_that() {
+    let (pair, people) = linked(10).await;
+    let who = &people[0];
+    a_write_gets_lost(&pair);
+    pair.sql(who, "jobtitle", "Sent twice").await;
+    let said: String = pair.db.one("SELECT crm.wait_synced()").await;
+    assert!(said.starts_with("confirmed"), "{said}");
+    let there = pair.shows("hubspot", who, "jobtitle");
+    assert_eq!(there.as_deref(), Some("Sent twice"));
+    pair.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_addition_in_doubt_does_not_go_over_what_a_person_added_since() {
+    let (pair, people) = linked(10).await;
+    let who = &people[0];
+    pair.db
+        .exec("INSERT INTO crm.conflict_policy (link, field, strategy) VALUES ('contacts', 'address', 'append')")
+        .await;
+    pair.worker_has_read().await;
+    pair.sql(who, "address", "note").await;
+    pair.reaches_both(who, "address", "note").await;
+    pair.quiet().await;
+    a_write_gets_lost(&pair);
+    pair.edit("salesforce", who, "address", "note\nforce");
+    is_in_doubt(&pair).await;
+    pair.edit("hubspot", who, "address", "note\nhub");
+    // Whether it was made on top of ours nobody can tell.
+    let asked = "SELECT count(*) = 1 FROM crm.review WHERE field = 'address' AND candidates::text LIKE '%hub%' AND candidates::text LIKE '%force%'";
+    pair.db
+        .wait_true("a person is asked", PATIENCE, asked)
+        .await;
+    pair.quiet().await;
+    assert_eq!(
+        pair.shows("hubspot", who, "address").as_deref(),
+        Some("note\nhub")
+    );
+    let answer = "SELECT crm.review_resolve(id, value => E'note\nforce\nhub') FROM crm.review";
+    pair.db.exec(&answer.replace('\n', "\\n")).await;
+    pair.reaches_both(who, "address", "note\nforce\nhub").await;
+    pair.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_whose_event_never_comes_is_confirmed_by_the_next_page() {
+    let (pair, people) = linked(10).await;
+    let who = &people[0];
+    pair.db
+        .exec("UPDATE crm.mirror SET poll_interval = '1s' WHERE server = 'salesforce'")
+        .await;
+    pair.worker_has_read().await;
+    // Its answers do not show what it holds, and no event tells.
+    pair.emulator.fault(json!({"stream": "cdc", "lose": 1_000}));
+    pair.edit("hubspot", who, "jobtitle", "Unheard");
+    pair.reaches_both(who, "jobtitle", "Unheard").await;
+    let confirmed = "SELECT NOT EXISTS (SELECT FROM crm.field_state s, jsonb_array_elements(s.state::jsonb -> 'sides') side,
+                         jsonb_array_elements(side -> 'sent') w WHERE s.field = 'jobtitle' AND NOT coalesce((w ->> 'confirmed')::boolean, false))";
+    pair.db
+        .wait_true("the write is confirmed", PATIENCE * 2, confirmed)
+        .await;
+    pair.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_from_before_our_write_that_is_told_after_it_still_has_its_say() {
+    let (pair, people) = linked(10).await;
+    let who = &people[0];
+    pair.db
+        .exec("INSERT INTO crm.conflict_policy (link, field, strategy, winner) VALUES ('contacts', 'phone', 'priority', 'hubspot,salesforce,local')")
+        .await;
+    pair.worker_has_read().await;
+    let before = pair.events("webhook").await;
+    pair.emulator
+        .fault(json!({"stream": "webhook", "delay_ms": 8_000}));
+    pair.edit("hubspot", who, "phone", "+1 late");
+    pair.emulator
+        .fault(json!({"stream": "webhook", "delay_ms": 0}));
+    pair.edit("salesforce", who, "phone", "+2 soon");
+    pair.reaches("hubspot", "contacts", &who.hubspot, "phone", "+2 soon")
+        .await;
+    pair.events_reach("webhook", before + 1).await;
+    pair.reaches_both(who, "phone", "+1 late").await;
+    pair.agree().await;
+}

@@ -419,13 +419,16 @@ pub(crate) struct Shown {
     pub(crate) source: String,
 }
 
-/// The newest observation per field of these rows from their own CRM, from the ledger.
+/// What people wrote last per field of these rows in their own CRM, from the
+/// ledger: not what came back of our own writes, and not what was late itself.
 pub(crate) fn last_shown(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
     spi::write_rows(
         "SELECT DISTINCT ON (e.row_id, f.name) e.row_id, f.name, f.value, (extract(epoch FROM e.occurred_at) * 1000)::bigint, e.source \
          FROM crm.event e CROSS JOIN LATERAL unnest(e.fields, e.new_values) AS f(name, value) \
          WHERE e.mirror = $1 AND e.row_id = ANY($2) AND e.source NOT IN ('sql', 'result', 'review', 'reject', 'link') \
          AND e.occurred_at > now() - interval '72 hours' \
+         AND NOT EXISTS (SELECT FROM jsonb_array_elements(e.decision) d WHERE coalesce(d ->> 'as', d ->> 'field') = f.name AND d ->> 'step' \
+           NOT IN ('one_side', 'conflict', 'owner', 'fill_blank', 'held', 'flapping', 'known', 'one_way', 'locked', 'score')) \
          ORDER BY e.row_id, f.name, e.occurred_at DESC, e.seq DESC",
         &[mirror.into(), row_ids.into()],
         |row| {

@@ -298,6 +298,36 @@ pub(crate) fn cancel(cells: Vec<(i32, i64, String)>) -> Result<()> {
     Ok(())
 }
 
+/// What caused a write: mirror, row, and the user transactions as an array literal.
+pub(crate) type Causes = (i32, i64, String);
+
+/// Removes writes of which nobody knows whether they landed.
+pub(crate) fn finish_with_causes(ids: Vec<i64>) -> Result<Vec<Causes>> {
+    spi::write_rows(
+        "DELETE FROM crm.write WHERE id = ANY($1) RETURNING mirror, row_id, txs::text",
+        &[ids.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+                row.get(3)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
+/// Names further causes of the newest unsent updates of rows.
+pub(crate) fn add_causes(causes: Vec<Causes>) -> Result<()> {
+    for (mirror, row_id, txs) in causes {
+        spi::write(
+            "UPDATE crm.write w SET txs = w.txs || $3::bigint[] WHERE w.id = (SELECT max(q.id) FROM crm.write q \
+             WHERE q.mirror = $1 AND q.row_id = $2 AND q.kind = 'update' AND q.state IN ('queued', 'held'))",
+            &[mirror.into(), row_id.into(), txs.into()],
+        )?;
+    }
+    Ok(())
+}
+
 /// Takes fields out of updates: `(write, field)`; one left empty goes.
 pub(crate) fn take_out(cells: Vec<(i64, String)>) -> Result<()> {
     if cells.is_empty() {
