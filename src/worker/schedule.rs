@@ -29,6 +29,16 @@ const REMOVED_EVERY: u32 = 10;
 /// late, and a search index that lags.
 const LOOK_BACK_MS: Millis = 5_000;
 
+/// What became of an attempt to send what a mirror has.
+enum Sending {
+    /// It may have more.
+    More,
+    /// It was or is being paused.
+    Later,
+    /// There is nothing to send now.
+    Done,
+}
+
 impl Engine {
     /// Starts whatever is due; the time of the next thing that will be.
     pub(crate) fn schedule(&mut self, now: Millis) -> Step<Millis> {
@@ -334,20 +344,24 @@ impl Engine {
                 next = next.min(now + wait);
                 continue;
             }
-            full |= self.send(id, now)?;
+            match self.send(id, now)? {
+                Sending::More => full = true,
+                Sending::Later => next = next.min(now + 100),
+                Sending::Done => {}
+            }
         }
         // Claimed nothing and nothing is due: wait for the next cause.
         self.may_send = full || next != Millis::MAX;
         Ok(if full { now } else { next })
     }
 
-    /// Sends what one mirror has; true if it may have more.
-    fn send(&mut self, id: i32, now: Millis) -> Step<bool> {
+    /// Sends what one mirror has.
+    fn send(&mut self, id: i32, now: Millis) -> Step<Sending> {
         let Some(mirror) = self.world.mirrors.get(&id).filter(|m| m.live && !m.paused) else {
-            return Ok(false);
+            return Ok(Sending::Done);
         };
         let Some(server) = self.server(&mirror.server) else {
-            return Ok(false);
+            return Ok(Sending::Done);
         };
         let connector = server.connector;
         if self
@@ -355,22 +369,25 @@ impl Engine {
             .get(&id)
             .is_some_and(|w| w.pushes >= PUSHES || now < w.push_at)
         {
-            return Ok(false);
+            return Ok(Sending::Done);
         }
         let batches = tx::in_transaction(|| {
-            Ok(deliver::claim(
-                mirror,
-                |kind| connector.push_batch(kind),
-                CLAIM,
-            )?)
+            if !config::may_send(id)? {
+                return Ok(None);
+            }
+            let size = |kind| connector.push_batch(kind);
+            Ok(Some(deliver::claim(mirror, size, CLAIM)?))
         })?;
+        let Some(batches) = batches else {
+            return Ok(Sending::Later);
+        };
         let more = !batches.is_empty();
         for batch in batches {
             if !self.push(batch.clone()) {
                 self.halves.push_back(batch);
             }
         }
-        Ok(more)
+        Ok(if more { Sending::More } else { Sending::Done })
     }
 
     /// Sends one batch.

@@ -192,10 +192,12 @@ async fn an_immediate_stop_in_the_middle_of_writes_loses_and_doubles_nothing() {
     let (mut pair, people) = Pair::linked(100, pair_options()).await;
     let before = pair.live("salesforce", "Contact");
     for round in 0..3 {
-        for (crm, prefix) in [("hubspot", "/crm/"), ("salesforce", "/services/data/")] {
-            let rule = json!({"crm": crm, "path_prefix": prefix, "remaining": 4, "action": {"hold": {"ms": 300}}});
-            pair.emulator.fault(rule);
-        }
+        // HubSpot takes its time; what Salesforce has done it says too slowly. Both last until the stop.
+        pair.emulator.fault(json!({"rules": [
+            {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/u", "remaining": 100,
+             "action": {"hold": {"ms": 20_000}}},
+            {"crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data/", "remaining": 100, "action": {"slow_body": {"bytes_per_s": 20}}},
+        ]}));
         for (n, who) in people[..60].iter().enumerate() {
             match n % 3 {
                 0 => pair.edit("hubspot", who, "jobtitle", &format!("Round {round}")),
@@ -211,6 +213,7 @@ async fn an_immediate_stop_in_the_middle_of_writes_loses_and_doubles_nothing() {
         pair.db
             .wait_true("writes are under way", PATIENCE, sent)
             .await;
+        pair.emulator.clear_faults();
         pair.cluster.restart(Stop::Immediate).await;
         pair.db = pair.cluster.connect("app").await;
         pair.agree().await;

@@ -186,6 +186,12 @@ async fn come_and_go(pair: &Pair, people: &[Person]) -> (String, Vec<(String, St
             "SELECT (SELECT id FROM hubspot.contacts WHERE email = 'late@example.com') IS NOT NULL AND (SELECT id FROM salesforce.contact WHERE email = 'late@example.com') IS NOT NULL",
         )
         .await;
+    // What the CRMs fill in themselves comes after the answer.
+    let filled = "SELECT (SELECT createdate FROM hubspot.contacts WHERE email = 'late@example.com') IS NOT NULL
+        AND (SELECT createddate FROM salesforce.contact WHERE email = 'late@example.com') IS NOT NULL";
+    pair.db
+        .wait_true("the new person is complete", PATIENCE, filled)
+        .await;
     pair.agree().await;
     let between = snapshot(&pair.db).await;
     pair.emulator

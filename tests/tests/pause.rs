@@ -76,3 +76,66 @@ async fn a_paused_mirror_gets_nothing_until_it_is_resumed() {
 async fn a_paused_link_passes_nothing_until_it_is_resumed() {
     waits_and_catches_up("link", "contacts").await;
 }
+
+/// From the moment `crm.pause` has run nothing is claimed, also before it commits and whether or not the worker has
+/// noticed; a pause that is rolled back leaves nothing behind.
+async fn is_a_barrier(kind: &str, name: &str) {
+    let pair = pair().await;
+    let (hubspot, salesforce) = pair.known_to_both().await;
+    let title = || {
+        pair.emulator
+            .field("salesforce", "Contact", &salesforce, "Title")
+    };
+    let other = pair.cluster.connect("app").await;
+    for (end, value) in [("ROLLBACK", "First"), ("COMMIT", "Second")] {
+        let before = title();
+        other
+            .exec(&format!("BEGIN; SELECT crm.pause('{kind}', '{name}')"))
+            .await;
+        pair.db
+            .exec(&format!(
+                "UPDATE hubspot.contacts SET jobtitle = '{value}' WHERE id = '{hubspot}'"
+            ))
+            .await;
+        let waits = format!(
+            "SELECT count(*) = 1 FROM crm.write WHERE vals ->> 'Title' = '{value}' AND state = 'queued'"
+        );
+        pair.db.wait_true("the write waits", PATIENCE, &waits).await;
+        let still = async || {
+            let quiet = tokio::time::Instant::now() + Duration::from_millis(1_000);
+            while tokio::time::Instant::now() < quiet {
+                assert!(pair.db.one::<bool>(&waits).await, "{kind} {name}");
+                assert_eq!(title(), before, "{kind} {name} is being paused");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        still().await;
+        other.exec(end).await;
+        if end == "COMMIT" {
+            still().await;
+            pair.db
+                .exec(&format!("SELECT crm.resume('{kind}', '{name}')"))
+                .await;
+        }
+        pair.cluster
+            .wait_until("what waited is sent", PATIENCE, async || {
+                (title().as_deref() == Some(value)).then_some(())
+            })
+            .await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_claimed_once_a_server_is_being_paused() {
+    is_a_barrier("server", "salesforce").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_claimed_once_a_mirror_is_being_paused() {
+    is_a_barrier("mirror", "salesforce.contact").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_claimed_once_a_link_is_being_paused() {
+    is_a_barrier("link", "contacts").await;
+}

@@ -208,6 +208,25 @@ pub(crate) fn group_of(mirror: i32) -> Result<Vec<i32>> {
     )
 }
 
+/// Whether a mirror may be sent to: the switches of its server, of itself and of
+/// its links, with everything that is committed by now. They stay as they are to
+/// the end of the transaction, so that nothing is claimed any more once
+/// `crm.pause` has returned: it waits for us, and while somebody else is turning
+/// a switch the answer is no.
+pub(crate) fn may_send(mirror: i32) -> Result<bool> {
+    let found = spi::write_rows(
+        "WITH m AS MATERIALIZED (SELECT m.paused FROM crm.mirror m WHERE m.id = $1 FOR SHARE SKIP LOCKED), \
+         s AS MATERIALIZED (SELECT s.paused FROM crm.server_state s WHERE s.server = (SELECT m.server FROM crm.mirror m WHERE m.id = $1) FOR SHARE SKIP LOCKED), \
+         l AS MATERIALIZED (SELECT l.paused FROM crm.link l WHERE $1 IN (l.left_mirror, l.right_mirror) FOR SHARE SKIP LOCKED) \
+         SELECT EXISTS (SELECT FROM m WHERE NOT paused) AND NOT EXISTS (SELECT FROM s WHERE paused) \
+           AND (EXISTS (SELECT FROM s) OR NOT EXISTS (SELECT FROM crm.server_state s JOIN crm.mirror m USING (server) WHERE m.id = $1)) \
+           AND (EXISTS (SELECT FROM l WHERE NOT paused) OR NOT EXISTS (SELECT FROM crm.link l WHERE $1 IN (l.left_mirror, l.right_mirror)))",
+        &[mirror.into()],
+        |row| Ok(row.get::<bool>(1)?.unwrap_or_default()),
+    )?;
+    Ok(found == [true])
+}
+
 /// Whether an error may be over at the next try: a lock, a full disk, or a
 /// configuration (a dropped column) that the worker has not read yet.
 pub(crate) fn is_passing(error: &SqlError) -> bool {
