@@ -5,7 +5,7 @@ use crm_core::model::{ErrorClass, Millis, Page, RemoteError, WriteResult};
 
 use crate::pg::store::config;
 use crate::pg::store::streams::{self, Advance};
-use crate::pg::store::writes;
+use crate::pg::store::writes::{self, WriteRow};
 use crate::pg::tx::{self, SqlError};
 use crate::worker::deliver;
 use crate::worker::doubt::{self, Look};
@@ -93,35 +93,7 @@ impl Session {
                 mirror,
                 writes,
                 asked_at,
-            } => {
-                let Some(m) = self.engine.world.mirrors.get(&mirror) else {
-                    return Ok(());
-                };
-                let look = Look {
-                    found: (page.records.into_iter())
-                        .map(|r| (r.id.clone(), r))
-                        .collect(),
-                    unreadable: page.unreadable,
-                    asked_at,
-                };
-                // A record that a create turned out to have made may differ by now.
-                let made: Vec<String> = writes
-                    .iter()
-                    .filter(|w| w.kind == "create")
-                    .filter_map(|w| w.record_id.clone())
-                    .collect();
-                let world = &self.engine.world;
-                match tx::in_transaction(|| doubt::settle(world, m, writes, &look, now)) {
-                    // Looked at again when its time comes.
-                    Err(error) if error.sqlstate == "55P03" => return Ok(()),
-                    settled => settled?,
-                }
-                self.engine.may_send = true;
-                self.engine.may_undefer = true;
-                self.engine.watch(mirror).reads.extend(made);
-                self.engine.read(mirror);
-                Ok(())
-            }
+            } => self.settled((mirror, writes, asked_at), page, now),
             Job::FindCreated { mirror, write } => {
                 let Some(m) = self.engine.world.mirrors.get(&mirror) else {
                     return Ok(());
@@ -143,6 +115,42 @@ impl Session {
             Job::Look { batch, column } => self.looked(batch, column, page, now),
             _ => Ok(()),
         }
+    }
+
+    /// Records with writes in doubt were looked at.
+    fn settled(
+        &mut self,
+        (mirror, writes, asked_at): (i32, Vec<WriteRow>, Millis),
+        page: Page,
+        now: Millis,
+    ) -> Step<()> {
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let look = Look {
+            found: (page.records.into_iter())
+                .map(|r| (r.id.clone(), r))
+                .collect(),
+            unreadable: page.unreadable,
+            asked_at,
+        };
+        // A record that a create turned out to have made may differ by now.
+        let made: Vec<String> = writes
+            .iter()
+            .filter(|w| w.kind == "create")
+            .filter_map(|w| w.record_id.clone())
+            .collect();
+        let world = &self.engine.world;
+        match tx::in_transaction(|| doubt::settle(world, m, writes, &look, now)) {
+            // Looked at again when its time comes.
+            Err(error) if error.sqlstate == "55P03" => return Ok(()),
+            settled => settled?,
+        }
+        self.engine.may_send = true;
+        self.engine.may_undefer = true;
+        self.engine.watch(mirror).reads.extend(made);
+        self.engine.read(mirror);
+        Ok(())
     }
 
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {

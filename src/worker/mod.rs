@@ -47,6 +47,7 @@ mod scope;
 mod servers;
 pub(crate) mod session;
 mod setbacks;
+mod shown;
 mod sweep;
 mod unique;
 mod unsettled;
