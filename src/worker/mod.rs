@@ -44,6 +44,7 @@ pub(crate) mod repolicy;
 mod reviews;
 mod schedule;
 mod scope;
+mod sending;
 mod servers;
 pub(crate) mod session;
 mod setbacks;
