@@ -13,6 +13,7 @@ use crate::worker::unique::Look;
 const PUSHES: usize = 4;
 /// Writes claimed at a time per mirror.
 const CLAIM: i64 = 400;
+
 /// What became of an attempt to send what a mirror has.
 enum Sending {
     /// It may have more.
