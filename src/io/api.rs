@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::hooks::Opened;
 use crm_core::connectors::{Connector, Credential, LimitHint, ServerConfig};
 use crm_core::http::{Delivery, HttpRequest, HttpResponse, Purpose};
 use crm_core::model::{Change, FieldType, Page, RemoteError, Write, WriteKind, WriteResult};
@@ -75,6 +76,17 @@ impl ListenerSettings {
     }
 }
 
+/// The webhooks of a server.
+#[derive(Clone)]
+pub struct WebhookSpec {
+    /// The server's name, the last part of their path.
+    pub name: String,
+    /// What they are signed with.
+    pub secret: Secret,
+    /// What the CRM calls, where a proxy stands in front of the listener.
+    pub url: Option<String>,
+}
+
 /// A server as the thread needs to know it. Sending it again replaces it:
 /// requests on the wire finish under the old one.
 #[derive(Clone)]
@@ -95,8 +107,8 @@ pub struct ServerSpec {
     pub allowed_hosts: Vec<String>,
     /// Certificates (PEM) trusted besides the system's.
     pub ca_pem: Option<Vec<u8>>,
-    /// Secret of webhooks; not used here, kept with the server.
-    pub webhook_secret: Option<Secret>,
+    /// How its webhooks are recognised; `None` leaves them to the session.
+    pub webhook: Option<WebhookSpec>,
     /// Most calls per window, whatever the CRM allows: our share.
     pub calls_per_window: Option<u32>,
 }
@@ -247,6 +259,16 @@ pub enum Level {
     Warning,
 }
 
+/// What a webhook brought.
+#[derive(Debug)]
+pub enum Content {
+    /// Signature and body were looked at, by what is known of the server.
+    Opened(Opened),
+    /// The request as it came. Scheme and host of `uri` are those that the proxy
+    /// passed on, to be replaced where a public URL is configured.
+    Raw(Delivery),
+}
+
 /// News from the thread.
 #[derive(Debug)]
 pub enum Event {
@@ -308,9 +330,10 @@ pub enum Event {
     Webhook {
         /// Token to answer it.
         token: u64,
-        /// The request. Its path is `/webhook/<name>`; scheme and host of `uri` are
-        /// those that the proxy passed on, to be replaced where a public URL is configured.
-        delivery: Delivery,
+        /// Last part of its path: the server's name.
+        name: String,
+        /// What was delivered.
+        content: Content,
     },
     /// Webhooks that the listener refused by itself since the last such event:
     /// too large, incomplete or too slow.

@@ -11,6 +11,7 @@ use tokio::task::AbortHandle;
 
 use crate::api::{Command, Event, Replay, ServerSpec, Settings};
 use crate::errors::local;
+use crate::hooks::Hooks;
 use crate::job::{Chain, Job, Shape, Ticket};
 use crate::listener::Replies;
 use crate::mailbox::Mailbox;
@@ -26,6 +27,7 @@ pub(crate) struct Engine {
     settings: Arc<Settings>,
     mailbox: Arc<Mailbox>,
     replies: Arc<Replies>,
+    hooks: Arc<Hooks>,
     parsers: Arc<Semaphore>,
     schemas: Arc<Schemas>,
     servers: HashMap<u32, Arc<Server>>,
@@ -44,11 +46,13 @@ impl Engine {
         settings: Arc<Settings>,
         mailbox: Arc<Mailbox>,
         replies: Arc<Replies>,
+        hooks: Arc<Hooks>,
     ) -> Self {
         Self {
             settings,
             mailbox,
             replies,
+            hooks,
             parsers: Arc::new(Semaphore::new(1)),
             schemas: Arc::default(),
             servers: HashMap::new(),
@@ -78,6 +82,7 @@ impl Engine {
         match command {
             Command::Configure(spec) => self.configure(*spec),
             Command::Forget(id) => {
+                self.hooks.forget(id);
                 if let Some(server) = self.servers.remove(&id) {
                     server.close();
                     self.end_streams(id);
@@ -147,6 +152,7 @@ impl Engine {
 
     fn configure(&mut self, spec: ServerSpec) {
         let id = spec.id;
+        self.hooks.configure(&spec);
         if let Some(server) = self.servers.get(&id) {
             server.reconfigure(spec);
         } else {

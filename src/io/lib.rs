@@ -15,6 +15,7 @@ mod clock;
 mod dispatch;
 mod engine;
 mod errors;
+mod hooks;
 mod hosts;
 mod job;
 mod listener;
@@ -27,6 +28,8 @@ mod thread;
 mod token;
 
 pub use api::{
-    Command, Event, Follow, Full, Level, ListenerSettings, Replay, ServerSpec, Settings, StreamItem,
+    Command, Content, Event, Follow, Full, Level, ListenerSettings, Replay, ServerSpec, Settings,
+    StreamItem, WebhookSpec,
 };
+pub use hooks::{Opened, open};
 pub use thread::IoThread;

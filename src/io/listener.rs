@@ -1,8 +1,8 @@
 //! Webhook listener: raw bytes in, the session's verdict out.
 //!
-//! It interprets nothing: signature, source and meaning are the session's
-//! business. It keeps limits on everything a caller controls, and answers
-//! within the CRM's patience whatever the session does: a 503 is delivered again.
+//! It keeps limits on everything a caller controls, and answers within the CRM's
+//! patience whatever the session does: a 503 is delivered again. What a webhook
+//! means is the session's business.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -21,7 +21,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::api::{Event, Level, ListenerSettings};
+use crate::api::{Content, Event, Level, ListenerSettings};
+use crate::clock;
+use crate::hooks::Hooks;
 use crate::mailbox::Mailbox;
 
 /// Longest name in `/webhook/<name>`: that of an SQL identifier.
@@ -93,6 +95,7 @@ struct Context {
     timeout: Duration,
     mailbox: Arc<Mailbox>,
     replies: Arc<Replies>,
+    hooks: Arc<Hooks>,
     places: Arc<Semaphore>,
     memory: Arc<Semaphore>,
     connections: Arc<Semaphore>,
@@ -107,6 +110,7 @@ impl Listener {
         settings: ListenerSettings,
         mailbox: Arc<Mailbox>,
         replies: Arc<Replies>,
+        hooks: Arc<Hooks>,
     ) -> std::io::Result<Self> {
         if !settings.addr.ip().is_loopback() {
             return Err(std::io::Error::new(
@@ -125,6 +129,7 @@ impl Listener {
             timeout: Duration::from_millis(settings.timeout_ms.min(LONGEST_MS)),
             mailbox,
             replies,
+            hooks,
             places: Arc::new(Semaphore::new(places)),
             memory: Arc::new(Semaphore::new(MAX_WAITING_KIB)),
             connections: Arc::new(Semaphore::new(places * 2 + 8)),
@@ -223,9 +228,17 @@ async fn respond(request: Request<Incoming>, context: &Context) -> Response<Full
         return closing(StatusCode::SERVICE_UNAVAILABLE, "busy");
     };
     let mut expected = context.replies.expect();
+    let name = head.uri.path().rsplit('/').next().unwrap_or_default();
+    let opened = context
+        .hooks
+        .open(name, delivery(&head, &body), clock::wall());
     context.mailbox.post(Event::Webhook {
         token: expected.token,
-        delivery: delivery(&head, &body),
+        name: name.to_owned(),
+        content: match opened {
+            Ok(opened) => Content::Opened(opened),
+            Err(delivery) => Content::Raw(delivery),
+        },
     });
     match timeout_at(deadline, &mut expected.receiver).await {
         Ok(Ok((status, text))) => {

@@ -12,7 +12,7 @@ use crm_core::http::Purpose;
 use crm_core::model::{Page, RemoteError, WriteResult};
 use tokio::sync::Notify;
 
-use crate::api::{Event, Level};
+use crate::api::{Content, Event, Level};
 
 /// Notes that wait; more are dropped and counted.
 const MAX_NOTES: usize = 64;
@@ -235,7 +235,12 @@ fn weight(event: &Event) -> usize {
         Event::Answer { result: Ok(r), .. } => r.body.len(),
         Event::Fetched { result: Ok(p), .. } => page_weight(p),
         Event::Pushed { results, .. } => results.iter().map(result_weight).sum(),
-        Event::Webhook { delivery, .. } => delivery.body.len(),
+        Event::Webhook { content, .. } => match content {
+            Content::Raw(delivery) => delivery.body.len(),
+            // A change is a handful of short texts.
+            Content::Opened(Ok(changes)) => changes.len() * 512,
+            Content::Opened(Err(_)) => 0,
+        },
         Event::Answer { .. }
         | Event::Fetched { .. }
         | Event::StreamUp { .. }

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::api::{Command, Event, Full, Level, Settings};
 use crate::engine::Engine;
+use crate::hooks::Hooks;
 use crate::listener::{Listener, Replies};
 use crate::mailbox::Mailbox;
 use crate::signals::Blocked;
@@ -47,10 +48,14 @@ impl IoThread {
     pub fn start(settings: Settings) -> std::io::Result<Self> {
         let mailbox = Arc::new(Mailbox::new(settings.max_waiting_bytes)?);
         let replies = Arc::new(Replies::default());
+        let hooks = Arc::new(Hooks::default());
         let listener = settings
             .listener
             .clone()
-            .map(|l| Listener::bind(l, Arc::clone(&mailbox), Arc::clone(&replies)))
+            .map(|l| {
+                let (mailbox, replies) = (Arc::clone(&mailbox), Arc::clone(&replies));
+                Listener::bind(l, mailbox, replies, Arc::clone(&hooks))
+            })
             .transpose()?;
         let listen_addr = listener.as_ref().map(Listener::addr);
         let max_outstanding = settings.max_outstanding;
@@ -58,7 +63,7 @@ impl IoThread {
         let (stop, stopped) = oneshot::channel();
         let (end, ended) = std_mpsc::channel();
         let alive = Arc::new(AtomicBool::new(true));
-        let engine = Engine::new(Arc::new(settings), Arc::clone(&mailbox), replies);
+        let engine = Engine::new(Arc::new(settings), Arc::clone(&mailbox), replies, hooks);
         let body = {
             let (mailbox, alive) = (Arc::clone(&mailbox), Arc::clone(&alive));
             move || {

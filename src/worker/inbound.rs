@@ -5,11 +5,9 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
-use crm_core::connectors::SignatureError;
-use crm_core::http::Delivery;
 use crm_core::identity::{self, Identity};
 use crm_core::model::{Change, Millis};
-use crm_io::{Command, StreamItem};
+use crm_io::{Command, Content, Opened, StreamItem};
 
 use crate::pg::store::config;
 use crate::pg::store::ledger;
@@ -37,31 +35,17 @@ pub(crate) struct Waiting {
 }
 
 /// Checks and decodes a webhook. Refusals are statuses, never log lines.
-pub(crate) fn open(
-    server: &Server,
-    mut delivery: Delivery,
-    now: Millis,
-) -> Result<Vec<Change>, (u16, &'static str)> {
+fn open(server: &Server, content: Content, now: Millis) -> Opened {
     let Some(secret) = &server.webhook_secret else {
         return Err((403, "no webhook secret is configured for this server"));
     };
-    if let Some(url) = &server.webhook_url {
-        delivery.uri.clone_from(url);
+    match content {
+        Content::Opened(opened) => opened,
+        Content::Raw(delivery) => {
+            let url = server.webhook_url.as_deref();
+            crm_io::open(server.connector, secret, url, delivery, now)
+        }
     }
-    server
-        .connector
-        .verify(&delivery, secret, now)
-        .map_err(|e| match e {
-            SignatureError::Missing | SignatureError::BadTimestamp => {
-                (400, "signature headers missing")
-            }
-            SignatureError::Stale => (401, "timestamp outside the window"),
-            SignatureError::Mismatch => (401, "signature differs"),
-        })?;
-    server
-        .connector
-        .decode(&delivery)
-        .map_err(|_| (400, "body is not a list of events"))
 }
 
 /// Applies arrivals and moves the offsets, all in one transaction if it can be;
@@ -198,16 +182,15 @@ pub(crate) struct Turn {
 }
 
 impl Turn {
-    /// Takes a webhook of the listener: `/webhook/<server>`.
-    pub(crate) fn webhook(&mut self, engine: &Engine, token: u64, delivery: Delivery, now: Millis) {
-        let name = delivery
-            .uri
-            .split('?')
-            .next()
-            .and_then(|path| path.rsplit_once("/webhook/"))
-            .map(|(_, name)| name.to_owned())
-            .unwrap_or_default();
-        let (status, reason) = self.delivery(engine, &name, delivery, now);
+    /// Takes a webhook of the listener.
+    pub(crate) fn webhook(
+        &mut self,
+        engine: &Engine,
+        token: u64,
+        (name, content): (String, Content),
+        now: Millis,
+    ) {
+        let (status, reason) = self.delivery(engine, &name, content, now);
         self.waiting.push(Waiting {
             token,
             status,
@@ -227,13 +210,13 @@ impl Turn {
         &mut self,
         engine: &Engine,
         name: &str,
-        delivery: Delivery,
+        content: Content,
         now: Millis,
     ) -> (u16, &'static str) {
         let Some(server) = engine.servers.iter().find(|s| s.name == name) else {
             return (404, "no such server");
         };
-        match open(server, delivery, now) {
+        match open(server, content, now) {
             Ok(changes) => {
                 *self.accepted.entry(name.to_owned()).or_default() += changes.len() as i64;
                 self.arrivals

@@ -6,7 +6,7 @@ use crm_core::connectors::{self, ServerConfig};
 use crm_core::credential::{self, Loaded};
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::RemoteError;
-use crm_io::{Command, ServerSpec};
+use crm_io::{Command, ServerSpec, WebhookSpec};
 
 use crate::pg::guc;
 use crate::pg::shmem::Request;
@@ -70,7 +70,7 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
         };
         match spec(&row, &server) {
             Ok(spec) => {
-                server.webhook_secret.clone_from(&spec.webhook_secret);
+                server.webhook_secret = spec.webhook.as_ref().map(|w| w.secret.clone());
                 server.usable = engine.submit(Command::Configure(Box::new(spec)));
             }
             Err(problem) if may_note => note_problem(&row, &problem)?,
@@ -133,7 +133,11 @@ fn spec(row: &ServerRow, server: &Server) -> Result<ServerSpec, String> {
         credential_file: credential_file(reference, dir.as_deref()),
         allowed_hosts: credential::allowed_hosts(&guc::allowed_hosts(), [&loaded.hosts, &own]),
         ca_pem,
-        webhook_secret,
+        webhook: webhook_secret.map(|secret| WebhookSpec {
+            name: server.name.clone(),
+            secret,
+            url: server.webhook_url.clone(),
+        }),
         calls_per_window: row.option("calls_per_window").parse().ok(),
     })
 }

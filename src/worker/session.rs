@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crm_core::guard::Window;
 use crm_core::http::Purpose;
 use crm_core::model::{Millis, WriteResult};
-use crm_io::{Command, Event, IoThread, Level, ListenerSettings, Settings};
+use crm_io::{Command, Content, Event, IoThread, Level, ListenerSettings, Settings};
 use pgrx::prelude::*;
 
 use super::SessionContext;
@@ -380,7 +380,7 @@ impl Session {
             for hook in waiting {
                 turn.queued.push(hook.id);
                 let (server, delivery, at) = hook.open();
-                turn.delivery(&self.engine, &server, delivery, at);
+                turn.delivery(&self.engine, &server, Content::Raw(delivery), at);
             }
         }
         for i in 0..EVENTS {
@@ -405,7 +405,11 @@ impl Session {
 
     fn event(&mut self, event: Event, turn: &mut Turn, now: Millis) -> Step<()> {
         match event {
-            Event::Webhook { token, delivery } => turn.webhook(&self.engine, token, delivery, now),
+            Event::Webhook {
+                token,
+                name,
+                content,
+            } => turn.webhook(&self.engine, token, (name, content), now),
             Event::Stream {
                 stream,
                 batch,

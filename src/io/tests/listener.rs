@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use common::{next_event, readable, submit};
 use crm_core::http::Delivery;
-use crm_io::{Command, Event, IoThread, ListenerSettings, Settings};
+use crm_io::{Command, Content, Event, IoThread, ListenerSettings, Settings};
 
 fn listening(change: impl FnOnce(&mut ListenerSettings)) -> IoThread {
     let mut listener = ListenerSettings::at("127.0.0.1:0".parse().unwrap());
@@ -78,7 +78,11 @@ fn status(stream: &mut TcpStream) -> u16 {
 fn webhook(io: &IoThread) -> (u64, Delivery) {
     loop {
         match next_event(io) {
-            Event::Webhook { token, delivery } => return (token, delivery),
+            Event::Webhook {
+                token,
+                content: Content::Raw(delivery),
+                ..
+            } => return (token, delivery),
             Event::Refused { .. } => {}
             other => panic!("{other:?}"),
         }

@@ -274,7 +274,8 @@ pub(crate) struct XrefRow {
 pub(crate) fn entities_of(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<XrefRow>> {
     spi::write_rows(
         "SELECT y.mirror, y.row_id, y.entity FROM crm.xref x JOIN crm.xref y ON y.entity = x.entity \
-         WHERE x.mirror = $1 AND x.row_id = ANY($2) AND x.merged_into IS NULL AND y.merged_into IS NULL",
+         WHERE EXISTS (SELECT FROM crm.xref z WHERE z.mirror = $1) \
+         AND x.mirror = $1 AND x.row_id = ANY($2) AND x.merged_into IS NULL AND y.merged_into IS NULL",
         &[mirror.into(), image::longs(&row_ids)],
         |row| {
             Ok(XrefRow {

@@ -183,7 +183,8 @@ pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
 /// wait only behind earlier ones: `taken` are their numbers.
 pub(crate) fn waiting(mirror: i32, records: Vec<String>, taken: Vec<i64>) -> Result<Vec<String>> {
     spi::write_rows(
-        "SELECT DISTINCT record_id FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND id <> ALL ($3) \
+        "SELECT DISTINCT record_id FROM crm.deferred WHERE EXISTS (SELECT FROM crm.deferred) \
+         AND mirror = $1 AND record_id = ANY($2) AND id <> ALL ($3) \
          AND id < coalesce((SELECT max(t) FROM unnest($3) t), 9223372036854775807)",
         &[mirror.into(), image::texts(&records), taken.into()],
         |row| Ok(row.get::<String>(1)?.unwrap_or_default()),

@@ -52,7 +52,7 @@ pub fn spec(base_url: &str) -> ServerSpec {
         credential_file: None,
         allowed_hosts: vec!["127.0.0.1".into()],
         ca_pem: None,
-        webhook_secret: None,
+        webhook: None,
         calls_per_window: None,
     }
 }
