@@ -28,10 +28,7 @@ impl FromDatum for Tid {
         // SAFETY: a tid is passed as a pointer to its six bytes.
         let tid =
             (!is_null).then(|| unsafe { *datum.cast_mut_ptr::<pg_sys::ItemPointerData>() })?;
-        Some(Self {
-            block: (u32::from(tid.ip_blkid.bi_hi) << 16) | u32::from(tid.ip_blkid.bi_lo),
-            offset: tid.ip_posid,
-        })
+        Some(Self::of(tid))
     }
 }
 
@@ -52,6 +49,14 @@ impl IntoDatum for Tid {
 }
 
 impl Tid {
+    /// From the server's form.
+    pub(crate) fn of(tid: pg_sys::ItemPointerData) -> Self {
+        Self {
+            block: (u32::from(tid.ip_blkid.bi_hi) << 16) | u32::from(tid.ip_blkid.bi_lo),
+            offset: tid.ip_posid,
+        }
+    }
+
     fn pointer(self) -> pg_sys::ItemPointerData {
         pg_sys::ItemPointerData {
             ip_blkid: pg_sys::BlockIdData {
@@ -228,6 +233,13 @@ pub(crate) fn texts(items: &[String]) -> DatumWithOid<'static> {
     let mut image = Image::default();
     let at = image.texts(items.iter().map(|i| Some(i.as_str())));
     image.copied(at, pg_sys::TEXTARRAYOID)
+}
+
+/// A `tid[]` as an argument.
+pub(crate) fn tids(items: &[Tid]) -> DatumWithOid<'static> {
+    let mut image = Image::default();
+    let at = image.tids(items);
+    image.copied(at, pg_sys::TIDARRAYOID)
 }
 
 /// A `bigint[]` as an argument.

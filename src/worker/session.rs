@@ -15,8 +15,8 @@ use crate::pg::capture::segment;
 use crate::pg::fence::{self, Fence};
 use crate::pg::guc;
 use crate::pg::shmem::Request;
-use crate::pg::store::config;
 use crate::pg::store::streams;
+use crate::pg::store::{changes, config};
 use crate::pg::store::{spi, writes};
 use crate::pg::tx::{self, SqlError};
 use crate::pg::wal;
@@ -352,10 +352,14 @@ impl Session {
         let drained = match tx::in_transaction(|| Ok(local::drain(world, &mut window, limit, now)?))
         {
             Ok(drained) => drained,
-            Err(error) if config::is_passing(&error) => return Err(error),
+            Err(error) if config::is_passing(&error) => {
+                changes::undone();
+                return Err(error);
+            }
             // A partner's row that refuses the value must not hold up all other
             // changes: fewer at a time, until it stands alone.
             Err(error) => {
+                changes::undone();
                 if limit == 1 {
                     tx::in_transaction(|| Ok(local::park_first(world, &error)?))?;
                 }

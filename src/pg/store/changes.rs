@@ -2,10 +2,16 @@
 
 use std::collections::HashMap;
 
-use crate::pg::capture::decode::{self, OldValue};
-use crate::pg::image;
+use pgrx::spi::SpiHeapTupleData;
 
+use crate::pg::capture::decode::{self, OldValue};
+use crate::pg::image::{self, Tid};
+
+use super::backlog::{self, Place};
 use super::spi::{self, Result};
+
+/// From so many changes at a time on the log is read ahead.
+const MANY: usize = 100;
 
 const BOTH: &str = "(SELECT * FROM crm.change_0 UNION ALL SELECT * FROM crm.change_1)";
 
@@ -42,6 +48,12 @@ pub(crate) struct TxRow {
 /// Rows that have changes waiting, the first found up to `limit` changes, and
 /// whether there may be more.
 pub(crate) fn peek(limit: i64) -> Result<(Vec<(i32, i64)>, bool)> {
+    // A few changes at a time are drained to find the one that fails, which must
+    // be the first of the log each time.
+    let many = usize::try_from(limit).ok().filter(|l| *l >= MANY);
+    if let Some(rows) = many.map_or(Ok(None), backlog::next)? {
+        return Ok((rows, true));
+    }
     let sql = format!(
         "SELECT mirror_id, row_id, count(*) FROM (SELECT mirror_id, row_id FROM {BOTH} c LIMIT $1) c GROUP BY 1, 2"
     );
@@ -54,6 +66,16 @@ pub(crate) fn peek(limit: i64) -> Result<(Vec<(i32, i64)>, bool)> {
         ))
     })?;
     Ok((rows, changes >= limit))
+}
+
+/// Whether changes are known to wait, without a look.
+pub(crate) fn known_to_wait() -> bool {
+    backlog::is_open()
+}
+
+/// A transaction that took changes was undone: where they stand is found anew.
+pub(crate) fn undone() {
+    backlog::forget();
 }
 
 /// The rows that a transaction changed from its change number `first` on.
@@ -70,6 +92,7 @@ pub(crate) fn of_statement(tx: i64, first: i32) -> Result<Vec<(i32, i64)>> {
 
 /// Which of these rows have changes waiting.
 pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    let row_ids = backlog::suspects(mirror, &row_ids)?.unwrap_or(row_ids);
     if row_ids.is_empty() {
         return Ok(Vec::new());
     }
@@ -103,28 +126,65 @@ pub(crate) type Before = HashMap<i64, HashMap<i16, OldValue>>;
 
 /// Takes the changes of these rows out of the log, in the order they were made.
 pub(crate) fn take(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<ChangeRow>> {
+    let mut out = match backlog::take(mirror, &row_ids)? {
+        Some(places) => take_places(mirror, &row_ids, &places)?,
+        None => take_rows(mirror, &row_ids)?,
+    };
+    out.sort_by_key(|c| (c.flush, c.ord));
+    Ok(out)
+}
+
+/// By a look at the whole log.
+fn take_rows(mirror: i32, row_ids: &[i64]) -> Result<Vec<ChangeRow>> {
     let mut out = Vec::new();
     for segment in ["crm.change_0", "crm.change_1"] {
         let sql = format!(
-            "DELETE FROM {segment} WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2)) \
-             RETURNING flush, ord, tx, mirror_id, op::text, row_id, old"
+            "DELETE FROM {segment} c WHERE mirror_id = $1 AND row_id IN (SELECT unnest($2)) RETURNING {CHANGE}"
         );
-        let rows = spi::write_rows(&sql, &[mirror.into(), row_ids.clone().into()], |row| {
-            let packed: Vec<u8> = row.get(7)?.unwrap_or_default();
-            let op: String = row.get(5)?.unwrap_or_default();
-            Ok(ChangeRow {
-                flush: row.get(1)?.unwrap_or_default(),
-                ord: row.get(2)?.unwrap_or_default(),
-                tx: row.get(3)?.unwrap_or_default(),
-                op: op.chars().next().unwrap_or('U'),
-                row_id: row.get(6)?.unwrap_or_default(),
-                old: decode::old_values(&packed),
-            })
-        })?;
-        out.extend(rows);
+        let args = [mirror.into(), image::longs(row_ids)];
+        out.extend(spi::write_rows(&sql, &args, change)?);
     }
-    out.sort_by_key(|c| (c.flush, c.ord));
     Ok(out)
+}
+
+/// Where they stand.
+fn take_places(mirror: i32, row_ids: &[i64], places: &[(i64, Place)]) -> Result<Vec<ChangeRow>> {
+    let mut out = Vec::with_capacity(places.len());
+    for segment in 0..2_u8 {
+        let here = places.iter().filter(|(_, place)| place.0 == segment);
+        let (rows, tids): (Vec<i64>, Vec<Tid>) = here.map(|(row, place)| (*row, place.1)).unzip();
+        if tids.is_empty() {
+            continue;
+        }
+        let sql = format!(
+            "DELETE FROM crm.change_{segment} c USING unnest($1, $2) AS p(place, row_id) \
+             WHERE c.ctid = p.place AND c.row_id = p.row_id AND c.mirror_id = $3 RETURNING {CHANGE}"
+        );
+        let args = [image::tids(&tids), image::longs(&rows), mirror.into()];
+        out.extend(spi::write_rows(&sql, &args, change)?);
+    }
+    if out.len() != places.len() {
+        // Somebody else took some, as the removal of a mirror does.
+        backlog::forget();
+        out.extend(take_rows(mirror, row_ids)?);
+    }
+    Ok(out)
+}
+
+/// What is read of a change.
+const CHANGE: &str = "c.flush, c.ord, c.tx, c.mirror_id, c.op::text, c.row_id, c.old";
+
+fn change(row: &SpiHeapTupleData<'_>) -> Result<ChangeRow> {
+    let packed: Vec<u8> = row.get(7)?.unwrap_or_default();
+    let op: String = row.get(5)?.unwrap_or_default();
+    Ok(ChangeRow {
+        flush: row.get(1)?.unwrap_or_default(),
+        ord: row.get(2)?.unwrap_or_default(),
+        tx: row.get(3)?.unwrap_or_default(),
+        op: op.chars().next().unwrap_or('U'),
+        row_id: row.get(6)?.unwrap_or_default(),
+        old: decode::old_values(&packed),
+    })
 }
 
 /// The headers of these transactions.

@@ -2,6 +2,7 @@
 
 mod append;
 pub(crate) mod ask;
+mod backlog;
 pub(crate) mod catalog;
 pub(crate) mod changes;
 pub(crate) mod config;
