@@ -124,18 +124,23 @@ impl Rows {
 /// Rows that have changes waiting, up to `limit` changes, if the log is long and
 /// nobody adds to it; they are not named again before the log is read anew.
 pub(super) fn next(limit: usize) -> Result<Option<Vec<Key>>> {
-    if !is_current()? {
-        if NOT_BEFORE.get().is_some_and(|at| Instant::now() < at) {
-            return Ok(None);
-        }
-        let state = State::now()?;
-        if state.sizes.iter().sum::<i64>() < LONG || !is_quiet()? {
-            return Ok(None);
-        }
-        let found = read(state)?;
-        FOUND.set(Some(found));
+    let pick = || FOUND.with_borrow_mut(|found| found.as_mut().and_then(|f| f.next(limit)));
+    if is_current()?
+        && let Some(rows) = pick()
+    {
+        return Ok(Some(rows));
     }
-    Ok(FOUND.with_borrow_mut(|found| found.as_mut().and_then(|found| found.next(limit))))
+    forget();
+    if NOT_BEFORE.get().is_some_and(|at| Instant::now() < at) {
+        return Ok(None);
+    }
+    let state = State::now()?;
+    if state.sizes.iter().sum::<i64>() < LONG || !is_quiet()? {
+        return Ok(None);
+    }
+    let found = read(state)?;
+    FOUND.set(Some(found));
+    Ok(pick())
 }
 
 impl Found {
