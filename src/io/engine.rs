@@ -81,13 +81,7 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Configure(spec) => self.configure(*spec),
-            Command::Forget(id) => {
-                self.hooks.forget(id);
-                if let Some(server) = self.servers.remove(&id) {
-                    server.close();
-                    self.end_streams(id);
-                }
-            }
+            Command::Forget(id) => self.forget(id),
             Command::Call {
                 job,
                 server,
@@ -147,6 +141,14 @@ impl Engine {
                 status,
                 body,
             } => self.replies.answer(token, status, body),
+        }
+    }
+
+    fn forget(&mut self, id: u32) {
+        self.hooks.forget(id);
+        if let Some(server) = self.servers.remove(&id) {
+            server.close();
+            self.end_streams(id);
         }
     }
 
