@@ -397,7 +397,7 @@ fn an_unusable_certificate_file_or_token_is_named_not_shown() {
     let e = ask(&io, get("/")).unwrap_err();
     assert_eq!(
         (e.code.as_str(), e.class),
-        ("tls", ErrorClass::Stop),
+        ("ca_file", ErrorClass::Stop),
         "{e:?}"
     );
     let mut bad_token = spec(&server.url);
