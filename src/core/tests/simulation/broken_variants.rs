@@ -28,7 +28,7 @@ use campaign::Plan;
 use crm_core::broken::{Mistake, choose};
 
 /// Histories within which a mistake must be noticed.
-const WITHIN: u64 = 4_000;
+const WITHIN: u64 = 10_000;
 
 /// The first history that notices, and how.
 fn noticed(mistake: Mistake) -> Option<(u64, String)> {
