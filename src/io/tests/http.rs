@@ -406,7 +406,7 @@ fn an_unusable_certificate_file_or_token_is_named_not_shown() {
     };
     submit(&io, Command::Configure(Box::new(bad_token)));
     let e = ask(&io, get("/")).unwrap_err();
-    assert_eq!(e.code, "bad_request");
+    assert_eq!(e.code, "bad_credential");
     assert!(!format!("{e:?}").contains("canary"));
     assert_eq!(server.seen().len(), 0);
 }
