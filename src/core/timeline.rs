@@ -55,6 +55,40 @@ fn window(write: &SentWrite, skew_ms: i64) -> Option<Interval> {
     Some(window)
 }
 
+/// The writes of a side with their windows, in the order they were sent. Writes of
+/// one record follow one another: what left after an answer landed after what was
+/// answered, by whatever clock.
+fn windows(side: &SideState, skew_ms: i64) -> Vec<(&SentWrite, Interval)> {
+    let follows = |late: &SentWrite, early: &SentWrite| match (early.sent, late.sent) {
+        (
+            Sent::Answered { answered, .. },
+            Sent::InFlight { claimed }
+            | Sent::Answered { claimed, .. }
+            | Sent::Unknown { claimed, .. },
+        ) => answered <= claimed,
+        _ => false,
+    };
+    let narrowed = |(i, write): (usize, &SentWrite)| {
+        let mut window = window(write, skew_ms)?;
+        let earlier = side.sent[..i].iter().filter(|early| follows(write, early));
+        if let Some(floor) = earlier.filter_map(|w| w.landed).map(|l| l.from).max() {
+            window.from = window.from.max(floor);
+            window.to = window.to.max(window.from);
+        }
+        let later = side.sent[i + 1..]
+            .iter()
+            .filter(|late| follows(late, write));
+        if let Some(roof) = later.filter_map(|w| w.landed).map(|l| l.to).min() {
+            window.to = window.to.min(roof);
+            window.from = window.from.min(window.to);
+        }
+        Some(window)
+    };
+    let sent = side.sent.iter().enumerate();
+    sent.filter_map(|(i, write)| Some((write, narrowed((i, write))?)))
+        .collect()
+}
+
 /// Edits that were counted, with their times.
 fn edits(side: &SideState) -> impl Iterator<Item = (&Value, Interval)> {
     let seen = side.seen.as_ref().map(|(v, c)| (v, c.at));
@@ -101,17 +135,52 @@ pub(crate) fn place(
     }
 }
 
-/// Whether a record asked for at this time shows what our newest write left.
+/// How long after its answer the stamp of a write is waited for: its own event,
+/// which is late or lost, tells it.
+const STAMP_WAIT_MS: Millis = 5_000;
+
+/// Whether a record asked for at this time shows what our newest write left, and
+/// nothing more will be heard of those before it.
 pub(crate) fn is_decisive(side: &SideState, asked_at: Option<Millis>) -> bool {
-    let end = crate::echo::last_own(side).map(|w| w.sent);
-    match (end, asked_at) {
-        (_, None) => false,
-        (None, Some(_)) => true,
-        (
-            Some(Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. }),
-            Some(asked),
-        ) => asked > end,
-        (Some(Sent::Queued | Sent::InFlight { .. } | Sent::Failed), Some(_)) => false,
+    let Some(asked) = asked_at else {
+        return false;
+    };
+    let Some(newest) = crate::echo::last_own(side) else {
+        return true;
+    };
+    let shown = match newest.sent {
+        Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => asked > end,
+        Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,
+    };
+    shown
+        && !side
+            .sent
+            .iter()
+            .any(|w| !std::ptr::eq(w, newest) && is_awaited(w, asked))
+}
+
+/// Whether a record that was asked for after all of our writes were answered
+/// leaves open what the events of some will tell.
+pub(crate) fn awaits_stamps(side: &SideState, asked_at: Option<Millis>) -> bool {
+    asked_at.is_some_and(|asked| {
+        let over = |w: &SentWrite| match w.sent {
+            Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => {
+                asked > end
+            }
+            Sent::InFlight { .. } => false,
+            Sent::Queued | Sent::Failed => true,
+        };
+        side.sent.iter().all(over) && side.sent.iter().any(|w| is_awaited(w, asked))
+    })
+}
+
+/// Whether the event of an answered write may still tell when it landed.
+fn is_awaited(write: &SentWrite, asked: Millis) -> bool {
+    match write.sent {
+        Sent::Answered { answered, .. } => {
+            write.landed.is_none() && asked < answered.saturating_add(STAMP_WAIT_MS)
+        }
+        _ => false,
     }
 }
 
@@ -119,10 +188,7 @@ pub(crate) fn is_decisive(side: &SideState, asked_at: Option<Millis>) -> bool {
 /// between and covered it.
 fn overtaken(side: &SideState, at: Interval, next: Interval, skew_ms: i64) -> Option<Place> {
     let mut unclear = false;
-    for write in &side.sent {
-        let Some(window) = window(write, skew_ms) else {
-            continue;
-        };
+    for (write, window) in windows(side, skew_ms) {
         if window.before(at) || next.before(window) {
             continue;
         }
@@ -149,10 +215,7 @@ fn before<'s>(
 ) -> Result<Value, Vec<&'s Value>> {
     let mut possible: Vec<&Value> = Vec::new();
     let mut ours = false;
-    for write in side.sent.iter().rev() {
-        let Some(window) = window(write, skew_ms) else {
-            continue;
-        };
+    for (write, window) in windows(side, skew_ms).into_iter().rev() {
         let older = previous.is_some_and(|(_, t)| window.before(t));
         if at.before(window) || older {
             continue;
@@ -208,17 +271,8 @@ pub(crate) fn wait(side: &mut SideState, value: &Value, clock: &Clock) {
     }
 }
 
-/// A record that was asked for after our newest write was answered shows what
-/// came last: our write, or the edit.
-pub(crate) fn order_by_page(
-    side: &mut SideState,
-    shown: &Value,
-    at: Interval,
-    asked_at: Millis,
-    field_type: FieldType,
-    skew_ms: i64,
-) {
-    // What a page showed still stands: the events of its second came before it.
+/// What a page showed still stands: the events of its second came before it.
+fn close_second(side: &mut SideState, shown: &Value, field_type: FieldType) {
     if side.paged
         && let Some((value, clock)) = side.seen.clone()
         && same(field_type, &value, shown)
@@ -229,6 +283,19 @@ pub(crate) fn order_by_page(
         }
         trim(side);
     }
+}
+
+/// A record that was asked for after our newest write was answered shows what
+/// came last: our write, or the edit.
+pub(crate) fn order_by_page(
+    side: &mut SideState,
+    shown: &Value,
+    at: Interval,
+    asked_at: Millis,
+    field_type: FieldType,
+    skew_ms: i64,
+) {
+    close_second(side, shown, field_type);
     // An edit that is newer than all that the page tells of is not in it.
     let waiting: Vec<(Value, Interval)> = side
         .waiting
@@ -241,7 +308,13 @@ pub(crate) fn order_by_page(
         None => true,
         Some(landed) => waiting.iter().any(|(_, t)| t.overlaps(landed)),
     };
-    let Some(write) = crate::echo::last_own_mut(side).filter(|w| open(w)) else {
+    // What is under way and does not show has not landed: the one before tells.
+    let passed = |w: &SentWrite| {
+        matches!(w.sent, Sent::InFlight { .. }) && !same(field_type, w.result(), shown)
+    };
+    let ours = |w: &&mut SentWrite| !matches!(w.sent, Sent::Queued | Sent::Failed) && !passed(w);
+    let newest = side.sent.iter_mut().rev().find(ours);
+    let Some(write) = newest.filter(|w| open(w)) else {
         return;
     };
     let (Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. }) = write.sent
