@@ -128,3 +128,56 @@ fn what_was_sent_and_not_seen_is_no_value_of_its_crm_when_records_join() {
     assert_eq!(there.base, Some(text("base")));
     assert!(writes(&outcome).contains(&(B, text("restored"))));
 }
+
+/// SQL adds 8 to 10 everywhere; users added 1 on A and 2 on B just before. B's own
+/// event tells that its edit came first, so 20 is written before A's event is there.
+fn two_writes_after_an_edit() -> World {
+    let mut w = World::at_rest(policy(Delta, &[]), "10");
+    for side in w.group.fields[0].sides.iter_mut().flatten() {
+        side.field_type = FieldType::Number;
+    }
+    w.local(A, "18", T + 20);
+    for side in [A, B] {
+        w.claim(side, "18", T + 30);
+        w.answer(side, "18", Answer::Done { echoed: None }, T + 40);
+    }
+    assert_eq!(only(&w.remote(A, "11", T - 1_000)).step, Step::Waiting);
+    assert_eq!(only(&w.remote(B, "12", T - 1_000)).step, Step::Waiting);
+    own(&mut w, B, "18", T + 35);
+    assert_eq!(w.row(A), text("20"));
+    for side in [A, B] {
+        w.claim(side, "20", T + 1_400);
+        w.answer(side, "20", Answer::Done { echoed: None }, T + 1_410);
+    }
+    w
+}
+
+fn own(w: &mut World, side: usize, value: &str, at: i64) {
+    let mut event = w.event(side, Source::Remote, value, at);
+    event.mark_is_ours = true;
+    w.observe(&event);
+}
+
+#[test]
+fn a_page_does_not_ask_a_person_what_the_event_of_an_earlier_write_will_tell() {
+    let mut w = two_writes_after_an_edit();
+    let mut page = w.event(A, Source::Page, "20", T + 1_405);
+    page.asked_at = Some(T + 1_420);
+    let read = w.observe(&page);
+    assert!(
+        w.state().hold.is_none() && read.reread.is_empty(),
+        "{read:?}"
+    );
+    own(&mut w, A, "18", T + 35);
+    assert_eq!(w.row(A), text("21"), "the 1 counts once");
+}
+
+#[test]
+fn an_edit_whose_place_no_event_tells_any_more_is_a_question() {
+    let mut w = two_writes_after_an_edit();
+    let mut page = w.event(A, Source::Page, "20", T + 1_405);
+    page.asked_at = Some(T + 60_000);
+    w.observe(&page);
+    assert!(w.state().hold.is_some());
+    assert_eq!(w.row(A), text("20"));
+}
