@@ -113,6 +113,8 @@ fn settings() -> Settings {
     Settings {
         request_timeout_ms,
         max_in_flight_per_server: u32::try_from(guc::max_in_flight()).unwrap_or(1),
+        // Enough for both threads to be busy all the time.
+        max_waiting_bytes: 2 << 20,
         listener,
         ..Settings::default()
     }

@@ -9,7 +9,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use pgrx::pg_sys;
@@ -19,10 +18,11 @@ use crate::pg::image::Tid;
 
 /// Bytes of a log that is long: a shorter one is read in no time.
 const LONG: i64 = 4 << 20;
-/// Changes whose places are kept, at most about: a few megabytes.
-const PLACES: usize = 30_000;
-/// Most bits of [`Rows`]: two megabytes, for two million rows.
-const BITS: usize = 1 << 24;
+/// Changes whose places are kept, at most about: a megabyte.
+const PLACES: usize = 8_000;
+/// Rows in a part of [`Rows`], and most of these: two megabytes.
+const PART: usize = 1_024;
+const PARTS: usize = 16_384;
 /// After somebody added to the log it is not read ahead for so long.
 const PAUSE: Duration = Duration::from_secs(1);
 /// Where the row's number and the mirror's stand in a change, behind its header:
@@ -83,41 +83,34 @@ impl State {
     }
 }
 
-/// A set that may say yes of rows that are not in it, never no of those that are.
+/// A set of rows. Their numbers are given one after the other, so a bit for each
+/// takes little. It may say yes of rows that are not in it where they lie too far
+/// apart for that, never no of those that are.
+#[derive(Default)]
 struct Rows {
-    bits: Vec<u64>,
-    hash: RandomState,
+    parts: HashMap<(i32, i64), [u64; PART / 64]>,
+    all: bool,
 }
 
 impl Rows {
-    /// For about so many rows.
-    fn for_rows(rows: usize) -> Self {
-        let bits = (rows * 8).next_power_of_two().clamp(1 << 12, BITS);
-        Self {
-            bits: vec![0; bits / 64],
-            hash: RandomState::new(),
-        }
-    }
-
-    /// Two bits stand for a row.
-    fn places(&self, key: Key) -> [(usize, u64); 2] {
-        let hash = self.hash.hash_one(key);
-        let place = |half: u64| {
-            let bit = half as usize & (self.bits.len() * 64 - 1);
-            (bit / 64, 1 << (bit % 64))
-        };
-        [place(hash & 0xffff_ffff), place(hash >> 32)]
+    fn at((mirror, row): Key) -> ((i32, i64), usize, u64) {
+        let bit = row.rem_euclid(PART as i64) as usize;
+        let part = row.div_euclid(PART as i64);
+        ((mirror, part), bit / 64, 1 << (bit % 64))
     }
 
     fn add(&mut self, key: Key) {
-        for (word, bit) in self.places(key) {
-            self.bits[word] |= bit;
+        let (part, word, bit) = Self::at(key);
+        if self.parts.len() >= PARTS && !self.parts.contains_key(&part) {
+            self.all = true;
+            return;
         }
+        self.parts.entry(part).or_insert([0; PART / 64])[word] |= bit;
     }
 
     fn may_hold(&self, key: Key) -> bool {
-        let places = self.places(key);
-        places.iter().all(|(word, bit)| self.bits[*word] & bit != 0)
+        let (part, word, bit) = Self::at(key);
+        self.all || self.parts.get(&part).is_some_and(|p| p[word] & bit != 0)
     }
 }
 
@@ -239,14 +232,12 @@ fn is_quiet() -> Result<bool> {
 
 /// Reads the log.
 fn read(state: State) -> Result<Found> {
-    // A change takes 80 bytes at least.
-    let rows = state.sizes.iter().sum::<i64>() / 80;
     let mut found = Found {
         state,
         rows: Vec::new(),
         handed: 0,
         places: HashMap::new(),
-        all: Rows::for_rows(usize::try_from(rows).unwrap_or_default()),
+        all: Rows::default(),
     };
     let mut kept = 0;
     for segment in 0..2_u8 {
