@@ -20,7 +20,7 @@ const COPY_ROWS: usize = 2_000;
 /// leave the session idle while they travel, and the network while it copies.
 const SOME_ROWS: usize = 400;
 /// Pages of a range that come one after the other without being asked for.
-const FOLLOW: u32 = 4;
+const FOLLOW: u32 = 8;
 /// Ranges that are copied at once.
 const RANGES: u64 = 4;
 /// Below this a copy is not worth splitting.
