@@ -304,7 +304,8 @@ BEGIN
     FROM crm.event e
     WHERE former IS NOT NULL AND e.entity = ANY (former) AND e.carried ? _undo.mirror::text AND e.received_at > _undo.at
       AND NOT EXISTS (SELECT FROM crm._record_rows(_undo.mirror, _undo.row_id) x WHERE x.at_mirror = e.mirror AND x.at_row = e.row_id)
-    ORDER BY 2 DESC, 1 DESC;
+    -- Not by time: a statement may have begun before what it found was there.
+    ORDER BY 1 DESC;
 END $$;
 COMMENT ON FUNCTION crm._undo(integer, bigint, timestamptz) IS 'What changed a row after a time, newest first, with the values before.';
 
@@ -358,7 +359,7 @@ BEGIN
     PERFORM crm._as_of_checked(m, record_as_of.at);
     LOOP
         -- One statement, one snapshot: row and ledger fit together.
-        EXECUTE format('SELECT (SELECT to_jsonb(t) FROM %I.%I t WHERE t._id = $1), crm._undrained($2, $1), (SELECT jsonb_agg(u ORDER BY u.since DESC, u.seq DESC) FROM crm._undo($2, $1, $3) u)',
+        EXECUTE format('SELECT (SELECT to_jsonb(t) FROM %I.%I t WHERE t._id = $1), crm._undrained($2, $1), (SELECT jsonb_agg(u ORDER BY u.seq DESC) FROM crm._undo($2, $1, $3) u)',
                        m.schema_name, m.table_name) INTO shown, waits, history USING r, m.id, record_as_of.at;
         EXIT WHEN NOT waits;
         IF clock_timestamp() >= until THEN

@@ -217,6 +217,34 @@ async fn come_and_go(pair: &Pair, people: &[Person]) -> (String, Vec<(String, St
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_statement_that_began_before_what_it_found_was_there_is_undone_first() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    pair.agree().await;
+    let was: Option<String> = pair.shows("salesforce", who, "phone");
+    let before: String = pair.db.one("SELECT clock_timestamp()::text").await;
+    let slow = pair.cluster.connect("app").await;
+    let sql = format!(
+        "UPDATE salesforce.contact SET phone = 'slow' WHERE id = '{}' AND pg_sleep(1) IS NOT NULL",
+        who.salesforce
+    );
+    let running = tokio::spawn(async move { slow.exec(&sql).await });
+    let begun = "SELECT count(*) = 1 FROM pg_stat_activity WHERE wait_event = 'PgSleep'";
+    pair.db
+        .wait_true("the statement has begun", PATIENCE, begun)
+        .await;
+    pair.edit("hubspot", who, "phone", "found");
+    running.await.expect("the statement");
+    pair.agree().await;
+    let told = format!(
+        "SELECT crm.record_as_of('salesforce.contact', '{}', '{before}') ->> 'phone'",
+        who.salesforce
+    );
+    let told: Option<String> = pair.db.one(&told).await;
+    assert_eq!(told, was);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn any_record_can_be_seen_as_it_was_at_any_time() {
     let (pair, people) = pair().await;
     pair.agree().await;
