@@ -350,6 +350,11 @@ fn decide_field(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut 
         let (value, at) = (case.value, case.observed.at);
         timeline::order_by_page(case.here_mut(), value, at, asked_at, field_type, skew);
     }
+    let side = case.observed.side;
+    let open = |asked| counted && timeline::awaits_stamps(case.here(), asked);
+    if case.observed.asked_at.is_some_and(open) && !outcome.reread.contains(&side) {
+        outcome.reread.push(side);
+    }
     let mut chosen = (Step::Held, Keep::Ignore);
     for (step, apply) in crate::steps::STEPS {
         if let Some(keep) = apply(case) {

@@ -45,10 +45,7 @@ pub(crate) fn wait(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut O
     decision.held = Some("waits for what became of our write".to_owned());
     let answered = echo::last_own(case.here())
         .is_some_and(|w| matches!(w.sent, Sent::Answered { .. } | Sent::Unknown { .. }));
-    let asked = case.observed.asked_at;
-    // A record that was just read tells no more when it is read at once again.
-    let news = !timeline::awaits_stamps(case.here(), asked);
-    if (answered || case.here().paged) && news && !outcome.reread.contains(&side) {
+    if (answered || case.here().paged) && !outcome.reread.contains(&side) {
         outcome.reread.push(side);
     }
 }

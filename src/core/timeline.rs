@@ -159,19 +159,10 @@ pub(crate) fn is_decisive(side: &SideState, asked_at: Option<Millis>) -> bool {
             .any(|w| !std::ptr::eq(w, newest) && is_awaited(w, asked))
 }
 
-/// Whether a record that was asked for after all of our writes were answered
-/// leaves open what the events of some will tell.
-pub(crate) fn awaits_stamps(side: &SideState, asked_at: Option<Millis>) -> bool {
-    asked_at.is_some_and(|asked| {
-        let over = |w: &SentWrite| match w.sent {
-            Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. } => {
-                asked > end
-            }
-            Sent::InFlight { .. } => false,
-            Sent::Queued | Sent::Failed => true,
-        };
-        side.sent.iter().all(over) && side.sent.iter().any(|w| is_awaited(w, asked))
-    })
+/// Whether edits wait that a page asked for then could not place, as events of
+/// our writes may still tell: should those be lost, a later page has to.
+pub(crate) fn awaits_stamps(side: &SideState, asked: Millis) -> bool {
+    !side.waiting.is_empty() && side.sent.iter().any(|w| is_awaited(w, asked))
 }
 
 /// Whether the event of an answered write may still tell when it landed.

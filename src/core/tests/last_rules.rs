@@ -164,10 +164,9 @@ fn a_page_does_not_ask_a_person_what_the_event_of_an_earlier_write_will_tell() {
     let mut page = w.event(A, Source::Page, "20", T + 1_405);
     page.asked_at = Some(T + 1_420);
     let read = w.observe(&page);
-    assert!(
-        w.state().hold.is_none() && read.reread.is_empty(),
-        "{read:?}"
-    );
+    // Read again meanwhile: the event may be lost, and then a page has to end it.
+    assert!(w.state().hold.is_none(), "{read:?}");
+    assert_eq!(read.reread, [A]);
     own(&mut w, A, "18", T + 35);
     assert_eq!(w.row(A), text("21"), "the 1 counts once");
 }
