@@ -1,11 +1,12 @@
 //! Records that a CRM shows for the first time while a row waits for its own
 //! create: one thing, made on both sides at once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use crm_core::model::{Change, Millis};
 use crm_core::plan::{self, ArrivalPlan, Found, Standing};
 
+use crate::pg::store::creates as waiting;
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::matches;
 use crate::pg::store::rows::{self, RowInsert, RowUpdate};
@@ -62,6 +63,32 @@ pub(crate) fn meet(
     }
     removals::agree(world, mirror, rows, now)?;
     Ok(met)
+}
+
+/// Creates wait this long, in milliseconds, for a new record with an equal key
+/// to be read, and for one of which nothing is known yet.
+const KEY_WAIT_MS: i64 = 10_000;
+const ANY_WAIT_MS: i64 = 3_000;
+
+/// Puts off creates while a record that their CRM has announced, and that may be
+/// the same thing, is still to be read: it takes their row, see [`meet`].
+pub(crate) fn wait_for_news(world: &World, mirror: &Mirror) -> Result<()> {
+    let links = &world.groups[mirror.group].links;
+    let live = links.iter().filter(|l| l.mode == "live" && !l.paused);
+    let mut keys = BTreeSet::new();
+    for link in live {
+        let maps = link.maps.iter().filter(|m| m.match_order.is_some());
+        keys.extend(maps.map(|m| match link.left_mirror == mirror.id {
+            true => &m.left_field,
+            false => &m.right_field,
+        }));
+    }
+    if keys.is_empty() {
+        return Ok(());
+    }
+    let keys = keys.into_iter().cloned().collect();
+    let ours = format!("pg_crm_sync_{}", world.installation);
+    waiting::put_off(mirror.id, keys, &ours, (KEY_WAIT_MS, ANY_WAIT_MS))
 }
 
 fn plans(world: &World, mirror: &Mirror, arriving: &[RowInsert]) -> Result<Vec<ArrivalPlan>> {

@@ -5,6 +5,7 @@ use crm_io::Command;
 
 use crate::pg::store::{config, writes};
 use crate::pg::tx;
+use crate::worker::arrivals;
 use crate::worker::deliver::{self, Batch};
 use crate::worker::engine::{Engine, Job, Step};
 use crate::worker::unique::Look;
@@ -83,6 +84,7 @@ impl Engine {
             if !config::may_send(id)? {
                 return Ok(None);
             }
+            arrivals::wait_for_news(&self.world, mirror)?;
             let size = |kind| connector.push_batch(kind);
             Ok(Some(deliver::claim(mirror, size, CLAIM)?))
         })?;

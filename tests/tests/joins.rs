@@ -20,6 +20,41 @@ async fn both_hold(pair: &Pair, who: &Person, values: &[(&str, &str)]) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_person_made_on_both_sides_is_one_also_while_the_first_record_is_still_being_read() {
+    let pair = Pair::contacts(options()).await;
+    let records = pair.live("salesforce", "Contact");
+    // Salesforce has told of its record; what stands in it takes a while.
+    pair.emulator.fault(json!({
+        "crm": "salesforce", "method": "POST", "path_prefix": "/services/data/v62.0/composite/sobjects/Contact", "remaining": 3,
+        "action": {"hold": {"ms": 1_500}},
+    }));
+    let email = "both@example.com";
+    let salesforce = pair.create(
+        "salesforce",
+        "Contact",
+        json!({"Email": email, "LastName": "King", "Phone": "+44 1"}),
+    );
+    let told = "SELECT count(*) > 0 FROM crm.deferred WHERE change -> 'kind' ->> 'kind' = 'create'";
+    pair.db
+        .wait_true("the record is to be read", PATIENCE, told)
+        .await;
+    let hubspot = pair.create(
+        "hubspot",
+        "contacts",
+        json!({"email": email, "lastname": "King", "jobtitle": "Poet"}),
+    );
+    let who = Person {
+        hubspot,
+        salesforce,
+        email: email.to_owned(),
+    };
+    both_hold(&pair, &who, &[("jobtitle", "Poet"), ("phone", "+44 1")]).await;
+    assert_eq!(pair.live("salesforce", "Contact"), records + 1, "no second");
+    let asked: i64 = pair.db.one("SELECT count(*) FROM crm.review").await;
+    assert_eq!(asked, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_person_made_on_the_other_side_while_our_create_waits_becomes_the_same_one() {
     let pair = Pair::contacts(options()).await;
     let records = pair.live("salesforce", "Contact");

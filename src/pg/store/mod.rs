@@ -6,6 +6,7 @@ mod backlog;
 pub(crate) mod catalog;
 pub(crate) mod changes;
 pub(crate) mod config;
+pub(crate) mod creates;
 pub(crate) mod ends;
 pub(crate) mod functions;
 pub(crate) mod given_up;
