@@ -247,8 +247,7 @@ impl Again<'_> {
     ) {
         let mut state = stored.clone();
         for (side, there) in state.sides.iter_mut().enumerate() {
-            if let Some(place) = echo::queued(there) {
-                there.sent.remove(place);
+            if echo::withdraw(there) {
                 outcome.cancel.push((side, field));
             }
         }

@@ -203,6 +203,7 @@ mod tests {
             confirmed: false,
             doubted: false,
             normal: None,
+            held: false,
             after: None,
             before: None,
         };

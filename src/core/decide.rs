@@ -51,6 +51,8 @@ pub struct Observed {
     pub mark_is_ours: bool,
     /// How sure the writer is of the values, in thousandths; SQL says it.
     pub score: Option<u16>,
+    /// What it causes waits for a person's approval.
+    pub held: bool,
     /// For a page whose records were asked for by id: when. It shows what the CRM
     /// held at that time or later.
     pub asked_at: Option<Millis>,

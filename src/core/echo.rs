@@ -28,6 +28,13 @@ pub(crate) fn queued(side: &SideState) -> Option<usize> {
     side.sent.iter().rposition(|w| w.sent == Sent::Queued)
 }
 
+/// Forgets what waits in the outbox; whether anything did.
+pub(crate) fn withdraw(side: &mut SideState) -> bool {
+    let before = side.sent.len();
+    side.sent.retain(|w| w.sent != Sent::Queued);
+    side.sent.len() < before
+}
+
 /// What the CRM's own users left there, as far as we know.
 pub(crate) fn known(side: &SideState) -> Option<&Value> {
     side.seen.as_ref().map(|(v, _)| v).or(side.base.as_ref())
@@ -233,25 +240,18 @@ pub(crate) fn record_seen(side: &mut SideState, value: &Value, clock: &Clock) {
     }
 }
 
-/// Puts a write into the outbox, in place of one that waits there.
-pub(crate) fn enqueue(side: &mut SideState, value: &Value, clock: &Clock) {
-    if let Some(place) = queued(side) {
-        side.sent.remove(place);
-    }
+/// Puts a write into the outbox, in place of one that waits there. What is held
+/// for approval takes the place of nothing that is on its way.
+pub(crate) fn enqueue(side: &mut SideState, value: &Value, clock: &Clock, held: bool) {
+    side.sent
+        .retain(|w| w.sent != Sent::Queued || held && !w.held);
     while side.sent.len() >= SENT_MAX {
         let done = |w: &SentWrite| !matches!(w.sent, Sent::InFlight { .. });
         let oldest = side.sent.iter().position(done).unwrap_or(0);
         side.sent.remove(oldest);
     }
     side.sent.push(SentWrite {
-        value: value.clone(),
-        sent: Sent::Queued,
-        clock: clock.clone(),
-        after: None,
-        before: None,
-        landed: None,
-        confirmed: false,
-        doubted: false,
-        normal: None,
+        held,
+        ..SentWrite::queued(value, clock)
     });
 }

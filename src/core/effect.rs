@@ -290,8 +290,7 @@ fn owned_value(case: &Case<'_>) -> Value {
 /// queued against the newcomer is withdrawn.
 pub(crate) fn review(case: &mut Case<'_>, reason: &str, outcome: &mut Outcome) {
     let side = case.observed.side;
-    if let Some(place) = echo::queued(case.here()) {
-        case.here_mut().sent.remove(place);
+    if echo::withdraw(case.here_mut()) {
         outcome.cancel.push((side, case.field));
     }
     if case.state.hold.is_none() {
@@ -411,13 +410,9 @@ fn put(
     }
     let clock = carried_clock(case);
     let state = &mut case.state.sides[side];
-    let waiting = echo::queued(state);
     if echo::holds(state, wanted, column.field_type, skew) {
-        if let Some(place) = waiting {
-            state.sent.remove(place);
-            if !made(Mistake::CancelDropped) {
-                outcome.cancel.push((side, field));
-            }
+        if echo::withdraw(state) && !made(Mistake::CancelDropped) {
+            outcome.cancel.push((side, field));
         }
         // What was refused before is wanted no more.
         while state.sent.last().is_some_and(|w| w.sent == Sent::Failed) {
@@ -442,7 +437,7 @@ fn put(
         .sent
         .last()
         .is_some_and(|w| w.sent == Sent::Failed && w.value == *wanted);
-    let asked = waiting.is_some_and(|place| state.sent[place].value == *wanted);
+    let asked = echo::queued(state).is_some_and(|place| state.sent[place].value == *wanted);
     if refused && !made(Mistake::RefusedSentAgain) {
         hold_note(
             decision,
@@ -452,7 +447,7 @@ fn put(
             "refused by the CRM",
         );
     } else if !asked {
-        echo::enqueue(state, wanted, &clock);
+        echo::enqueue(state, wanted, &clock, case.observed.held);
         outcome.writes.push((side, field, wanted.clone()));
     }
 }

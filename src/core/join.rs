@@ -7,7 +7,7 @@ use crate::group::Group;
 use crate::mapping::between;
 use crate::model::{Millis, Value};
 use crate::policy::Policy;
-use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SentWrite, SideState};
+use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, SentWrite, SideState};
 use crate::strategy::{Candidate, Contest, LOCAL, Verdict};
 use crate::value::same;
 
@@ -129,8 +129,7 @@ pub fn join_fields(
             // What waits is no one's wish any more while a person is asked, or
             // where the row shows another value.
             let moot = pick.review.is_some() || !wishes(entity, field, side);
-            if moot && crate::echo::queued(&known).is_some() {
-                known.sent.retain(|w| w.sent != Sent::Queued);
+            if moot && crate::echo::withdraw(&mut known) {
                 outcome.cancel.push((side, field));
             }
             state.sides.push(known);

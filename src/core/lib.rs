@@ -37,6 +37,7 @@ mod replay;
 pub mod retry;
 mod rules;
 pub mod secret;
+mod sent;
 mod special;
 pub mod stamps;
 pub mod state;

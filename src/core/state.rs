@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::mapping::Images;
 use crate::model::{Millis, Value};
+pub use crate::sent::{Sent, SentWrite};
 use crate::stamps::Exactness;
 
 /// Most writes remembered per side; older ones make room.
@@ -72,92 +73,6 @@ pub struct Clock {
 
 fn is_zero(number: &i64) -> bool {
     *number == 0
-}
-
-/// How far a write has come.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Sent {
-    /// In the outbox; nobody has taken it.
-    Queued,
-    /// Handed to the network.
-    InFlight {
-        /// When.
-        claimed: Millis,
-    },
-    /// The CRM said that it is done.
-    Answered {
-        /// When it was handed over.
-        claimed: Millis,
-        /// When the answer came.
-        answered: Millis,
-    },
-    /// Nobody knows whether it arrived.
-    Unknown {
-        /// When it was handed over.
-        claimed: Millis,
-        /// When we stopped waiting.
-        given_up: Millis,
-    },
-    /// It is not there.
-    Failed,
-}
-
-/// A value that we wrote, or are about to.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SentWrite {
-    /// The value as sent.
-    pub value: Value,
-    /// How far it has come.
-    pub sent: Sent,
-    /// Clock of the value that it carries.
-    pub clock: Clock,
-    /// Stamp of the newest edit there that we knew of when it was handed over: it
-    /// lands later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub after: Option<Millis>,
-    /// Stamp of an edit there that was seen to have come later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<Millis>,
-    /// When it landed by the CRM's clock, told by its event.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub landed: Option<Interval>,
-    /// The CRM was seen to hold it.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub confirmed: bool,
-    /// It was answered, and then the CRM was seen to hold an earlier one.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub doubted: bool,
-    /// What the CRM made of it, where that differs.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub normal: Option<Value>,
-}
-
-impl SentWrite {
-    /// What the CRM holds once this write has landed.
-    pub fn result(&self) -> &Value {
-        self.normal.as_ref().unwrap_or(&self.value)
-    }
-
-    /// When, by the CRM's clock, this write may have taken effect; `None` if it
-    /// cannot have.
-    pub fn window(&self, skew_ms: i64) -> Option<Interval> {
-        self.landed.or_else(|| self.attempt(skew_ms))
-    }
-
-    /// The same, going by our clock alone.
-    pub fn attempt(&self, skew_ms: i64) -> Option<Interval> {
-        let (from, to) = match self.sent {
-            Sent::Queued | Sent::Failed => return None,
-            Sent::InFlight { claimed } => (claimed, Millis::MAX),
-            Sent::Answered { claimed, answered } => (claimed, answered),
-            Sent::Unknown { claimed, given_up } => (claimed, given_up),
-        };
-        Some(Interval {
-            from: from.saturating_sub(skew_ms),
-            to: to.saturating_add(skew_ms),
-        })
-    }
 }
 
 /// A value that a CRM keeps showing against our writes.
@@ -361,20 +276,32 @@ pub fn claimed(state: &mut FieldState, side: usize, value: &Value, now: Millis) 
             }
         };
         write.sent = Sent::InFlight { claimed: first };
+        write.held = false;
+        return;
+    }
+    // Approved meanwhile and then queued again: the outbox kept the first, too.
+    if let Some(place) = crate::echo::queued(side) {
+        let clock = side.sent[place].clock.clone();
+        let write = SentWrite {
+            sent: Sent::InFlight { claimed: now },
+            after: told,
+            ..SentWrite::queued(value, &clock)
+        };
+        side.sent.insert(place, write);
     }
 }
 
 /// Notes that a value waits for a side in the outbox, in place of another.
 pub fn queue(state: &mut FieldState, side: usize, value: &Value, clock: &Clock) {
     if let Some(side) = state.sides.get_mut(side) {
-        crate::echo::enqueue(side, value, clock);
+        crate::echo::enqueue(side, value, clock, false);
     }
 }
 
 /// Forgets what waits for a side in the outbox: it was taken out of there.
 pub fn withdraw(state: &mut FieldState, side: usize) {
     if let Some(side) = state.sides.get_mut(side) {
-        side.sent.retain(|w| w.sent != Sent::Queued);
+        crate::echo::withdraw(side);
     }
 }
 
@@ -395,7 +322,8 @@ pub fn answered(
         .sent
         .iter()
         .rposition(|w| w.value == *value && matches!(w.sent, Sent::InFlight { .. }))?;
-    let newest = place + 1 == side.sent.len();
+    // What waits for approval may never leave.
+    let newest = side.sent[place + 1..].iter().all(|w| w.held);
     let write = &mut side.sent[place];
     let Sent::InFlight { claimed } = write.sent else {
         return None;

@@ -363,6 +363,7 @@ impl Local<'_> {
             seq: engine::order(),
             mark_is_ours: false,
             score: self.headers.get(&change.tx).and_then(|t| t.score),
+            held: cause.held,
             ..Observed::default()
         };
         case.caused_by(change.tx, cause.held);

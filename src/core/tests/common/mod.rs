@@ -157,6 +157,16 @@ impl World {
         self.observe(&observed)
     }
 
+    /// The same, held by the guard.
+    pub fn held(&mut self, side: usize, value: &str, at: i64) -> Outcome {
+        let mut observed = self.event(side, Source::Local, value, at);
+        let row = &mut self.entity.records[side].values[0];
+        observed.values[0].2 = Some(row.clone());
+        observed.held = true;
+        *row = text(value);
+        self.observe(&observed)
+    }
+
     pub fn claim(&mut self, side: usize, value: &str, at: i64) {
         self.now = self.now.max(at);
         let state = self.entity.fields.get_mut(&0).unwrap();
