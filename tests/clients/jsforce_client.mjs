@@ -103,6 +103,31 @@ await refused(conn.sobject('Account').retrieve(`001xx0${'z'.repeat(9)}`), 'NOT_F
 await refused(conn.query('SELECT Id FROM Contact WHERE'), 'MALFORMED_QUERY');
 console.log('ok replication, limits, errors');
 
+// --- Bulk API 2.0 --------------------------------------------------------------------------------------
+conn.bulk2.pollInterval = 50;
+const stream = await conn.bulk2.query('SELECT Id, LastName FROM Contact');
+const found = await stream.toArray();
+assert.equal(found.length, (await conn.query('SELECT Id FROM Contact')).totalSize);
+assert.ok(found.every((r) => r.Id.length === 18 && r.LastName));
+const loaded = await conn.bulk2.loadAndWaitForResults({
+  object: 'Contact', operation: 'insert',
+  input: [{ LastName: 'Bulk js', Title: null }, { FirstName: 'No last name' }],
+});
+assert.equal(loaded.successfulResults.length, 1);
+assert.equal(loaded.successfulResults[0].sf__Created, 'true');
+assert.match(loaded.failedResults[0].sf__Error, /^REQUIRED_FIELD_MISSING:/);
+const bulkId = loaded.successfulResults[0].sf__Id;
+const cleared = await conn.bulk2.loadAndWaitForResults({
+  object: 'Contact', operation: 'update', input: [{ Id: bulkId, Title: 'Set', Department: null }],
+});
+assert.equal(cleared.failedResults.length, 0);
+assert.equal((await conn.sobject('Contact').retrieve(bulkId)).Title, 'Set');
+const open = conn.bulk2.createJob({ object: 'Contact', operation: 'delete' });
+await open.open();
+await open.abort();
+assert.equal((await open.check()).state, 'Aborted');
+console.log('ok bulk2');
+
 // --- the mark reached the request log ----------------------------------------------------------------
 const log = await (await fetch(`${base}/_admin/requests?since=0`)).json();
 assert.ok(JSON.stringify(log).includes('client=pg_crm_sync_jsforce'));

@@ -118,6 +118,31 @@ assert results[0]["errors"][0]["statusCode"] == "ALL_OR_NONE_OPERATION_ROLLED_BA
 assert sf.query("SELECT COUNT() FROM Contact WHERE LastName LIKE 'Batch%'")["totalSize"] == 3
 print("ok collections")
 
+# Bulk API 2.0.
+pages = list(sf.bulk2.Contact.query("SELECT Id, Name FROM Contact", max_records=100))
+assert len(pages) == 3 and all(page.startswith('"Id","Name"') for page in pages), [page[:40] for page in pages]
+rows = [line for page in pages for line in page.splitlines()[1:]]
+assert len(rows) == len(set(rows)) == sf.query("SELECT COUNT() FROM Contact")["totalSize"]
+people = [{"LastName": f"Bulk {n}", "Email": f"bulk{n}@example.net"} for n in range(5)] + [{"LastName": "", "Email": "x@example.net"}]
+(done,) = sf.bulk2.Contact.insert(records=people, wait=0.05)
+assert (done["numberRecordsProcessed"], done["numberRecordsFailed"]) == (6, 1), done
+good = sf.bulk2.Contact.get_successful_records(done["job_id"])
+assert good.splitlines()[0].startswith('"sf__Id","sf__Created",') and len(good.splitlines()) == 6, good
+assert "REQUIRED_FIELD_MISSING" in sf.bulk2.Contact.get_failed_records(done["job_id"])
+assert len(sf.bulk2.Contact.get_unprocessed_records(done["job_id"]).splitlines()) == 1
+bulk_ids = [row["Id"] for row in sf.query("SELECT Id FROM Contact WHERE LastName LIKE 'Bulk %'")["records"]]
+changes = [{"Id": row, "Title": "Bulk"} for row in bulk_ids]
+(done,) = sf.bulk2.Contact.update(records=changes, column_delimiter="PIPE", line_ending="CRLF", wait=0.05)
+assert (done["numberRecordsProcessed"], done["numberRecordsFailed"]) == (5, 0), done
+keyed = [{"pg_crm_sync_id__c": "b-1", "LastName": "By bulk key"}]
+for _ in range(2):
+    (done,) = sf.bulk2.Contact.upsert(records=keyed, external_id_field="pg_crm_sync_id__c", wait=0.05)
+    assert done["numberRecordsFailed"] == 0, done
+(done,) = sf.bulk2.Contact.delete(records=[{"Id": row} for row in bulk_ids], wait=0.05)
+assert done["numberRecordsFailed"] == 0, done
+assert sf.query("SELECT COUNT() FROM Contact WHERE LastName LIKE 'Bulk %'")["totalSize"] == 0
+print("ok bulk2")
+
 # What changed, what is gone.
 sf.Account.delete(made["id"])
 error = refused(SalesforceResourceNotFound, lambda: sf.Account.get(made["id"]))

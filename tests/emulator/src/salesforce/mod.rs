@@ -68,6 +68,7 @@ pub(crate) struct State {
     bus: cdc::bus::Bus,
     codecs: cdc::Codecs,
     cursors: api::query::Cursors,
+    bulk: api::bulk::Jobs,
     calls: AtomicU64,
     row_faults: Mutex<Vec<RowFault>>,
     jwt_key: Option<oauth::PublicKey>,
@@ -98,6 +99,7 @@ impl State {
             bus: cdc::bus::Bus::new(shared.options.seed),
             codecs: cdc::Codecs::new(&schema),
             cursors: api::query::Cursors::default(),
+            bulk: api::bulk::Jobs::default(),
             calls: AtomicU64::new(0),
             row_faults: Mutex::new(Vec::new()),
             settings: RwLock::new(settings),
@@ -196,6 +198,7 @@ pub(crate) async fn listen(state: Arc<State>, app: axum::Router) -> Result<Liste
         Some(identity.acceptor(&[b"http/1.1"])?),
         app,
     ));
+    tokio::spawn(api::bulk::work(Arc::clone(&state)));
     let service = cdc::server::PubSub::new(Arc::clone(&state));
     tokio::spawn(tls::serve_h2(
         pubsub,

@@ -287,6 +287,7 @@ fn identified(
             status: 403,
             headers: Vec::new(),
             body: b"Bad_OAuth_Token".to_vec(),
+            rows: None,
         };
     }
     let name = user_email(1);

@@ -7,6 +7,7 @@ use super::value::{Value, push_int, push_json_text};
 use crate::people::People;
 
 /// A record to render with the parents its columns need, in the order of the parent columns.
+#[derive(Debug)]
 pub(crate) struct Line {
     pub(crate) hit: Hit,
     pub(crate) parents: Vec<Option<Hit>>,

@@ -28,6 +28,24 @@ pub(crate) struct Settings {
     pub(crate) session_life_ms: u64,
     /// Rows per query page at most.
     pub(crate) page_rows: u64,
+    /// How long a bulk job waits before it is worked on.
+    pub(crate) bulk_queue_ms: u64,
+    /// How long a bulk job is worked on.
+    pub(crate) bulk_work_ms: u64,
+    /// Rows per page of a query job's results at most.
+    pub(crate) bulk_page_rows: u64,
+    /// Every page of a query job's results starts with the header; off: only the first.
+    pub(crate) bulk_header_every_page: bool,
+    /// Times in a query job's results end in `Z`; off: in `+0000`, as elsewhere.
+    pub(crate) bulk_zulu: bool,
+    /// Query jobs fail when they are worked on.
+    pub(crate) bulk_fail: bool,
+    /// Query jobs per day.
+    pub(crate) bulk_query_jobs: u64,
+    /// Batches of 10,000 rows that ingest jobs may write per day.
+    pub(crate) bulk_batches: u64,
+    /// Largest upload of an ingest job, counted in base64.
+    pub(crate) bulk_upload_bytes: u64,
 }
 
 impl Default for Settings {
@@ -44,6 +62,15 @@ impl Default for Settings {
             rotate_refresh_token: false,
             session_life_ms: 7_200_000,
             page_rows: 2_000,
+            bulk_queue_ms: 0,
+            bulk_work_ms: 20,
+            bulk_page_rows: 50_000,
+            bulk_header_every_page: true,
+            bulk_zulu: true,
+            bulk_fail: false,
+            bulk_query_jobs: 10_000,
+            bulk_batches: 15_000,
+            bulk_upload_bytes: 150_000_000,
         }
     }
 }
@@ -81,6 +108,15 @@ impl Settings {
             "rotate_refresh_token" => self.rotate_refresh_token = truth()?,
             "session_life_ms" => self.session_life_ms = number(0)?,
             "page_rows" => self.page_rows = number(1)?.min(2_000),
+            "bulk_queue_ms" => self.bulk_queue_ms = number(0)?,
+            "bulk_work_ms" => self.bulk_work_ms = number(0)?,
+            "bulk_page_rows" => self.bulk_page_rows = number(1)?.min(1_000_000),
+            "bulk_header_every_page" => self.bulk_header_every_page = truth()?,
+            "bulk_zulu" => self.bulk_zulu = truth()?,
+            "bulk_fail" => self.bulk_fail = truth()?,
+            "bulk_query_jobs" => self.bulk_query_jobs = number(0)?,
+            "bulk_batches" => self.bulk_batches = number(0)?,
+            "bulk_upload_bytes" => self.bulk_upload_bytes = number(1)?.min(150_000_000),
             _ => {
                 let known: Vec<String> = self
                     .to_json()
@@ -105,6 +141,10 @@ impl Settings {
             "keepalive_ms": self.keepalive_ms, "retained_events": self.retained_events,
             "rotate_refresh_token": self.rotate_refresh_token, "session_life_ms": self.session_life_ms,
             "page_rows": self.page_rows,
+            "bulk_queue_ms": self.bulk_queue_ms, "bulk_work_ms": self.bulk_work_ms,
+            "bulk_page_rows": self.bulk_page_rows, "bulk_header_every_page": self.bulk_header_every_page,
+            "bulk_zulu": self.bulk_zulu, "bulk_fail": self.bulk_fail, "bulk_query_jobs": self.bulk_query_jobs,
+            "bulk_batches": self.bulk_batches, "bulk_upload_bytes": self.bulk_upload_bytes,
         })
     }
 }

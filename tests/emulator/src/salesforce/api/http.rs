@@ -1,5 +1,6 @@
 //! HTTP in front of the API: paths, versions, sessions, sizes, headers.
 
+use super::bulk::Rows;
 use super::{Call, Reply, VERSIONS, dispatch};
 use crate::salesforce::State;
 use crate::salesforce::error::Error;
@@ -11,17 +12,20 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use axum::response::Response;
 use axum::routing::any;
 use bytes::Bytes;
+use futures_util::stream;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 /// Largest request body.
 const MAX_BODY: usize = 8 << 20;
+/// Largest upload of a bulk job: 150 MB in base64.
+const MAX_UPLOAD: usize = 112_500_000;
 /// Longest URI, and URI with headers.
 const MAX_HEAD: usize = 16_384;
 
 /// Route templates, only so that the request log can group calls; all lead to one handler.
-const TEMPLATES: [&str; 19] = [
+const TEMPLATES: [&str; 25] = [
     "/services/data",
     "/services/data/{version}",
     "/services/data/{version}/limits",
@@ -41,6 +45,12 @@ const TEMPLATES: [&str; 19] = [
     "/services/data/{version}/composite/sobjects",
     "/services/data/{version}/composite/sobjects/{object}",
     "/services/data/{version}/composite/sobjects/{object}/{field}",
+    "/services/data/{version}/jobs/query",
+    "/services/data/{version}/jobs/query/{job}",
+    "/services/data/{version}/jobs/query/{job}/{part}",
+    "/services/data/{version}/jobs/ingest",
+    "/services/data/{version}/jobs/ingest/{job}",
+    "/services/data/{version}/jobs/ingest/{job}/{part}",
 ];
 
 /// Routes under `/services` and `/id`.
@@ -89,7 +99,9 @@ async fn handle(Extract(org): Extract<Arc<State>>, request: Request) -> Response
             false,
         );
     }
-    let Ok(body) = axum::body::to_bytes(body, MAX_BODY).await else {
+    let upload = head.uri.path().contains("/jobs/ingest/");
+    let most = if upload { MAX_UPLOAD } else { MAX_BODY };
+    let Ok(body) = axum::body::to_bytes(body, most).await else {
         return finish(
             &org,
             Error::new(
@@ -232,8 +244,15 @@ pub(crate) fn bearer(headers: &HeaderMap) -> Option<&str> {
     known.then_some(token.trim())
 }
 
-fn finish(org: &State, reply: Reply, counted: bool) -> Response {
-    let mut response = Response::new(Body::from(reply.body));
+fn finish(org: &Arc<State>, reply: Reply, counted: bool) -> Response {
+    let body = match reply.rows {
+        None => Body::from(reply.body),
+        Some(rows) => Body::from_stream(stream::iter(Sent {
+            org: Arc::clone(org),
+            rows,
+        })),
+    };
+    let mut response = Response::new(body);
     *response.status_mut() =
         StatusCode::from_u16(reply.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
@@ -259,6 +278,21 @@ fn finish(org: &State, reply: Reply, counted: bool) -> Response {
         }
     }
     response
+}
+
+/// An answer's rows, rendered as fast as they are read.
+struct Sent {
+    org: Arc<State>,
+    rows: Rows,
+}
+
+impl Iterator for Sent {
+    type Item = Result<Bytes, std::convert::Infallible>;
+    fn next(&mut self) -> Option<Self::Item> {
+        let org = &self.org;
+        let piece = self.rows.next(&org.schema, &org.shared.people)?;
+        Some(Ok(Bytes::from(piece)))
+    }
 }
 
 /// Splits a query string or form body into decoded pairs.

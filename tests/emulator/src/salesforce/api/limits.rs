@@ -6,15 +6,13 @@ use serde_json::{Map, Value, json};
 use std::sync::atomic::Ordering;
 
 /// Allowances that nothing here uses up.
-const UNTOUCHED: [(&str, u64); 18] = [
+const UNTOUCHED: [(&str, u64); 16] = [
     ("AnalyticsExternalDataSizeMB", 40_960),
     ("ConcurrentAsyncGetReportInstances", 200),
     ("ConcurrentSyncReportRuns", 20),
     ("DailyAnalyticsDataflowJobExecutions", 60),
     ("DailyAsyncApexExecutions", 250_000),
-    ("DailyBulkApiBatches", 15_000),
     ("DailyBulkV2QueryFileStorageMB", 976_562),
-    ("DailyBulkV2QueryJobs", 10_000),
     ("DailyDeliveredPlatformEvents", 10_000),
     ("DailyDurableGenericStreamingApiEvents", 10_000),
     ("DailyDurableStreamingApiEvents", 10_000),
@@ -33,7 +31,21 @@ pub(crate) fn limits(org: &State) -> Reply {
         .iter()
         .map(|(name, max)| ((*name).to_owned(), json!({"Max": max, "Remaining": max})))
         .collect();
-    let daily = org.settings().daily;
+    let (daily, jobs, batches) = {
+        let settings = org.settings();
+        (
+            settings.daily,
+            settings.bulk_query_jobs,
+            settings.bulk_batches,
+        )
+    };
+    for (name, max, used) in [
+        ("DailyBulkV2QueryJobs", jobs, &org.bulk.query_jobs),
+        ("DailyBulkApiBatches", batches, &org.bulk.batches),
+    ] {
+        let left = max.saturating_sub(used.load(Ordering::Relaxed));
+        all.insert(name.to_owned(), json!({"Max": max, "Remaining": left}));
+    }
     let used = org.calls.load(Ordering::Relaxed);
     all.insert(
         "DailyApiRequests".to_owned(),

@@ -1,6 +1,7 @@
 //! The REST API below `/services/data/vXX.X`. [`dispatch`] is plain code from call to reply, so that composite requests run
 //! their parts through the same door as HTTP.
 
+pub(crate) mod bulk;
 mod collections;
 mod composite;
 mod describe;
@@ -40,6 +41,8 @@ pub(crate) struct Reply {
     pub(crate) headers: Vec<(&'static str, String)>,
     /// JSON; empty for answers without a body.
     pub(crate) body: Vec<u8>,
+    /// Rows that are rendered while they are sent, instead of a body.
+    pub(crate) rows: Option<bulk::Rows>,
 }
 
 impl Reply {
@@ -49,6 +52,7 @@ impl Reply {
             status,
             headers: Vec::new(),
             body: body.to_string().into_bytes(),
+            rows: None,
         }
     }
 
@@ -58,6 +62,7 @@ impl Reply {
             status,
             headers: Vec::new(),
             body: Vec::new(),
+            rows: None,
         }
     }
 
@@ -67,6 +72,7 @@ impl Reply {
             status: 200,
             headers: Vec::new(),
             body,
+            rows: None,
         }
     }
 
@@ -172,6 +178,7 @@ pub(crate) fn route(org: &State, call: &Call<'_>, tx: Option<&mut Tx<'_>>) -> An
         ("POST" | "PATCH" | "DELETE", ["sobjects", ..]) => {
             in_tx(org, call, tx, |tx| write(tx, org, call, &path[1..]))
         }
+        (_, ["jobs", rest @ ..]) if tx.is_none() => bulk::route(org, call, rest),
         (
             method,
             [
@@ -241,7 +248,14 @@ fn write(tx: &mut Tx<'_>, org: &State, call: &Call<'_>, path: &[&str]) -> Answer
 
 fn resources(call: &Call<'_>) -> Reply {
     let root = call.root();
-    let names = ["sobjects", "query", "queryAll", "limits", "composite"];
+    let names = [
+        "sobjects",
+        "query",
+        "queryAll",
+        "limits",
+        "composite",
+        "jobs",
+    ];
     let map: Map<String, Value> = names
         .iter()
         .map(|name| ((*name).to_owned(), json!(format!("{root}/{name}"))))

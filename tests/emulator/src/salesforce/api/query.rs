@@ -214,7 +214,7 @@ fn page_size(org: &State, call: &Call<'_>, query: &Query) -> usize {
 }
 
 /// The page's rows with the parents their columns need; cheap copies, so that rendering holds no lock.
-fn lines(store: &Store, query: &Query, page: &Page, org: &State) -> Vec<Line> {
+pub(super) fn lines(store: &Store, query: &Query, page: &Page, org: &State) -> Vec<Line> {
     let object = org.schema.object(query.obj);
     let parents_of = |hit: &Hit| {
         let view = hit.view(object, &org.shared.people);

@@ -1,5 +1,6 @@
 //! Rules that the CRMs' client libraries do not reach, through the same door as HTTP.
 
+mod bulk;
 mod events;
 mod pubsub;
 mod queries;
@@ -23,12 +24,24 @@ fn org(contacts: u64) -> Arc<State> {
 
 /// Calls the API; `path` starts after the version and may have a query.
 fn call(org: &State, method: &str, path: &str, headers: &[(&str, &str)], body: &Value) -> Reply {
-    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let body = if body.is_null() {
         String::new()
     } else {
         body.to_string()
     };
+    raw(org, method, path, headers, body.as_bytes(), "62.0")
+}
+
+/// The same with any body and API version.
+fn raw(
+    org: &State,
+    method: &str,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: &[u8],
+    version: &str,
+) -> Reply {
+    let (path, query) = path.split_once('?').unwrap_or((path, ""));
     let call = Call {
         method,
         path: path
@@ -41,8 +54,8 @@ fn call(org: &State, method: &str, path: &str, headers: &[(&str, &str)], body: &
             .iter()
             .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
             .collect(),
-        body: body.as_bytes(),
-        version: "62.0".to_owned(),
+        body,
+        version: version.to_owned(),
     };
     dispatch(org, &call)
 }
