@@ -1,5 +1,7 @@
 //! What the session does with answers: pages, results, ends of streams.
 
+use std::cell::RefCell;
+
 use crm_core::connectors::{self, Keyset};
 use crm_core::model::{ErrorClass, Millis, Page, RemoteError, WriteResult};
 
@@ -287,17 +289,20 @@ impl Session {
         let missing: Vec<String> = missing.into_iter().map(str::to_owned).collect();
         self.engine.watch(mirror).reading = false;
         let asked = ids.clone();
+        let watch = self.engine.watch(mirror);
+        let read_for = watch.read_for;
         let via = Via {
-            asked_at: Some(self.engine.watch(mirror).read_at),
+            asked_at: Some(watch.read_at),
             ..Via::asked("read")
         };
+        let open = RefCell::new(Vec::new());
         let applied = reading::page(&mut self.engine, mirror, via, page, now, |applied| {
             let done: Vec<String> = ids
                 .iter()
                 .filter(|i| !applied.locked.contains(i))
                 .cloned()
                 .collect();
-            streams::undefer_records(mirror, done)?;
+            open.replace(streams::undefer_records(mirror, done, read_for)?);
             Ok(())
         });
         if let Err(error) = applied {
@@ -310,7 +315,10 @@ impl Session {
                 tx::in_transaction(|| reading::gone(world, m, missing, now))?;
             }
         }
-        self.engine.may_undefer = true;
+        self.engine
+            .watch(mirror)
+            .was_read(&asked, &open.into_inner(), now);
+        self.engine.undefer_soon(now);
         self.engine.read(mirror);
         Ok(())
     }

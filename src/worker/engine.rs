@@ -130,6 +130,12 @@ pub(crate) struct Watch {
     pub(crate) reading: bool,
     /// When the records being read were asked for.
     pub(crate) read_at: Millis,
+    /// Number of the newest event known to wait for a read, and of those that
+    /// the read under way is for.
+    pub(crate) awaited: i64,
+    pub(crate) read_for: i64,
+    /// Records whose last read left something open: not before, and the pause.
+    pub(crate) read_again: HashMap<String, (Millis, Millis)>,
     pub(crate) failures: u32,
     pub(crate) copied: Copied,
     /// What is left of the first copy, as far as pages were received.
@@ -140,6 +146,23 @@ pub(crate) struct Watch {
     pub(crate) careful: bool,
     /// A page of the first copy held records that have rows already.
     pub(crate) met: bool,
+}
+
+/// Pause before a record is read again whose last read left something open, and
+/// the longest that it grows to.
+const READ_AGAIN: (Millis, Millis) = (1_000, 10_000);
+
+impl Watch {
+    /// Records were read; of these, `open` are to be read once more.
+    pub(crate) fn was_read(&mut self, ids: &[String], open: &[String], now: Millis) {
+        for id in ids {
+            let last = self.read_again.remove(id);
+            if open.contains(id) {
+                let pause = last.map_or(READ_AGAIN.0, |(_, p)| (p * 2).min(READ_AGAIN.1));
+                self.read_again.insert(id.clone(), (now + pause, pause));
+            }
+        }
+    }
 }
 
 /// Pages of a first copy that wait to be applied together.
@@ -380,6 +403,12 @@ impl Engine {
         // What was to be read stands in crm.deferred.
         watch.reading = false;
         self.may_undefer = true;
+    }
+
+    /// Events wait, or wait no longer for what just came.
+    pub(crate) fn undefer_soon(&mut self, now: Millis) {
+        self.may_undefer = true;
+        self.undefer_at = self.undefer_at.min(now + 50);
     }
 
     /// The switches of a mirror.

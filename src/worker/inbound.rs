@@ -82,7 +82,6 @@ pub(crate) fn apply(
         }
     };
     engine.may_send = true;
-    engine.may_undefer |= applied.locked > 0 || applied.to_read > 0;
     for mirror in applied.overflowed {
         restart_backfill(engine, mirror)?;
     }

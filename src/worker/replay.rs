@@ -34,8 +34,7 @@ impl Engine {
         };
         let (world, limit) = (&self.world, self.replay_limit);
         match tx::in_transaction(|| Ok(batch(world, &run, limit, now)?)) {
-            Ok(counts) => {
-                self.may_undefer |= counts.put_off > 0;
+            Ok(_) => {
                 self.replay_limit = (limit * 2).min(BATCH);
             }
             Err(error) if config::is_passing(&error) => return Err(error),

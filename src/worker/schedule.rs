@@ -34,6 +34,9 @@ impl Engine {
             next = next.min(self.poll(id, now)?);
             self.read(id);
         }
+        if streams::take_deferred() {
+            self.undefer_soon(now);
+        }
         if now >= self.undefer_at && self.may_undefer {
             self.undefer(now)?;
         }
@@ -224,6 +227,7 @@ impl Engine {
             let watch = self.watch(id);
             watch.reading = true;
             watch.read_at = asked_at;
+            watch.read_for = watch.awaited;
             for record in ids {
                 watch.reads.remove(&record);
             }
@@ -255,7 +259,7 @@ impl Engine {
         let (again, reads) = tx::in_transaction(|| {
             let mut reads = Vec::new();
             for row in streams::deferred("read", 1_000)? {
-                reads.push((row.mirror, row.record_id));
+                reads.push((row.mirror, row.record_id, row.id));
             }
             let locked = streams::deferred("locked", 1_000)?;
             if locked.is_empty() {
@@ -287,11 +291,13 @@ impl Engine {
         if again == 0 && !reads.is_empty() {
             self.undefer_at = now + 1_000;
         }
-        let mirrors: BTreeSet<i32> = reads.iter().map(|(m, _)| *m).collect();
-        for (mirror, record) in reads {
+        let mirrors: BTreeSet<i32> = reads.iter().map(|(m, ..)| *m).collect();
+        for (mirror, record, id) in reads {
             let watch = self.watch(mirror);
+            watch.awaited = watch.awaited.max(id);
+            let early = |(at, _): &(Millis, Millis)| now < *at;
             // What is being read now is gone from here when it comes.
-            if !watch.reading {
+            if !watch.reading && !watch.read_again.get(&record).is_some_and(early) {
                 watch.reads.insert(record);
             }
         }

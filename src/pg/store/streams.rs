@@ -1,5 +1,7 @@
 //! Inbound bookkeeping: offsets, deferred and poison events, backfill, usage.
 
+use std::cell::Cell;
+
 use super::spi::{self, Result};
 use crate::pg::image;
 
@@ -118,6 +120,16 @@ pub(crate) struct Wait {
     pub(crate) reason: &'static str,
 }
 
+thread_local! {
+    /// Whether anything was stored in `crm.deferred` since it was last looked at.
+    static DEFERRED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Whether events were told to wait since the last call: somebody must look.
+pub(crate) fn take_deferred() -> bool {
+    DEFERRED.take()
+}
+
 /// Stores events that wait. Those that waited before keep their place and their
 /// number, by which people ask about them.
 pub(crate) fn defer(events: Vec<Wait>) -> Result<usize> {
@@ -133,6 +145,7 @@ pub(crate) fn defer(events: Vec<Wait>) -> Result<usize> {
             &[reads.into()],
         )?;
     }
+    DEFERRED.set(true);
     if new.is_empty() {
         return Ok(0);
     }
@@ -378,11 +391,18 @@ pub(crate) fn backfill_restart(mirror: i32) -> Result<usize> {
     )
 }
 
-/// Removes what waited for these records to be read.
-pub(crate) fn undefer_records(mirror: i32, records: Vec<String>) -> Result<usize> {
-    spi::write(
-        "DELETE FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND reason = 'read'",
-        &[mirror.into(), records.into()],
+/// Removes what waited for these records to be read when that was asked for, up
+/// to that number; the records for which more came since.
+pub(crate) fn undefer_records(
+    mirror: i32,
+    records: Vec<String>,
+    read_for: i64,
+) -> Result<Vec<String>> {
+    spi::write_rows(
+        "WITH done AS (DELETE FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND reason = 'read' AND id <= $3) \
+         SELECT DISTINCT record_id FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND reason = 'read' AND id > $3",
+        &[mirror.into(), records.into(), read_for.into()],
+        |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
     )
 }
 
