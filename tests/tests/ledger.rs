@@ -186,7 +186,10 @@ async fn come_and_go(pair: &Pair, people: &[Person]) -> (String, Vec<(String, St
             "SELECT (SELECT id FROM hubspot.contacts WHERE email = 'late@example.com') IS NOT NULL AND (SELECT id FROM salesforce.contact WHERE email = 'late@example.com') IS NOT NULL",
         )
         .await;
-    // What the CRMs fill in themselves comes after the answer.
+    // What the CRMs fill in themselves comes after the answer, with the next poll.
+    pair.db
+        .exec("UPDATE crm.mirror SET poll_interval = '1 second'")
+        .await;
     let filled = "SELECT (SELECT createdate FROM hubspot.contacts WHERE email = 'late@example.com') IS NOT NULL
         AND (SELECT createddate FROM salesforce.contact WHERE email = 'late@example.com') IS NOT NULL";
     pair.db
