@@ -4,7 +4,6 @@
 //! What follows from the opinion (rows, writes, corrections) is in `effect`.
 //! Nothing here reads a clock or knows a CRM.
 
-use crate::broken::{Mistake, made};
 use crate::echo::{self, Order};
 use crate::effect;
 use crate::evaluate::{Evaluation, Question};
@@ -13,7 +12,7 @@ use crate::model::{Millis, Value};
 use crate::policy::{FieldLock, Policy, Rule};
 use crate::special;
 use crate::stamps::Quality;
-use crate::state::{Claim, Clock, Entity, FieldState, Interval, Sent, SideState};
+use crate::state::{Claim, Clock, Entity, FieldState, Interval, SideState};
 use crate::strategy::{Candidate, Contest, Strategy};
 use crate::timeline;
 use crate::value::same;
@@ -233,9 +232,10 @@ pub fn decide(
     horizon_ms: i64,
 ) -> Outcome {
     let outcome = decide_one(group, policy, entity, observed, now, horizon_ms);
-    let fields: Vec<usize> = observed.values.iter().map(|(f, _, _)| *f).collect();
     let waits = |f: &usize| entity.fields.get(f).is_some_and(FieldState::has_waiting);
-    if !fields.iter().any(waits) || !outcome.questions.is_empty() {
+    let fields = observed.values.iter().map(|(f, _, _)| *f);
+    let fields: Vec<usize> = fields.filter(waits).collect();
+    if fields.is_empty() || !outcome.questions.is_empty() {
         return outcome;
     }
     let decide = |entity: &Entity, observed: &Observed| {
@@ -442,35 +442,6 @@ impl<'a> Case<'a> {
     pub(crate) fn merges(&self) -> bool {
         self.rule
             .is_some_and(|r| r.strategy.entry().merge.is_some())
-    }
-
-    /// Whether the two values were written without knowledge of each other.
-    pub(crate) fn concurrent(&self) -> bool {
-        if made(Mistake::NoConflictSeen) {
-            return false;
-        }
-        if self.observed.source == Source::Local {
-            return self
-                .old
-                .is_some_and(|old| !same(self.column.field_type, old, &self.held));
-        }
-        let here = self.here();
-        let Some(clock) = &self.state.clock else {
-            return false;
-        };
-        if clock.origin == self.observed.origin {
-            return false;
-        }
-        // Nothing was sent because this side showed the same value: an edit
-        // from before that value was written cannot have known it.
-        let Some(last) = here.sent.last() else {
-            return !clock.at.before(self.observed.at);
-        };
-        match last.sent {
-            Sent::Answered { .. } => self.order() != Order::After,
-            Sent::Unknown { .. } if last.landed.is_some() => self.order() != Order::After,
-            Sent::Queued | Sent::InFlight { .. } | Sent::Unknown { .. } | Sent::Failed => true,
-        }
     }
 
     pub(crate) fn contest<'b>(&'b self, rule: &'b Rule) -> Contest<'b> {

@@ -129,10 +129,10 @@ pub(crate) fn find(
     field_type: FieldType,
     skew_ms: i64,
 ) -> Option<usize> {
-    let matches = |place: &usize| {
+    let matches = |place: &usize, late: bool| {
         let w = &side.sent[*place];
         let ours = same(field_type, value, w.result());
-        let late = marked && w.landed.is_none() && matches!(w.sent, Sent::Unknown { .. });
+        let late = late && w.landed.is_none() && matches!(w.sent, Sent::Unknown { .. });
         let timely = w
             .window(skew_ms)
             .is_some_and(|window| window.overlaps(at) || (late && window.from <= at.to));
@@ -145,8 +145,9 @@ pub(crate) fn find(
     let places = 0..side.sent.len();
     places
         .clone()
-        .find(|p| side.sent[*p].landed.is_some() && matches(p))
-        .or_else(|| places.clone().find(matches))
+        .find(|p| side.sent[*p].landed.is_some() && matches(p, false))
+        .or_else(|| places.clone().find(|p| matches(p, false)))
+        .or_else(|| places.clone().find(|p| marked && matches(p, true)))
 }
 
 /// Notes when a write landed. A later write that seemed to have landed before
@@ -162,6 +163,18 @@ pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval) {
             later.landed = None;
             later.confirmed = false;
         }
+    }
+}
+
+/// The CRM was seen to hold an earlier write: what it answered to those after it
+/// proves nothing.
+pub(crate) fn doubt_later(side: &mut SideState, shown: &Value, field_type: FieldType) {
+    let is = |w: &SentWrite| w.sent != Sent::Queued && same(field_type, w.result(), shown);
+    let like = |w: &SentWrite| w.sent != Sent::Queued && alike(&w.value, shown);
+    let place = side.sent.iter().rposition(is);
+    let place = place.or_else(|| side.sent.iter().rposition(like));
+    for write in &mut side.sent[place.map_or(0, |p| p + 1)..] {
+        write.doubted |= matches!(write.sent, Sent::Answered { .. });
     }
 }
 

@@ -19,7 +19,9 @@ pub(crate) fn shows_earlier_write(case: &Case<'_>) -> bool {
     };
     let current = echo::alike(&newest.value, case.value);
     let form = |w: &SentWrite| !current && echo::alike(&w.value, case.value);
-    let written = |w: &SentWrite| w.sent != Sent::Queued && (case.is(w.result()) || form(w));
+    let written = |w: &SentWrite| {
+        w.sent != Sent::Queued && (case.is(w.result()) || form(w)) && !is_replaced(case, w)
+    };
     if same(field_type, newest.result(), case.value) || !case.here().sent.iter().any(written) {
         return false;
     }
@@ -31,6 +33,15 @@ pub(crate) fn shows_earlier_write(case: &Case<'_>) -> bool {
         }
         _ => false,
     }
+}
+
+/// Whether somebody surely wrote over a write of ours, and what is shown is later.
+fn is_replaced(case: &Case<'_>, write: &SentWrite) -> bool {
+    let edited = case.here().seen.as_ref().map(|(_, clock)| clock.at);
+    let window = write.window(case.policy.tolerance_ms());
+    edited.is_some_and(|edited| {
+        edited.before(case.observed.at) && window.is_some_and(|w| w.before(edited))
+    })
 }
 
 /// A page that shows what our newest write left there, under the stamp of
@@ -85,10 +96,9 @@ pub(crate) fn shows_own_past(case: &Case<'_>) -> bool {
     // Its form of the newest one is news.
     let alike = |w: &SentWrite| echo::alike(&w.value, case.value);
     let current = sent.get(newest).is_some_and(alike);
+    let shown = |w: &SentWrite| case.is(w.result()) || (alike(w) && !current);
     case.observed.source == Source::Page
-        && sent[..newest]
-            .iter()
-            .any(|w| written(w) && (case.is(w.result()) || (alike(w) && !current)))
+        && (sent[..newest].iter()).any(|w| written(w) && shown(w) && !is_replaced(case, w))
 }
 
 /// Notes that the CRM shows what our newest write carried, if that is surely

@@ -1,13 +1,55 @@
-//! What follows from rarer decisions: an edit that waits, a field that stops, an
-//! earlier edit that stands again.
+//! Who knew of whom, and what follows from rarer decisions: an edit that waits, a
+//! field that stops, an earlier edit that stands again.
 
-use crate::decide::{Case, Decision, Outcome, Step};
+use crate::broken::{Mistake, made};
+use crate::decide::{Case, Decision, Outcome, Source, Step};
 use crate::echo;
 use crate::effect::{accept, challenger_claim, incumbent_origin, put_back, review};
 use crate::mapping::between;
 use crate::model::Value;
-use crate::state::{Claim, Hold, Sent};
+use crate::state::{Claim, Hold, Sent, SentWrite};
 use crate::timeline;
+use crate::value::same;
+
+impl Case<'_> {
+    /// Whether the two values were written without knowledge of each other.
+    pub(crate) fn concurrent(&self) -> bool {
+        if made(Mistake::NoConflictSeen) {
+            return false;
+        }
+        if self.observed.source == Source::Local {
+            return self
+                .old
+                .is_some_and(|old| !same(self.column.field_type, old, &self.held));
+        }
+        let here = self.here();
+        let Some(clock) = &self.state.clock else {
+            return false;
+        };
+        if clock.origin == self.observed.origin {
+            return false;
+        }
+        // Nothing was sent because this side showed the same value: an edit
+        // from before that value was written cannot have known it.
+        let Some(last) = here.sent.last() else {
+            return !clock.at.before(self.observed.at);
+        };
+        let after = |w: &SentWrite| {
+            let window = w.window(self.policy.tolerance_ms());
+            window.is_some_and(|window| window.before(self.observed.at))
+        };
+        // Sent again to be sure: it stood there already.
+        let stood = |w: &SentWrite| {
+            matches!(w.sent, Sent::Answered { .. }) && w.value == last.value && after(w)
+        };
+        match last.sent {
+            Sent::Answered { .. } => !after(last),
+            Sent::Unknown { .. } if last.landed.is_some() => !after(last),
+            Sent::Queued => !here.sent.iter().any(stood),
+            Sent::InFlight { .. } | Sent::Unknown { .. } | Sent::Failed => true,
+        }
+    }
+}
 
 /// The value of an earlier edit stands again.
 pub(crate) fn reinstate(

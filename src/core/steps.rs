@@ -215,11 +215,14 @@ fn stale(case: &mut Case<'_>) -> Option<Keep> {
     older.then_some(Keep::Ignore)
 }
 
-/// An event of the same second as what a page showed: which of the two came last
-/// only the record tells.
+/// An event of the same second as what a page showed, or of the same millisecond as
+/// another: which of the two came last only the record tells.
 fn unordered(case: &mut Case<'_>) -> Option<Keep> {
     let event = case.observed.source == Source::Remote && !case.merges();
-    ((event && case.beside_page()) || page_beside_edit(case)).then_some(Keep::Ignore)
+    let at = case.observed.at;
+    let beside = |(v, c): &(Value, Clock)| c.at == at && at.from == at.to && !case.is(v);
+    let twin = case.here().seen.as_ref().is_some_and(beside);
+    ((event && (twin || case.beside_page())) || page_beside_edit(case)).then_some(Keep::Ignore)
 }
 
 /// A page of the same second as what is known, that was not surely asked for
@@ -265,8 +268,9 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     // stands against an answer, the answer proves nothing.
     if before {
         case.record_seen();
-    } else if let Some(own) = echo::last_own_mut(case.here_mut()) {
-        own.doubted = matches!(own.sent, Sent::Answered { .. });
+    } else {
+        let (value, field_type) = (case.value.clone(), case.column.field_type);
+        echo::doubt_later(case.here_mut(), &value, field_type);
     }
     Some(Keep::Nothing)
 }

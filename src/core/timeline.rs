@@ -45,8 +45,7 @@ fn fate(write: &SentWrite) -> Fate {
 fn window(write: &SentWrite, skew_ms: i64) -> Option<Interval> {
     let mut window = write.window(skew_ms)?;
     if let Some(after) = write.after.filter(|after| *after >= window.from) {
-        window.from = after.saturating_add(1);
-        window.to = window.to.max(window.from);
+        window.from = after.saturating_add(1).min(window.to);
     }
     if let Some(before) = write.before.filter(|before| *before <= window.to) {
         window.to = before.saturating_sub(1);
@@ -207,11 +206,13 @@ fn before<'s>(
     let mut possible: Vec<&Value> = Vec::new();
     let mut ours = false;
     for (write, window) in windows(side, skew_ms).into_iter().rev() {
-        let older = previous.is_some_and(|(_, t)| window.before(t));
+        // In one second with an edit that was known when it left.
+        let followed = |t: Interval| write.after.is_some_and(|after| t.to <= after);
+        let older = previous.is_some_and(|(_, t)| window.before(t) && !followed(t));
         if at.before(window) || older {
             continue;
         }
-        let after_previous = previous.is_none_or(|(_, t)| t.before(window));
+        let after_previous = previous.is_none_or(|(_, t)| t.before(window) || followed(t));
         possible.push(write.result());
         if fate(write) == Fate::Sure && window.before(at) && after_previous {
             ours = true;
@@ -232,6 +233,13 @@ fn before<'s>(
 
 /// Notes an edit as counted.
 pub(crate) fn record(side: &mut SideState, value: &Value, clock: &Clock) {
+    // What left before this edit was known followed others of its second only.
+    for write in &mut side.sent {
+        let twin = |after: &Millis| clock.at.from <= *after && *after <= clock.at.to;
+        if write.after.as_ref().is_some_and(twin) {
+            write.after = Some(clock.at.from.saturating_sub(1));
+        }
+    }
     let older = side
         .seen
         .as_ref()
@@ -320,6 +328,12 @@ pub(crate) fn order_by_page(
         let Some(last) = last else { return };
         write.after = write.after.max(Some(last));
         write.confirmed = true;
+        // They came first in its second.
+        for (_, clock) in &mut side.waiting {
+            if clock.at.to >= window.from && clock.at.to <= last {
+                clock.at.to = clock.at.from;
+            }
+        }
     } else if write.landed.is_some() {
         let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
         write.before = edit.map(|(_, t)| t.from).or(write.before);

@@ -39,6 +39,7 @@ impl History {
             let held = self.engine.held(thing, field);
             if let Some(reason) = held
                 && !predicted.may_ask
+                && !self.landed_late(field)
                 && self.reformed[field].is_none()
                 && self.failed_over.is_none()
             {
@@ -93,6 +94,12 @@ impl History {
             },
             None => rule,
         }
+    }
+
+    /// A write of a field where every edit counts landed after it was given up: its
+    /// value names no edit, so it looks like one more.
+    fn landed_late(&self, field: usize) -> bool {
+        self.world.kinds[field].counts() && self.net.late_fields.contains(&field)
     }
 
     fn unlocked(&self, field: usize) -> bool {

@@ -269,7 +269,12 @@ impl Engine {
         let rereads = outcome.reread.iter().map(|side| (thing, *side));
         self.rereads.extend(rereads);
         let removed = self.things[thing].entity.records[observed.side].deleted;
-        let effect = !outcome.rows.is_empty() || !outcome.writes.is_empty();
+        // What waited on other sides may be decided on the occasion.
+        let fields = &self.things[thing].entity.fields;
+        let of = |f: &usize| observed.values.iter().any(|(field, _, _)| field == f);
+        let waited = fields.iter().any(|(f, s)| of(f) && s.has_waiting());
+        let here = |(side, _, _): &(usize, usize, Value)| !waited || *side == observed.side;
+        let effect = outcome.rows.iter().chain(&outcome.writes).any(here);
         if removed && effect && observed.source != Source::Local {
             self.faults.push("a removed record took part".to_owned());
         }

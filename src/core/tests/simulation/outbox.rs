@@ -214,8 +214,17 @@ impl Engine {
         }
     }
 
-    /// A stand-by goes on from here: nobody knows what was sent meanwhile.
+    /// A stand-by goes on from here: nobody knows what was sent meanwhile. A create
+    /// that waited may have happened, so it is looked for before it is sent.
     pub fn take_over(&mut self, snapshot_at: i64, now: i64) {
+        for thing in 0..self.things.len() {
+            for side in 0..self.sides() {
+                let out = &self.things[thing].out[side];
+                if out.create && out.flying.is_none() {
+                    self.claim(thing, side, snapshot_at);
+                }
+            }
+        }
         for thing in &mut self.things {
             for state in thing.entity.fields.values_mut() {
                 let sent = state.sides.iter_mut().flat_map(|s| s.sent.iter_mut());

@@ -152,7 +152,8 @@ impl History {
     }
 
     /// A person looks in the CRM for the record that a create may have made; what
-    /// has been removed or merged since stays a question.
+    /// has been removed or merged since stays a question. Another record of the same
+    /// thing is a reason not to make one more.
     pub fn find_made(&mut self, thing: usize, side: usize) {
         let out = &self.engine.things[thing].out[side];
         if !out.held {
@@ -160,6 +161,8 @@ impl History {
         }
         let ours = |r: &crate::crm::Record| r.made_as.as_ref() == Some(&out.unique);
         let made = self.crms[side].records.iter().position(ours);
+        let other = self.crms[side].with_key(self.engine.things[thing].key);
+        let made = made.or(other.first().copied());
         let gone = |id: usize| {
             let record = &self.crms[side].records[id];
             record.deleted || record.merged.is_some()

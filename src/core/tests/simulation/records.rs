@@ -232,6 +232,7 @@ impl Engine {
             let from = records.iter().position(|r| r.exists && !r.deleted);
             self.things[thing].waits &= from.is_some();
             if let (true, Some(from)) = (self.things[thing].waits, from) {
+                self.drain(now);
                 self.spread(thing, from, now);
             }
         }
@@ -327,6 +328,7 @@ impl Engine {
 
     /// A user's INSERT commits and is drained.
     pub fn insert(&mut self, side: usize, key: u32, values: Vec<Value>, now: i64) -> usize {
+        self.drain(now);
         let thing = self.new_thing(key);
         note(|| format!("{now} insert t{thing} s{side} key {key} {values:?}"));
         let there = &mut self.things[thing];

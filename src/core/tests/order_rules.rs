@@ -1,0 +1,131 @@
+//! Edits and writes whose order a stamp does not tell, or seems not to.
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use common::{A, B, World, only, policy, text, writes};
+use crm_core::decide::{Source, Step};
+use crm_core::model::FieldType;
+use crm_core::state::Answer;
+use crm_core::strategy::Strategy::{Delta, LastWriteWins, Owner, Priority};
+
+const T: i64 = 1_000_000;
+
+fn done() -> Answer {
+    Answer::Done { echoed: None }
+}
+
+#[test]
+fn what_the_crm_kept_against_two_of_our_writes_is_asked_about() {
+    // Beta goes only forward: it keeps 5 and says nothing.
+    let mut w = World::at_rest(policy(Owner, &["alpha"]), "1");
+    w.remote(A, "5", T);
+    w.send(B, "5", T + 100);
+    w.page(B, "4", T + 300);
+    w.claim(B, "5", T + 1_100);
+    w.answer(B, "5", done(), T + 1_300);
+    w.remote(A, "2", T + 1_500);
+    w.claim(B, "2", T + 1_550);
+    let late = w.remote(B, "4", T + 300);
+    assert_eq!(writes(&late), [(B, text("2"))]);
+    w.answer(B, "2", done(), T + 2_000);
+    w.claim(B, "2", T + 2_100);
+    w.answer(B, "2", done(), T + 2_200);
+    w.remote(B, "5", T + 1_200);
+    w.now = T + 200_000;
+    let page = w.page(B, "5", T + 1_200);
+    assert_eq!(writes(&page), [(B, text("2"))], "{page:?}");
+    w.send(B, "2", T + 200_000);
+    w.now = T + 400_000;
+    let page = w.page(B, "5", T + 1_200);
+    assert!(only(&page).held.is_some(), "{page:?}");
+}
+
+#[test]
+fn a_page_later_than_an_edit_does_not_show_what_the_edit_replaced() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "1");
+    w.local(B, "2", T);
+    w.send(A, "2", T + 50);
+    w.remote(A, "2", T + 100);
+    w.remote(A, "5", T + 1_000);
+    // Sent to be sure, and lost.
+    if w.state().sides[A].sent.last().unwrap().value == text("5") {
+        w.claim(A, "5", T + 1_100);
+        w.answer(A, "5", Answer::Unknown, T + 30_000);
+    }
+    let page = w.page(A, "2", T + 5_000);
+    assert_eq!(only(&page).step, Step::OneSide, "{page:?}");
+    assert_eq!(w.row(B), text("2"));
+}
+
+#[test]
+fn of_two_edits_of_one_millisecond_the_record_tells_the_later() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base");
+    w.remote(A, "second", T);
+    let other = w.remote(A, "first", T);
+    assert_eq!(only(&other).step, Step::TooLate, "{other:?}");
+    assert_eq!(other.reread, [A]);
+    assert_eq!(w.row(B), text("second"));
+    let mut page = w.event(A, Source::Page, "first", T);
+    page.asked_at = Some(T + 10_000);
+    w.observe(&page);
+    assert_eq!(w.row(B), text("first"));
+}
+
+#[test]
+fn who_wrote_over_our_value_knew_it_although_it_is_to_be_sent_again() {
+    let mut w = World::at_rest(policy(Priority, &["local", "beta"]), "base");
+    w.local(A, "ours", T);
+    w.remote(B, "x", T + 400);
+    w.claim(B, "ours", T + 500);
+    w.answer(B, "ours", done(), T + 800);
+    // Of one second with the edit before it: sent again, to be sure.
+    let echo = w.remote(B, "ours", T + 600);
+    assert_eq!(writes(&echo), [(B, text("ours"))]);
+    let later = w.remote(B, "y", T + 7_000);
+    assert_eq!(only(&later).step, Step::OneSide, "{later:?}");
+    assert_eq!(w.row(A), text("y"));
+}
+
+/// Numbers that everybody adds to.
+fn sums(value: &str) -> World {
+    let mut w = World::at_rest(policy(Delta, &[]), value);
+    for side in w.group.fields[0].sides.iter_mut().flatten() {
+        side.field_type = FieldType::Number;
+    }
+    w
+}
+
+#[test]
+fn an_observation_that_begins_to_wait_is_decided_once() {
+    let mut w = sums("10");
+    w.local(A, "11", T);
+    w.claim(A, "11", T + 100);
+    w.local(B, "13", T + 200);
+    w.answer(A, "11", done(), T + 300);
+    w.claim(A, "13", T + 400);
+    w.answer(A, "13", done(), T + 600);
+    let page = w.page(A, "15", T + 350);
+    assert_eq!(page.decisions.len(), 1, "{page:?}");
+}
+
+#[test]
+fn an_edit_of_one_second_with_our_write_on_an_earlier_edit_is_counted_once() {
+    let mut w = sums("0");
+    // An edit of beta, SQL's on top of nothing of it, and what both make.
+    w.local(A, "100", T + 10);
+    w.remote(B, "1", T + 20);
+    assert_eq!(w.row(A), text("101"));
+    w.claim(B, "101", T + 100);
+    w.answer(B, "101", done(), T + 500);
+    w.remote(B, "101", T + 400);
+    // On top of ours, in the same second as both.
+    w.remote(B, "1101", T + 450);
+    assert_ne!(w.row(A), text("1201"), "100 is counted twice");
+    w.now = T + 20_000;
+    let mut page = w.event(B, Source::Page, "1101", T + 450);
+    page.asked_at = Some(T + 20_000);
+    let page = w.observe(&page);
+    let asked = w.state().hold.is_some();
+    assert!(asked || w.row(A) == text("1101"), "{page:?}");
+}
