@@ -242,6 +242,8 @@ pub(crate) struct Engine {
     pub(crate) unknown_at: Millis,
     /// Whether this cluster may write to CRMs.
     pub(crate) active: bool,
+    /// A copy of an activated cluster: only questions of users are answered.
+    pub(crate) inert: bool,
 }
 
 impl Engine {
@@ -270,6 +272,7 @@ impl Engine {
             housekeeping_at: 0,
             unknown_at: 0,
             active: false,
+            inert: false,
         }
     }
 

@@ -215,6 +215,10 @@ impl Turn {
         let Some(server) = engine.servers.iter().find(|s| s.name == name) else {
             return (404, "no such server");
         };
+        // Taken here, it would be missing where it belongs; the CRM tries again.
+        if engine.inert {
+            return (503, "this database is inert");
+        }
         match open(server, content, now) {
             Ok(changes) => {
                 *self.accepted.entry(name.to_owned()).or_default() += changes.len() as i64;

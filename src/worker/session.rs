@@ -124,8 +124,6 @@ pub(super) struct Session {
     pub(super) engine: Engine,
     /// The configuration must be read.
     stale: bool,
-    /// A copy of an activated cluster: only questions of users are answered.
-    inert: bool,
     usage: HashMap<(u32, Purpose), (i64, i64)>,
     usage_at: Millis,
     maintain_at: Millis,
@@ -194,7 +192,6 @@ impl Session {
         Ok(Self {
             engine: Engine::new(io),
             stale: true,
-            inert: false,
             usage: HashMap::new(),
             usage_at: 0,
             maintain_at: 0,
@@ -246,7 +243,7 @@ impl Session {
         servers::store_done(&mut self.engine)?;
         self.record_again(now)?;
         // A copy must not touch mirrors either: it may be half restored.
-        if self.inert {
+        if self.engine.inert {
             let more = self.take_events(false, now)?;
             return Ok(if more { now } else { now + 5_000 });
         }
@@ -311,8 +308,8 @@ impl Session {
         self.engine.world = World::new(rows);
         let fence = tx::in_transaction(|| Ok(fence::fence_state()))?;
         self.engine.active = fence == Fence::Active;
-        self.inert = matches!(fence, Fence::Inert(_));
-        if !self.inert {
+        self.engine.inert = matches!(fence, Fence::Inert(_));
+        if !self.engine.inert {
             tx::in_transaction(|| {
                 config::prepare()?;
                 Ok(())

@@ -162,7 +162,18 @@ async fn a_backup_put_back_in_place_is_inert_although_its_path_is_the_same() {
     // A restart changes nothing about that.
     pair.cluster.restart(Stop::Fast).await;
     pair.db = pair.cluster.connect("app").await;
+    // Its webhooks come here. Taken, they would be missing where they belong.
+    let who = &people[1];
+    pair.edit("hubspot", who, "city", "Typed meanwhile");
+    turn(&pair.cluster, &pair.db).await;
+    let city = format!(
+        "SELECT city IS DISTINCT FROM 'Typed meanwhile' FROM hubspot.contacts WHERE id = '{}'",
+        who.hubspot
+    );
+    let untouched: bool = pair.db.one(&city).await;
+    assert!(untouched, "an inert cluster takes webhooks");
     inert_until_activated(&pair, &pair.cluster, &people[0], "copied or restored").await;
+    pair.reaches_both(who, "city", "Typed meanwhile").await;
     pair.db
         .wait_true(
             "the activated cluster takes in what it missed",
