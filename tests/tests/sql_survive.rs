@@ -138,6 +138,7 @@ async fn a_copied_data_directory_is_inert_until_activated() {
     let mut cluster = Cluster::start(Options::default()).await;
     let db = cluster.database("app").await;
     assert_eq!(fence(&db).await.0, "never");
+    mirrors(&db).await;
     db.exec("SELECT crm.activate()").await;
     drop(db);
     cluster.restart(Stop::Fast).await;
@@ -162,10 +163,19 @@ async fn a_copied_data_directory_is_inert_until_activated() {
     let (state, reason) = fence(&db).await;
     assert_eq!(state, "inert");
     assert!(reason.contains("copied or restored"), "{reason}");
+    let before: i64 = db.one(NEXT).await;
     let told: String = db.one("SELECT crm.activate()").await;
     assert!(told.contains("it was inert"), "{told}");
     assert_eq!(fence(&db).await.0, "active");
+    let after: i64 = db.one(NEXT).await;
+    assert!(
+        after > before + 1_000_000,
+        "numbers of lost rows are given again: {before}, {after}"
+    );
 }
+
+/// The number of the next row.
+const NEXT: &str = "SELECT nextval(pg_get_serial_sequence('hubspot.contacts', '_id'))";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_promoted_cluster_is_inert_because_its_timeline_is_new() {
