@@ -126,6 +126,8 @@ impl Again<'_> {
                 rule.strategy.entry().every_change && rule.rank(self.group.origin(side)) == 0;
             let overruled = echo::queued(seen).is_some();
             let known = match &seen.seen {
+                // What was agreed, seen again, is nobody's edit.
+                Some((value, _)) if !named && seen.base.as_ref() == Some(value) => None,
                 Some((value, clock)) if overruled || named => Some((value, clock.clone())),
                 // What an owner never changed is the owner's value too.
                 _ if named => echo::known(seen).map(|v| (v, self.nobodys(side))),

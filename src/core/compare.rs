@@ -205,7 +205,8 @@ mod tests {
             normal: None,
             held: false,
             after: None,
-            before: None,
+            over: Vec::new(),
+            under: Vec::new(),
         };
         let mut state = FieldState {
             sides: vec![SideState::default(), SideState::default()],

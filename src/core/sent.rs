@@ -47,9 +47,12 @@ pub struct SentWrite {
     /// lands later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Millis>,
-    /// Stamp of an edit there that was seen to have come later.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub before: Option<Millis>,
+    /// Edits of about its time over which it was seen to have been written.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub over: Vec<Value>,
+    /// Edits of about its time that were seen to have been made on top of it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub under: Vec<Value>,
     /// When it landed by the CRM's clock, told by its event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landed: Option<Interval>,
@@ -75,7 +78,8 @@ impl SentWrite {
             sent: Sent::Queued,
             clock: clock.clone(),
             after: None,
-            before: None,
+            over: Vec::new(),
+            under: Vec::new(),
             landed: None,
             confirmed: false,
             doubted: false,

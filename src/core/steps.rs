@@ -10,7 +10,8 @@ use crate::own_page::{
     still_shows_ours,
 };
 use crate::rules::{self, conflict, every_change, locked, merging, one_side, score};
-use crate::state::{Clock, Flap, Sent};
+use crate::state::{Clock, Flap, Interval, Sent};
+use crate::timeline;
 use crate::value::same;
 
 /// How often a CRM may bring the same value back against our writes.
@@ -230,13 +231,13 @@ fn unordered(case: &mut Case<'_>) -> Option<Keep> {
 fn page_beside_edit(case: &Case<'_>) -> bool {
     let (at, skew) = (case.observed.at, case.policy.tolerance_ms());
     let asked = case.observed.asked_at;
-    let beside = |(v, c): &(Value, Clock)| {
-        let later = asked.is_some_and(|asked| asked > c.at.to.saturating_add(skew));
-        c.at.overlaps(at) && !case.is(v) && !later
+    let beside = |(v, edited): (&Value, Interval)| {
+        let later = asked.is_some_and(|asked| asked > edited.to.saturating_add(skew));
+        edited.overlaps(at) && !case.is(v) && !later
     };
     case.observed.source == Source::Page
         && at.from < at.to
-        && case.here().seen.as_ref().is_some_and(beside)
+        && timeline::edits(case.here()).any(beside)
 }
 
 /// A page that shows the value from before a write without answer, or before

@@ -41,15 +41,11 @@ fn fate(write: &SentWrite) -> Fate {
 }
 
 /// When, by the CRM's clock, a write may have taken effect: not before the edits
-/// that we had been told of when it left, nor after one that replaced it.
+/// that we had been told of when it left.
 fn window(write: &SentWrite, skew_ms: i64) -> Option<Interval> {
     let mut window = write.window(skew_ms)?;
     if let Some(after) = write.after.filter(|after| *after >= window.from) {
         window.from = after.saturating_add(1).min(window.to);
-    }
-    if let Some(before) = write.before.filter(|before| *before <= window.to) {
-        window.to = before.saturating_sub(1);
-        window.from = window.from.min(window.to);
     }
     Some(window)
 }
@@ -89,7 +85,7 @@ fn windows(side: &SideState, skew_ms: i64) -> Vec<(&SentWrite, Interval)> {
 }
 
 /// Edits that were counted, with their times.
-fn edits(side: &SideState) -> impl Iterator<Item = (&Value, Interval)> {
+pub(crate) fn edits(side: &SideState) -> impl Iterator<Item = (&Value, Interval)> {
     let seen = side.seen.as_ref().map(|(v, c)| (v, c.at));
     side.past.iter().map(|(v, at)| (v, *at)).chain(seen)
 }
@@ -119,12 +115,12 @@ pub(crate) fn place(
     if forgotten && previous.is_none() && next.is_some() {
         return Place::Unknown;
     }
-    if let Some((_, next)) = next
-        && let Some(place) = overtaken(side, at, next, skew_ms)
+    if let Some(next) = next
+        && let Some(place) = overtaken(side, (value, at), next, field_type, skew_ms)
     {
         return place;
     }
-    match before(side, previous, at, field_type, skew_ms) {
+    match before(side, previous, (value, at), field_type, skew_ms) {
         Ok(saw) if same(field_type, &saw, value) => Place::Known,
         Ok(saw) => Place::After(saw),
         Err(possible) if possible.is_empty() => Place::Unknown,
@@ -174,16 +170,55 @@ fn is_awaited(write: &SentWrite, asked: Millis) -> bool {
     }
 }
 
+/// How an edit lies to a write of ours.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lies {
+    Before,
+    After,
+    Open,
+}
+
+/// By what a page showed of the two, else by time.
+fn lies(
+    (value, at): (&Value, Interval),
+    (write, window): (&SentWrite, Interval),
+    field_type: FieldType,
+) -> Lies {
+    let listed = |list: &[Value]| list.iter().any(|v| same(field_type, v, value));
+    match () {
+        () if listed(&write.over) => Lies::Before,
+        () if listed(&write.under) => Lies::After,
+        () if at.before(window) => Lies::Before,
+        () if window.before(at) => Lies::After,
+        () => Lies::Open,
+    }
+}
+
+/// The same of an edit that was counted: it may have been known when the write left.
+fn lay(edit: (&Value, Interval), of: (&SentWrite, Interval), field_type: FieldType) -> Lies {
+    let known = of.0.after.is_some_and(|after| edit.1.to <= after);
+    match lies(edit, of, field_type) {
+        Lies::Open if known => Lies::Before,
+        lies => lies,
+    }
+}
+
 /// An edit that was followed by another counts only if a write of ours came
 /// between and covered it.
-fn overtaken(side: &SideState, at: Interval, next: Interval, skew_ms: i64) -> Option<Place> {
+fn overtaken(
+    side: &SideState,
+    edit: (&Value, Interval),
+    next: (&Value, Interval),
+    field_type: FieldType,
+    skew_ms: i64,
+) -> Option<Place> {
     let mut unclear = false;
-    for (write, window) in windows(side, skew_ms) {
-        if window.before(at) || next.before(window) {
+    for of in windows(side, skew_ms) {
+        let (first, then) = (lies(edit, of, field_type), lay(next, of, field_type));
+        if first == Lies::After || then == Lies::Before {
             continue;
         }
-        let sure = fate(write) == Fate::Sure;
-        if sure && at.before(window) && window.before(next) {
+        if fate(of.0) == Fate::Sure && (first, then) == (Lies::Before, Lies::After) {
             return None;
         }
         unclear = true;
@@ -199,22 +234,20 @@ fn overtaken(side: &SideState, at: Interval, next: Interval, skew_ms: i64) -> Op
 fn before<'s>(
     side: &'s SideState,
     previous: Option<(&'s Value, Interval)>,
-    at: Interval,
+    edit: (&Value, Interval),
     field_type: FieldType,
     skew_ms: i64,
 ) -> Result<Value, Vec<&'s Value>> {
     let mut possible: Vec<&Value> = Vec::new();
     let mut ours = false;
-    for (write, window) in windows(side, skew_ms).into_iter().rev() {
-        // In one second with an edit that was known when it left.
-        let followed = |t: Interval| write.after.is_some_and(|after| t.to <= after);
-        let older = previous.is_some_and(|(_, t)| window.before(t) && !followed(t));
-        if at.before(window) || older {
+    for of in windows(side, skew_ms).into_iter().rev() {
+        let here = lies(edit, of, field_type);
+        let earlier = previous.map_or(Lies::Before, |p| lay(p, of, field_type));
+        if here == Lies::Before || earlier == Lies::After {
             continue;
         }
-        let after_previous = previous.is_none_or(|(_, t)| t.before(window) || followed(t));
-        possible.push(write.result());
-        if fate(write) == Fate::Sure && window.before(at) && after_previous {
+        possible.push(of.0.result());
+        if fate(of.0) == Fate::Sure && (earlier, here) == (Lies::Before, Lies::After) {
             ours = true;
             break;
         }
@@ -234,7 +267,7 @@ fn before<'s>(
 /// Notes an edit as counted.
 pub(crate) fn record(side: &mut SideState, value: &Value, clock: &Clock) {
     // What left before this edit was known followed others of its second only.
-    for write in &mut side.sent {
+    for write in side.sent.iter_mut().filter(|w| !w.over.contains(value)) {
         let twin = |after: &Millis| clock.at.from <= *after && *after <= clock.at.to;
         if write.after.as_ref().is_some_and(twin) {
             write.after = Some(clock.at.from.saturating_sub(1));
@@ -328,26 +361,30 @@ pub(crate) fn order_by_page(
         let Some(last) = last else { return };
         write.after = write.after.max(Some(last));
         write.confirmed = true;
-        // They came first in its second.
-        for (_, clock) in &mut side.waiting {
-            if clock.at.to >= window.from && clock.at.to <= last {
-                clock.at.to = clock.at.from;
-            }
+        // It landed long after it was given up, and its event has no mark.
+        let own = |(v, t): &&(Value, Interval)| same(field_type, v, shown) && window.before(*t);
+        if let (Sent::Unknown { .. }, Some((_, late))) = (write.sent, waiting.iter().find(own)) {
+            write.landed = write.landed.or(Some(*late));
         }
+        let first = waiting.into_iter().map(|(v, _)| v);
+        let first = first.filter(|v| !same(field_type, v, shown) && !write.over.contains(v));
+        write.over.extend(first.collect::<Vec<_>>());
+        let surplus = write.over.len().saturating_sub(PAST_MAX);
+        write.over.drain(..surplus);
     } else if write.landed.is_some() {
         let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
-        write.before = edit.map(|(_, t)| t.from).or(write.before);
+        write.under = edit.map(|(v, _)| vec![v.clone()]).unwrap_or_default();
     } else if matches!(write.sent, Sent::Answered { .. }) {
         let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
         let edit = match edit {
-            Some((_, t)) => t.from,
-            None if waiting.is_empty() => at.from,
+            Some((_, t)) => *t,
+            None if waiting.is_empty() => at,
             None => return,
         };
-        let to = edit.saturating_sub(1).min(window.to);
-        write.landed = Some(Interval {
-            from: window.from.min(to),
-            to,
-        });
+        // Its own event may name the second of the edit on top of it.
+        let to = edit.to.min(window.to);
+        let from = window.from.min(to);
+        write.landed = Some(Interval { from, to });
+        write.under = vec![shown.clone()];
     }
 }

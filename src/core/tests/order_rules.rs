@@ -129,3 +129,75 @@ fn an_edit_of_one_second_with_our_write_on_an_earlier_edit_is_counted_once() {
     let asked = w.state().hold.is_some();
     assert!(asked || w.row(A) == text("1101"), "{page:?}");
 }
+
+#[test]
+fn what_came_before_one_write_of_a_second_may_follow_another() {
+    let mut w = sums("0");
+    w.local(A, "100", T);
+    w.claim(B, "100", T + 10);
+    w.answer(B, "100", done(), T + 200);
+    w.remote(B, "1", T + 30);
+    w.remote(B, "100", T + 150);
+    let read = |w: &mut World, value: &str, asked: i64| {
+        w.now = T + asked;
+        let mut page = w.event(B, Source::Page, value, T + 900);
+        page.asked_at = Some(T + asked);
+        w.observe(&page);
+    };
+    // Ours came second.
+    read(&mut w, "100", 300);
+    assert_eq!(w.row(A), text("101"));
+    w.claim(B, "101", T + 310);
+    // On top of our first write.
+    w.answer(B, "101", done(), T + 500);
+    w.remote(B, "1100", T + 320);
+    w.remote(B, "101", T + 450);
+    read(&mut w, "101", 20_000);
+    assert_ne!(w.row(A), text("1201"), "100 is counted twice");
+    let asked = w.state().hold.is_some();
+    assert!(asked || w.row(A) == text("1101"), "{:?}", w.state());
+}
+
+#[test]
+fn a_call_that_lands_late_under_no_mark_is_known_by_its_value() {
+    let mut w = sums("0");
+    w.local(A, "100", T);
+    w.claim(B, "100", T + 10);
+    w.answer(B, "100", Answer::Unknown, T + 10_000);
+    // It lands now, over an edit that is told later.
+    w.remote(B, "100", T + 60_000);
+    w.now = T + 70_000;
+    let mut page = w.event(B, Source::Page, "100", T + 60_000);
+    page.asked_at = Some(T + 70_000);
+    w.observe(&page);
+    w.remote(B, "7", T + 40_000);
+    let asked = w.state().hold.is_some();
+    assert!(asked || w.row(A) == text("107"), "{:?}", w.state());
+}
+
+#[test]
+fn a_lagging_page_of_the_second_of_a_counted_edit_takes_nothing_back() {
+    let mut w = sums("0");
+    w.remote(B, "7", T + 500);
+    w.remote(B, "8", T + 9_000);
+    let page = w.page(B, "0", T + 100);
+    assert_eq!(only(&page).step, Step::TooLate, "{page:?}");
+    assert_eq!(w.row(A), text("8"));
+}
+
+#[test]
+fn the_late_event_of_our_write_in_the_second_of_an_edit_is_no_edit() {
+    let mut w = sums("0");
+    w.local(A, "1", T);
+    w.claim(B, "1", T + 10);
+    w.answer(B, "1", done(), T + 300);
+    for asked in [T + 400, T + 8_000] {
+        w.now = asked;
+        let mut page = w.event(B, Source::Page, "5", T + 250);
+        page.asked_at = Some(asked);
+        w.observe(&page);
+    }
+    assert_eq!(w.row(A), text("5"));
+    w.remote(B, "1", T + 150);
+    assert_eq!(w.row(A), text("5"));
+}

@@ -10,7 +10,7 @@ use crm_core::evaluate::{Evaluation, Question};
 use crm_core::group::Group;
 use crm_core::join::{Resolution, resolve};
 use crm_core::model::Value;
-use crm_core::plan::{DeleteRule, Edit, coalesce};
+use crm_core::plan::{DeleteRule, Edit};
 use crm_core::policy::{Policy, Rule};
 use crm_core::state::{Clock, Entity, FieldState, Interval, SideRecord};
 
@@ -169,18 +169,13 @@ impl Engine {
             let old = edit.old.clone().unwrap_or_default();
             self.things[*thing].entity.records[*side].values[edit.field] = old;
         }
-        let mut cells: Vec<(usize, usize)> = log.iter().map(|(t, s, _, _)| (*t, *s)).collect();
-        cells.sort_unstable();
-        cells.dedup();
-        for (thing, side) in cells {
-            let mine = log.iter().filter(|(t, s, _, _)| (*t, *s) == (thing, side));
-            let at = mine.clone().map(|(_, _, _, at)| *at).max().unwrap_or(now);
-            let edits = coalesce(mine.map(|(_, _, e, _)| e.clone()).collect());
+        // Mirror by mirror, each edit by itself.
+        let mut log = log;
+        log.sort_by_key(|(thing, side, _, _)| (*thing, *side));
+        for (thing, side, edit, at) in log {
             let mut observed = self.observed(side, Source::Local, "local", Interval::instant(at));
-            observed.values = edits.values;
-            if !observed.values.is_empty() {
-                self.decide(thing, &observed, now);
-            }
+            observed.values = vec![(edit.field, edit.new, edit.old)];
+            self.decide(thing, &observed, now);
         }
     }
 

@@ -12,6 +12,9 @@ use crate::trace::note;
 /// After this a claim without result is unknown.
 pub const LEASE: i64 = 30_000;
 
+/// After this no call lands any more.
+pub const LANDED: i64 = 60_000;
+
 /// A write under way.
 #[derive(Clone, Debug)]
 pub struct Flying {
@@ -34,6 +37,8 @@ pub struct Out {
     pub create: bool,
     pub delete: bool,
     pub flying: Option<Flying>,
+    /// When something was last sent.
+    pub claimed: i64,
     /// A person is asked whether its create happened.
     pub held: bool,
 }
@@ -119,6 +124,7 @@ impl Engine {
             doubt: false,
         };
         out.flying = Some(flying.clone());
+        out.claimed = now;
         Some(flying)
     }
 

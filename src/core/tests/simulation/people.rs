@@ -4,6 +4,7 @@ use crm_core::model::Value;
 
 use crate::history::{History, stage};
 use crate::model::{EDITS_MAX, Writer, token, value_of};
+use crate::outbox::LANDED;
 use crate::trace::note;
 use crate::world::Kind;
 
@@ -163,6 +164,10 @@ impl History {
         let made = self.crms[side].records.iter().position(ours);
         let other = self.crms[side].with_key(self.engine.things[thing].key);
         let made = made.or(other.first().copied());
+        // A call may land long after it was given up: it is looked for after that.
+        if made.is_none() && self.now < out.claimed + LANDED {
+            return;
+        }
         let gone = |id: usize| {
             let record = &self.crms[side].records[id];
             record.deleted || record.merged.is_some()
