@@ -44,7 +44,20 @@ FROM (VALUES
     ('deal', 'deals', 'Opportunity', 'description', 'Description', NULL, NULL, NULL, NULL),
     ('deal', 'deals', 'Opportunity', 'dealstage', 'StageName', NULL, NULL,
      '{"appointmentscheduled": "Prospecting", "qualifiedtobuy": "Qualification", "presentationscheduled": "Value Proposition",
-       "decisionmakerboughtin": "Id. Decision Makers", "contractsent": "Negotiation/Review", "closedwon": "Closed Won", "closedlost": "Closed Lost"}', NULL)
+       "decisionmakerboughtin": "Id. Decision Makers", "contractsent": "Negotiation/Review", "closedwon": "Closed Won", "closedlost": "Closed Lost"}', NULL),
+    ('ticket', 'tickets', 'Case', 'subject', 'Subject', NULL, NULL, NULL, 1),
+    ('ticket', 'tickets', 'Case', 'content', 'Description', NULL, NULL, NULL, NULL),
+    ('ticket', 'tickets', 'Case', 'hs_ticket_priority', 'Priority', NULL, NULL, '{"LOW": "Low", "MEDIUM": "Medium", "HIGH": "High"}', NULL),
+    ('ticket', 'tickets', 'Case', 'hs_pipeline_stage', 'Status', NULL, NULL,
+     '{"1": "New", "2": "Working", "3": "Escalated", "4": "Closed"}', NULL),
+    -- Many tasks have one subject: they are made on the other side, not matched.
+    ('task', 'tasks', 'Task', 'hs_task_subject', 'Subject', NULL, NULL, NULL, NULL),
+    ('task', 'tasks', 'Task', 'hs_task_body', 'Description', NULL, NULL, NULL, NULL),
+    ('task', 'tasks', 'Task', 'hs_timestamp', 'ActivityDate', 'midnight_of', 'date_of', NULL, NULL),
+    ('task', 'tasks', 'Task', 'hs_task_priority', 'Priority', NULL, NULL, '{"LOW": "Low", "MEDIUM": "Normal", "HIGH": "High"}', NULL),
+    ('task', 'tasks', 'Task', 'hs_task_status', 'Status', NULL, NULL,
+     '{"NOT_STARTED": "Not Started", "IN_PROGRESS": "In Progress", "WAITING": "Waiting on someone else", "DEFERRED": "Deferred",
+       "COMPLETED": "Completed"}', NULL)
 ) AS v (pair, left_object, right_object, left_field, right_field, to_left, to_right, value_map, match_order);
 
 -- Scripts of pg_dump switch this off; rows that they bring were checked when
