@@ -97,6 +97,7 @@ fn full_is_told_and_nothing_accepted_is_lost() {
     let server = FakeServer::start(|_, s| answer(s, 200, "", &[b'x'; 1_000]));
     let settings = Settings {
         max_outstanding: 20,
+        max_in_flight_per_server: 4,
         max_waiting_bytes: 4_000,
         ..Settings::default()
     };
