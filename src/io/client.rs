@@ -1,4 +1,4 @@
-//! One HTTP exchange: a checked URL and a request in, a whole answer out.
+//! One HTTP exchange: a checked URL and a request in, an answer out, read whole or in pieces.
 //!
 //! No retries, no authorization, no budget here. Redirects are not followed: a
 //! token must not travel to wherever an answer points. The proxy variables of
@@ -7,6 +7,7 @@
 use std::sync::Once;
 use std::time::Duration;
 
+use bytes::Bytes;
 use crm_core::http::{HttpRequest, HttpResponse, Method};
 use crm_core::model::RemoteError;
 use reqwest::Url;
@@ -59,13 +60,9 @@ impl Client {
         })
     }
 
-    /// Sends a request and reads its answer whole. Any status is an `Ok`
-    /// except a redirect.
-    pub(crate) async fn send(
-        &self,
-        url: Url,
-        request: HttpRequest,
-    ) -> Result<HttpResponse, RemoteError> {
+    /// Sends a request and waits for the head of its answer. Any status is an
+    /// `Ok` except a redirect.
+    pub(crate) async fn open(&self, url: Url, request: HttpRequest) -> Result<Opened, RemoteError> {
         let write = is_write(&request);
         let deadline = Instant::now() + self.request_timeout;
         let method = match request.method {
@@ -93,15 +90,6 @@ impl Client {
                 return Err(e);
             }
         };
-        self.read(answer, deadline, write).await
-    }
-
-    async fn read(
-        &self,
-        mut answer: reqwest::Response,
-        deadline: Instant,
-        write: bool,
-    ) -> Result<HttpResponse, RemoteError> {
         let status = answer.status().as_u16();
         if matches!(status, 301 | 302 | 303 | 307 | 308) {
             let mut e = local(
@@ -111,38 +99,72 @@ impl Client {
             e.status = status;
             return Err(e);
         }
-        let headers = answer
-            .headers()
-            .iter()
-            .map(|(n, v)| {
-                let value = String::from_utf8_lossy(v.as_bytes()).into_owned();
-                (n.as_str().to_string(), value)
-            })
-            .collect();
-        let known = answer.content_length().unwrap_or(0);
+        Ok(Opened {
+            answer,
+            deadline,
+            read_timeout: self.read_timeout,
+            max_body: self.max_body,
+            write,
+        })
+    }
+}
+
+/// An answer whose body is still to be read.
+pub(crate) struct Opened {
+    answer: reqwest::Response,
+    deadline: Instant,
+    read_timeout: Duration,
+    max_body: usize,
+    write: bool,
+}
+
+impl Opened {
+    /// Status and headers, without a body.
+    pub(crate) fn head(&self) -> HttpResponse {
+        let text = |v: &HeaderValue| String::from_utf8_lossy(v.as_bytes()).into_owned();
+        let headers = self.answer.headers().iter();
+        HttpResponse {
+            status: self.answer.status().as_u16(),
+            headers: headers
+                .map(|(n, v)| (n.as_str().to_string(), text(v)))
+                .collect(),
+            body: Vec::new(),
+        }
+    }
+
+    /// The next piece of the body, `None` at its end; it may come as late as the
+    /// longest silence allowed, however long the body takes as a whole.
+    pub(crate) async fn piece(&mut self) -> Result<Option<Bytes>, RemoteError> {
+        self.piece_by(Instant::now() + self.read_timeout).await
+    }
+
+    async fn piece_by(&mut self, at: Instant) -> Result<Option<Bytes>, RemoteError> {
+        match timeout_at(at, self.answer.chunk()).await {
+            Ok(Ok(piece)) => Ok(piece),
+            Ok(Err(e)) => Err(from_body(e, self.write)),
+            Err(_) => {
+                let mut e = timeout("the answer stopped arriving");
+                e.maybe_applied = self.write;
+                Err(e)
+            }
+        }
+    }
+
+    /// Reads the body to its end, within the limits of size and time.
+    pub(crate) async fn whole(mut self) -> Result<HttpResponse, RemoteError> {
+        let head = self.head();
+        let known = self.answer.content_length().unwrap_or(0);
         let mut body = Vec::with_capacity(usize::try_from(known).unwrap_or(0).min(self.max_body));
         loop {
-            let next = deadline.min(Instant::now() + self.read_timeout);
-            let piece = match timeout_at(next, answer.chunk()).await {
-                Ok(Ok(Some(piece))) => piece,
-                Ok(Ok(None)) => break,
-                Ok(Err(e)) => return Err(from_body(e, write)),
-                Err(_) => {
-                    let mut e = timeout("the answer stopped arriving");
-                    e.maybe_applied = write;
-                    return Err(e);
-                }
+            let next = self.deadline.min(Instant::now() + self.read_timeout);
+            let Some(piece) = self.piece_by(next).await? else {
+                return Ok(HttpResponse { body, ..head });
             };
             if body.len() + piece.len() > self.max_body {
-                return Err(too_large(status, self.max_body, write));
+                return Err(too_large(head.status, self.max_body, self.write));
             }
             body.extend_from_slice(&piece);
         }
-        Ok(HttpResponse {
-            status,
-            headers,
-            body,
-        })
     }
 }
 

@@ -22,6 +22,7 @@ mod listener;
 mod mailbox;
 mod pubsub;
 mod rotation;
+mod rows;
 mod server;
 mod signals;
 mod thread;

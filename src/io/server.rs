@@ -12,11 +12,12 @@ use crm_core::retry::Backoff;
 use tokio::sync::{Notify, Semaphore};
 
 use crate::api::{ServerSpec, Settings};
-use crate::client::Client;
+use crate::client::{Client, Opened};
 use crate::dispatch::{Pick, Queue};
 use crate::errors::{is_write, local};
 use crate::job::{Job, Outcome, Shape, Ticket};
 use crate::mailbox::Mailbox;
+use crate::rows::Received;
 use crate::token::{Login, Tokens};
 use crate::{clock, hosts};
 
@@ -141,6 +142,10 @@ impl Server {
         self.changed.notify_one();
     }
 
+    pub(crate) fn max_outstanding(&self) -> usize {
+        self.settings.max_outstanding
+    }
+
     pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::Acquire)
     }
@@ -181,10 +186,17 @@ impl Server {
         };
         job.ticket.exposed = is_write(&job.request);
         let answer = target.exchange(&token, job.request.clone()).await;
+        let Received { answer, rows } = self.receive(&target, &job, answer).await;
         let hint = target.hint(&answer);
         // Learning comes first: the slot of this call is among those the hint counts.
         self.work().limiter.learn(clock::mono(), hint);
-        let attempt = self.judge(&target, &mut job, answer, hint).await;
+        let attempt = match rows {
+            Some((page, bytes)) => {
+                (self.mailbox).used(self.id, job.request.purpose, false, bytes, hint);
+                Attempt::Done(Ok(Outcome::Page(page)))
+            }
+            None => self.judge(&target, &mut job, answer, hint).await,
+        };
         if let Attempt::Paused(until, _) = &attempt {
             self.work().limiter.pause(*until, job.class.is_some());
         }
@@ -403,14 +415,18 @@ impl Target {
         &self,
         token: &Token,
         mut request: HttpRequest,
-    ) -> Result<HttpResponse, RemoteError> {
+    ) -> Result<Opened, RemoteError> {
         let connector = self.spec.connector;
         connector.authorize(&self.spec.config, token, &mut request);
         let base = connector.base_url(&self.spec.config, Some(token));
-        self.send(&base, request).await
+        self.open(&base, request).await
     }
 
     async fn send(&self, base: &str, request: HttpRequest) -> Result<HttpResponse, RemoteError> {
+        self.open(base, request).await?.whole().await
+    }
+
+    async fn open(&self, base: &str, request: HttpRequest) -> Result<Opened, RemoteError> {
         let client = self.client.as_ref().map_err(Clone::clone)?;
         let url = if request.target.starts_with('/') {
             format!("{}{}", base.trim_end_matches('/'), request.target)
@@ -418,7 +434,7 @@ impl Target {
             request.target.clone()
         };
         let url = hosts::checked(&url, &self.spec.allowed_hosts)?;
-        client.send(url, request).await
+        client.open(url, request).await
     }
 
     fn hint(&self, answer: &Result<HttpResponse, RemoteError>) -> LimitHint {

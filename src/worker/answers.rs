@@ -173,6 +173,9 @@ impl Session {
             | Job::FindCreated { mirror, .. } => *mirror,
             _ => return Ok(()),
         };
+        if matches!(job, Job::Backfill { .. }) && self.bulk_lost(mirror, error)? {
+            return Ok(());
+        }
         let wait = error.retry_after_ms.unwrap_or(0).max(1_000);
         let backfill_failed = matches!(job, Job::Backfill { .. });
         let mut misnamed = Vec::new();

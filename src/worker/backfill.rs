@@ -32,6 +32,7 @@ impl Engine {
             return Ok(());
         }
         self.backfills_at = now + 1_000;
+        self.stop_paused_bulk()?;
         let idle = self
             .world
             .mirrors
@@ -59,8 +60,12 @@ impl Engine {
             return Ok(());
         };
         let id = mirror.id;
-        if row.started {
-            self.copy(id, Ranges::decode(row.cursor.as_deref()));
+        // Without a cursor nothing was copied yet.
+        if let Some(cursor) = row.cursor.as_deref().filter(|_| row.started) {
+            let ranges = Ranges::decode(Some(cursor));
+            if !self.resume_bulk(id, &ranges)? {
+                self.copy(id, ranges);
+            }
             return Ok(());
         }
         let (config, object) = (&server.config, &mirror.object);
@@ -93,7 +98,7 @@ impl Engine {
     }
 
     /// Asks for the next page of every range.
-    fn copy(&mut self, id: i32, ranges: Ranges) {
+    pub(super) fn copy(&mut self, id: i32, ranges: Ranges) {
         let open = ranges.open();
         let watch = self.watch(id);
         watch.run += 1;
@@ -175,7 +180,9 @@ impl Session {
         let total = result.ok().and_then(|r| server.connector.count(r).ok());
         let total = total.and_then(|t| i64::try_from(t).ok());
         tx::in_transaction(|| Ok(streams::backfill_started(mirror, total)?))?;
-        self.engine.copy(mirror, Ranges::split_at(Vec::new()));
+        if !self.engine.start_bulk(mirror, total) {
+            self.engine.copy(mirror, Ranges::split_at(Vec::new()));
+        }
         Ok(())
     }
 
@@ -248,6 +255,7 @@ impl Session {
             let watch = self.engine.watch(mirror);
             watch.backfilling = false;
             watch.ranges = None;
+            self.engine.end_bulk(mirror, now);
         }
         Ok(())
     }
@@ -271,6 +279,7 @@ impl Session {
             return Ok(());
         };
         let cursor = ranges.encode();
+        let again = self.engine.poll_after_bulk(mirror, cursor.is_none());
         let rows = i64::try_from(copied.page.records.len()).unwrap_or_default();
         let applied = reading::page(
             &mut self.engine,
@@ -280,6 +289,9 @@ impl Session {
             now,
             |_| {
                 streams::backfill_advance(mirror, cursor.clone(), rows)?;
+                if let Some((server, object, since)) = &again {
+                    streams::poll_again(server, object, *since)?;
+                }
                 Ok(())
             },
         );

@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
+use crate::worker::bulk::Bulk;
 use crate::worker::deliver::Batch;
 use crate::worker::replay;
 use crate::worker::servers::{NextRefresh, Refresh};
@@ -44,6 +45,12 @@ pub(crate) enum Job {
     Seek { mirror: i32 },
     /// A page of a range of a first copy; answers to an earlier run are ignored.
     Backfill { mirror: i32, range: usize, run: u32 },
+    /// A new bulk job for a first copy.
+    BulkStart { mirror: i32 },
+    /// How far the bulk job of a first copy is: the place of its rows.
+    BulkAsk { mirror: i32, place: String },
+    /// The end of a bulk job, whose answer does not matter.
+    BulkEnd,
     /// A page of changes.
     Poll { mirror: i32, since: Keyset },
     /// A page of removed records.
@@ -87,6 +94,8 @@ impl Job {
     pub(crate) fn mirror(&self) -> Option<i32> {
         match self {
             Self::Count { mirror }
+            | Self::BulkStart { mirror }
+            | Self::BulkAsk { mirror, .. }
             | Self::Backfill { mirror, .. }
             | Self::Poll { mirror, .. }
             | Self::Removed { mirror }
@@ -97,7 +106,7 @@ impl Job {
             | Self::Seek { mirror, .. }
             | Self::FindCreated { mirror, .. } => Some(*mirror),
             Self::Look { batch, .. } => Some(batch.mirror),
-            Self::Push(_) | Self::Catalog { .. } | Self::Check { .. } => None,
+            Self::Push(_) | Self::BulkEnd | Self::Catalog { .. } | Self::Check { .. } => None,
         }
     }
 }
@@ -142,6 +151,10 @@ pub(crate) struct Watch {
     pub(crate) ranges: Option<Ranges>,
     /// Counts starts of the first copy in this session.
     pub(crate) run: u32,
+    /// The bulk job that the first copy goes by.
+    pub(crate) bulk: Option<Bulk>,
+    /// Bulk jobs of this mirror lead nowhere: its first copy goes by pages.
+    pub(crate) no_bulk: bool,
     /// A page of the first copy failed: look for the record that did it.
     pub(crate) careful: bool,
     /// A page of the first copy held records that have rows already.

@@ -10,6 +10,7 @@ mod answers;
 mod arrivals;
 mod backfill;
 mod batch;
+mod bulk;
 pub(crate) mod cases;
 mod counterparts;
 mod creates;

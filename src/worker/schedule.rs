@@ -28,6 +28,7 @@ impl Engine {
     pub(crate) fn schedule(&mut self, now: Millis) -> Step<Millis> {
         let mut next = now + 5_000;
         self.resume_backfills(now)?;
+        next = next.min(self.bulk_due());
         let ids: Vec<i32> = self.world.mirrors.keys().copied().collect();
         for id in ids {
             next = next.min(self.open_stream(id, now)?);

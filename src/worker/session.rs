@@ -445,11 +445,11 @@ impl Session {
                     }
                 }
             }
-            Event::Answer { job, result, .. } => match self.engine.jobs.remove(&job) {
-                Some(Job::Count { mirror }) => self.counted(mirror, result.as_ref(), now)?,
-                Some(job) => servers::on_answer(&mut self.engine, job, result)?,
-                None => {}
-            },
+            Event::Answer { job, result, .. } => {
+                if let Some(job) = self.engine.jobs.remove(&job) {
+                    self.called(job, result, now)?;
+                }
+            }
             Event::Pushed { job, results, .. } => {
                 if let Some(Job::Push(batch)) = self.engine.jobs.remove(&job) {
                     self.pushed(batch, results, now)?;

@@ -2,6 +2,7 @@
 //!
 //! A third CRM is one folder here and one line in [`by_type`].
 
+pub mod bulk;
 pub mod hubspot;
 pub mod salesforce;
 
@@ -208,6 +209,10 @@ pub trait Connector: Send + Sync {
         fields: &[(String, FieldType)],
         cursor: Option<&str>,
     ) -> HttpRequest;
+    /// The way to read many records as one job, where the CRM has one.
+    fn bulk(&self) -> Option<&dyn bulk::BulkReader> {
+        None
+    }
     /// A page that shows the highest id, where copies may go by ranges of ids.
     fn highest_request(&self, _config: &ServerConfig, _object: &str) -> Option<HttpRequest> {
         None

@@ -391,6 +391,15 @@ pub(crate) fn backfill_restart(mirror: i32) -> Result<usize> {
     )
 }
 
+/// Makes the next poll of an object look from this time on, if it would look from a later one.
+pub(crate) fn poll_again(server: &str, object: &str, since: i64) -> Result<usize> {
+    spi::write(
+        "INSERT INTO crm.stream AS s (server, kind, object, modified_at) VALUES ($1, 'poll', $2, $3) \
+         ON CONFLICT (server, kind, object) DO UPDATE SET modified_at = least(s.modified_at, excluded.modified_at), record_id = NULL",
+        &[server.into(), object.into(), since.into()],
+    )
+}
+
 /// Removes what waited for these records to be read when that was asked for, up
 /// to that number; the records for which more came since.
 pub(crate) fn undefer_records(

@@ -163,6 +163,24 @@ fn items(body: &[u8]) -> Vec<ErrorItem> {
         .collect()
 }
 
+/// The error of a text such as `CODE:message:fields --`, or of any other.
+pub(crate) fn row_error(text: &str) -> RemoteError {
+    let (code, message) = text.split_once(':').unwrap_or(("", text));
+    let code = code.trim();
+    let is_code = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    if code.is_empty() || !code.chars().all(is_code) {
+        return table::error(&rule(400, ""), 0, "", text);
+    }
+    let (message, fields) = match message.trim_end().strip_suffix("--") {
+        Some(rest) => rest.rsplit_once(':').unwrap_or((rest, "")),
+        None => (message, ""),
+    };
+    let mut error = table::error(&rule(400, code), 0, code, message);
+    let fields = fields.split(',').map(|field| field.trim().to_owned());
+    table::blame(&mut error, fields);
+    error
+}
+
 /// What an answer means that is not what was asked for.
 pub(crate) fn classify(response: &HttpResponse) -> RemoteError {
     let first = items(&response.body)

@@ -4,6 +4,7 @@ pub mod cdc;
 
 mod auth;
 mod avro;
+mod bulk;
 mod catalog;
 mod errors;
 mod push;
@@ -12,6 +13,7 @@ mod response;
 
 pub use request::event_schema;
 
+use crate::connectors::bulk::BulkReader;
 use crate::connectors::{
     Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig, SignatureError,
     Token, table,
@@ -160,7 +162,14 @@ impl Connector for Salesforce {
         fields: &[(String, FieldType)],
         cursor: Option<&str>,
     ) -> HttpRequest {
-        request::list(config, object, fields, cursor)
+        match cursor.and_then(bulk::Place::parse) {
+            Some(place) => place.results(config),
+            None => request::list(config, object, fields, cursor),
+        }
+    }
+
+    fn bulk(&self) -> Option<&dyn BulkReader> {
+        Some(self)
     }
 
     fn poll_request(

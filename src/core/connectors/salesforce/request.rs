@@ -92,7 +92,7 @@ pub(crate) fn literal(text: &str) -> String {
 }
 
 /// An API name, or nothing of it that is none: names go into queries bare.
-fn name(text: &str) -> String {
+pub(crate) fn name(text: &str) -> String {
     text.chars()
         .filter(|c| c.is_ascii_alphanumeric() || *c == '_')
         .collect()

@@ -3,6 +3,7 @@
 use super::*;
 use crate::connectors::by_type;
 
+mod bulk;
 mod pages;
 mod pushes;
 mod requests;

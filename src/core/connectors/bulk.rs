@@ -1,0 +1,69 @@
+//! Reading many records as one job of the CRM's own, where it has such a way:
+//! start a job, ask how far it is, read its rows as they arrive, end it.
+
+use std::sync::Arc;
+
+use crate::connectors::ServerConfig;
+use crate::http::{HttpRequest, HttpResponse};
+use crate::model::{FieldType, Millis, Page, RemoteError};
+
+/// Requested fields: the order of the values.
+pub type Fields = Arc<Vec<(String, FieldType)>>;
+
+/// How far a job is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// Not done: ask again.
+    Waiting,
+    /// Its rows can be read.
+    Ready {
+        /// How many, where told.
+        rows: Option<u64>,
+        /// They are as of this time or later, in the CRM's clock.
+        began: Option<Millis>,
+    },
+    /// It ended without rows.
+    Failed(RemoteError),
+}
+
+/// A CRM that reads in bulk. A *place* is a cursor of [`crate::connectors::Connector::list_request`]
+/// that names a job and how far its rows were read: it can be stored, and means
+/// the same rows as long as the job lives.
+pub trait BulkReader: Send + Sync {
+    /// Starts a job that reads all live records of an object.
+    fn start(&self, config: &ServerConfig, object: &str, fields: &Fields) -> HttpRequest;
+    /// The place where a new job's rows begin.
+    fn started(&self, response: &HttpResponse, fields: &Fields) -> Result<String, RemoteError>;
+    /// Whether the rows at a place have these fields.
+    fn fits(&self, place: &str, fields: &Fields) -> bool;
+    /// Asks how far a job is; `None` for a cursor that is no place of one.
+    fn ask(&self, config: &ServerConfig, place: &str) -> Option<HttpRequest>;
+    /// Parses it.
+    fn told(&self, response: &HttpResponse) -> Result<Progress, RemoteError>;
+    /// Ends a job whose rows were read, or stops one that still waits.
+    fn end(&self, config: &ServerConfig, place: &str, done: bool) -> Option<HttpRequest>;
+    /// Whether an error says that this job, or any, leads nowhere: the records
+    /// must be read another way. Otherwise the same may be tried again.
+    fn hopeless(&self, error: &RemoteError) -> bool;
+    /// Reads the body of an answer that is rows of a job; `None` for any other.
+    /// `answer` is its head.
+    fn rows(
+        &self,
+        request: &HttpRequest,
+        answer: &HttpResponse,
+        fields: &Fields,
+    ) -> Option<Box<dyn Rows>>;
+}
+
+/// Rows of an answer, while it arrives in pieces.
+pub trait Rows: Send {
+    /// Takes the next piece. What is kept between pieces is less than a row.
+    fn feed(&mut self, piece: &[u8]) -> Result<(), RemoteError>;
+    /// The answer has ended: an error if it lacks anything.
+    fn end(&mut self) -> Result<(), RemoteError>;
+    /// Records that wait to be taken.
+    fn waiting(&self) -> usize;
+    /// Takes them as a page. Its `next` is this answer's own place until `end`
+    /// was called, and then what follows it.
+    fn take(&mut self) -> Page;
+}
