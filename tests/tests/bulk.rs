@@ -137,10 +137,7 @@ async fn by_pages(fault: Value) {
     pair.import("salesforce", &["Contact"]).await;
     pair.backfilled().await;
     complete(&pair).await;
-    assert!(
-        calls(&pair, "GET", "query") >= PEOPLE / 2_000 + 1,
-        "{fault}"
-    );
+    assert!(calls(&pair, "GET", "query") > PEOPLE / 2_000, "{fault}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
