@@ -263,15 +263,18 @@ DECLARE
     m      crm.mirror;
     t      regclass;
     added  integer;
+    -- What is listed whole, and changes seldom or tells of it, is polled seldom.
+    seldom boolean := NOT remote.streamable AND EXISTS (SELECT FROM crm._server s WHERE s.server = remote.server AND s.server_type = 'hubspot');
 BEGIN
-    m := crm._mirror_upsert(server, remote, into_schema, poll_interval);
+    m := crm._mirror_upsert(server, remote, into_schema, coalesce(poll_interval, CASE WHEN seldom THEN interval '1 hour' ELSE interval '60 seconds' END));
     t := format('%I.%I', m.schema_name, m.table_name)::regclass;
     added := crm._mirror_columns_add(m, CASE WHEN wanted IS NULL AND EXISTS (SELECT FROM crm.mirror_column c WHERE c.mirror = m.id)
                                              THEN '{}' ELSE wanted END);
-    UPDATE crm.mirror x SET row_filter = coalesce(_import_one.row_filter, m.row_filter), poll_interval = _import_one.poll_interval WHERE x.id = m.id RETURNING * INTO m;
+    UPDATE crm.mirror x SET row_filter = coalesce(_import_one.row_filter, m.row_filter), poll_interval = coalesce(_import_one.poll_interval, m.poll_interval) WHERE x.id = m.id RETURNING * INTO m;
     IF added > 0 THEN
         PERFORM crm._mirror_detach(t) WHERE EXISTS (SELECT FROM crm.backfill b WHERE b.mirror = m.id);
-        PERFORM crm._mirror_attach(m.id, t, (SELECT coalesce(array_agg(c.column_name::text), '{}') FROM crm.mirror_column c WHERE c.mirror = m.id AND c.read_only));
+        PERFORM crm._mirror_attach(m.id, t, (SELECT coalesce(array_agg(c.column_name::text), '{}') FROM crm.mirror_column c WHERE c.mirror = m.id AND c.read_only)
+            || CASE WHEN remote.createable THEN '{}' ELSE '{!insert}' END::text[] || CASE WHEN remote.deletable THEN '{}' ELSE '{!delete}' END::text[]);
         INSERT INTO crm.backfill AS b (mirror) VALUES (m.id)
         ON CONFLICT (mirror) DO UPDATE SET state = 'waiting', cursor = NULL, done = 0, total = NULL, started_at = NULL, finished_at = NULL, error = NULL;
     END IF;
@@ -288,8 +291,8 @@ BEGIN
     ELSIF into_schema IS NULL OR into_schema = '' OR into_schema ~ '^pg_' OR into_schema IN ('crm', 'information_schema') THEN
         RAISE EXCEPTION 'mirrors cannot live in schema %', coalesce(quote_literal(into_schema), 'null')
             USING ERRCODE = '22023', DETAIL = 'Expected a schema of your own; it is made if missing.', HINT = 'Write into_schema => ''hubspot''.';
-    ELSIF poll_interval IS NULL OR poll_interval NOT BETWEEN interval '1 second' AND interval '1 day' THEN
-        RAISE EXCEPTION 'poll_interval cannot be %', coalesce(poll_interval::text, 'null')
+    ELSIF poll_interval NOT BETWEEN interval '1 second' AND interval '1 day' THEN
+        RAISE EXCEPTION 'poll_interval cannot be %', poll_interval
             USING ERRCODE = '22023', DETAIL = 'Expected an interval from 1 second to 1 day.', HINT = 'Each poll costs at least one API call.';
     ELSIF row_filter IS NOT NULL AND jsonb_typeof(row_filter) NOT IN ('string', 'object', 'null') THEN
         RAISE EXCEPTION 'row_filter must be a condition, or one per object'
@@ -300,7 +303,7 @@ END $$;
 COMMENT ON FUNCTION crm._import_arguments(text[], name, jsonb, interval) IS 'Raises on arguments of crm.import that cannot be meant.';
 
 CREATE FUNCTION crm.import(server text, objects text[], into_schema name, columns jsonb DEFAULT NULL, row_filter jsonb DEFAULT NULL,
-                           poll_interval interval DEFAULT '60 seconds', wait interval DEFAULT '60 seconds')
+                           poll_interval interval DEFAULT NULL, wait interval DEFAULT '60 seconds')
 RETURNS TABLE (object text, mirror text, column_count integer, state text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -334,6 +337,16 @@ BEGIN
     PERFORM crm._wake();
 END $$;
 COMMENT ON FUNCTION crm.import(text, text[], name, jsonb, jsonb, interval, interval) IS 'Makes mirrors of CRM objects in a schema and orders their first copy. Importing again is harmless and adds the columns newly asked for.';
+
+CREATE FUNCTION crm.refresh(mirror text) RETURNS text
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    m crm.mirror := crm._mirror_named(mirror);
+BEGIN
+    PERFORM crm._ask('crm.refresh', ARRAY['poll:' || m.id], s.server_oid, clock_timestamp() + interval '10 seconds') FROM crm._server s WHERE s.server = m.server;
+    RETURN format('%I.%I is polled now; crm.stream shows when that is done', m.schema_name, m.table_name);
+END $$;
+COMMENT ON FUNCTION crm.refresh(text) IS 'Asks the CRM for changes of a mirror now instead of at its next poll. What polls list whole (owners, pipelines, stages, associations) is compared whole.';
 
 CREATE FUNCTION crm.mirror_drop(mirror text, drop_table boolean DEFAULT true) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

@@ -76,7 +76,7 @@ BEGIN
         IF f.name NOT IN ('_as_engine', '_as_engine_found', '_fence_write', '_role_ensure', '_event_partition_ensure', '_event_retain', '_event_seen_forget') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
         END IF;
-        IF f.name IN ('pause', 'resume', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_retry_where', 'dead_letter_discard', '_pause_set', '_ask', '_request',
+        IF f.name IN ('pause', 'resume', 'refresh', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_retry_where', 'dead_letter_discard', '_pause_set', '_ask', '_request',
                       '_wait_possible', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;

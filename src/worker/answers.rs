@@ -6,6 +6,7 @@ use crm_core::connectors::{self, Keyset};
 use crm_core::model::{ErrorClass, Millis, Page, RemoteError, WriteResult};
 
 use crate::pg::store::config;
+use crate::pg::store::rows;
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes::{self, WriteRow};
 use crate::pg::tx::{self, SqlError};
@@ -241,7 +242,13 @@ impl Session {
         let next = self
             .engine
             .server(&server)
-            .and_then(|s| s.connector.next_keyset(since, &page));
+            .and_then(|s| s.connector.next_keyset(&object, since, &page));
+        let all =
+            (self.engine.world.connectors.get(&server)).is_some_and(|c| c.polls_list_all(&object));
+        if all {
+            let shown = page.records.iter().map(|r| r.id.clone());
+            self.engine.watch(mirror).listed.extend(shown);
+        }
         let via = Via {
             source: "poll",
             stream: self.engine.watch(mirror).poll_row,
@@ -261,10 +268,25 @@ impl Session {
             streams::server_error(&server, None)?;
             Ok(())
         })?;
-        if let Some(next) = next {
-            self.engine.poll_from(mirror, &next);
+        match next {
+            Some(next) => self.engine.poll_from(mirror, &next),
+            None if all => self.listed(mirror, now)?,
+            None => {}
         }
         Ok(())
+    }
+
+    /// A list of all records is at its end: what it does not show is gone.
+    fn listed(&mut self, mirror: i32, now: Millis) -> Step<()> {
+        let listed = std::mem::take(&mut self.engine.watch(mirror).listed);
+        let world = &self.engine.world;
+        let Some(m) = world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        tx::in_transaction(|| {
+            let gone = rows::others(&m.table, listed.into_iter().collect())?;
+            reading::gone(world, m, gone, now)
+        })
     }
 
     fn removed(&mut self, mirror: i32, page: Page, now: Millis) -> Step<()> {

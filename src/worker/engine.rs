@@ -127,6 +127,8 @@ pub(crate) struct Watch {
     pub(crate) poll_row: Option<i32>,
     /// Polls since removed records were last asked for.
     pub(crate) polls: u32,
+    /// Records that a poll of everything has shown so far.
+    pub(crate) listed: BTreeSet<String>,
     pub(crate) backfilling: bool,
     pub(crate) backfill_at: Millis,
     /// A change stream brings this mirror's changes; polling is a net below it.

@@ -139,6 +139,7 @@ impl Engine {
             interval
         };
         watch.polls += 1;
+        watch.listed.clear();
         watch.poll_at = now + interval;
         let Some(row) = tx::in_transaction(|| Ok(streams::stream(&name, "poll", &object)?))? else {
             return Ok(Millis::MAX);

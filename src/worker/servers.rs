@@ -284,6 +284,12 @@ fn row_of(id: u32) -> Step<Option<ServerRow>> {
 
 /// Serves what a user's backend asked for outside its transaction.
 pub(crate) fn on_request(engine: &mut Engine, request: &Request) -> Step<()> {
+    if let Some(("poll", mirror)) = request.kind.split_once(':') {
+        if let Ok(mirror) = mirror.parse() {
+            engine.watch(mirror).poll_at = 0;
+        }
+        return Ok(());
+    }
     // The server may be newer than what was read last.
     load(engine, true)?;
     let Some(row) = row_of(request.server_oid.to_u32())? else {

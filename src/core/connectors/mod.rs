@@ -236,8 +236,13 @@ pub trait Connector: Send + Sync {
         fields: &[(String, FieldType)],
         since: &Keyset,
     ) -> HttpRequest;
+    /// Polls of the object list every record there is, with no regard to when it
+    /// changed: what a whole poll does not show is gone.
+    fn polls_list_all(&self, _object: &str) -> bool {
+        false
+    }
     /// Where a poll goes on after a page; `None` at its end.
-    fn next_keyset(&self, _asked: &Keyset, page: &Page) -> Option<Keyset> {
+    fn next_keyset(&self, _object: &str, _asked: &Keyset, page: &Page) -> Option<Keyset> {
         page.next.as_ref()?;
         let last = |r: &Record| Some((r.modified_at?, r.id.clone()));
         let (modified_at, id) = page.records.iter().rev().find_map(last)?;

@@ -73,7 +73,8 @@ pub(crate) extern "C-unwind" fn pg_finfo_crm_capture() -> *const pg_sys::Pg_finf
 }
 
 /// `crm._capture()`: AFTER INSERT, UPDATE or DELETE, for each row; and BEFORE
-/// TRUNCATE, which it refuses. Arguments: mirror number, read-only columns.
+/// TRUNCATE, which it refuses. Arguments: mirror number, read-only columns,
+/// `!insert` and `!delete` where rows come and go in the CRM alone.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn crm_capture(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
@@ -148,6 +149,9 @@ fn updated(mirror: &Rc<Mirror>, old: &Tuple<'_>, new: &Tuple<'_>) {
 }
 
 fn inserted(mirror: &Rc<Mirror>, new: &Tuple<'_>) {
+    if mirror.no_insert {
+        refuse_row(mirror, "take new rows");
+    }
     let mut fields = new.fields();
     let mut row_id = 0;
     buffer::append(mirror, Op::Insert, |_| {
@@ -170,6 +174,9 @@ fn inserted(mirror: &Rc<Mirror>, new: &Tuple<'_>) {
 /// The whole old row except what the engine keeps for itself; a column that is
 /// not in the list was null.
 fn deleted(mirror: &Rc<Mirror>, old: &Tuple<'_>) {
+    if mirror.no_delete {
+        refuse_row(mirror, "lose rows");
+    }
     let mut fields = old.fields();
     let mut row_id = 0;
     buffer::append(mirror, Op::Delete, |out| {
@@ -187,6 +194,16 @@ fn deleted(mirror: &Rc<Mirror>, old: &Tuple<'_>) {
         }
         Some(row_id)
     });
+}
+
+#[cold]
+fn refuse_row(mirror: &Mirror, what: &str) -> ! {
+    report::refuse(
+        PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
+        format!("mirror \"{}\" cannot {what}", mirror.name),
+        None,
+        "The CRM keeps these records itself and takes no such change: make it in the CRM, the mirror follows.",
+    );
 }
 
 #[cold]

@@ -50,6 +50,10 @@ pub(super) struct Mirror {
     pub(super) id: i32,
     pub(super) name: Box<str>,
     pub(super) attributes: Vec<Attribute>,
+    /// The CRM makes its records itself.
+    pub(super) no_insert: bool,
+    /// The CRM lets nobody remove its records.
+    pub(super) no_delete: bool,
     generation: u64,
 }
 
@@ -134,12 +138,15 @@ unsafe fn build(data: &pg_sys::TriggerData, generation: u64) -> Mirror {
             id,
             name: name_of(data.tg_relation).into_boxed_str(),
             attributes,
+            no_insert: read_only.iter().any(|what| what == "!insert"),
+            no_delete: read_only.iter().any(|what| what == "!delete"),
             generation,
         }
     }
 }
 
-/// The mirror's number, then the names of the columns that users must not write.
+/// The mirror's number, then the names of the columns that users must not write,
+/// and `!insert` and `!delete` where they must not do that.
 unsafe fn arguments(trigger: &pg_sys::Trigger) -> (i32, Vec<String>) {
     let count = usize::try_from(trigger.tgnargs).unwrap_or(0);
     let text = |at: usize| {

@@ -19,7 +19,7 @@ pub(crate) struct Standard {
     pub(crate) type_id: &'static str,
     /// Singular; also the prefix of its legacy webhook events.
     pub(crate) singular: &'static str,
-    label: &'static str,
+    pub(crate) label: &'static str,
     label_plural: &'static str,
 }
 
@@ -97,6 +97,7 @@ pub(crate) fn objects(response: &HttpResponse) -> Result<Vec<RemoteObject>, Remo
             deletable: true,
             streamable: true,
         })
+        .chain(super::reference::objects())
         .collect();
     if response.status == 403 {
         return Ok(found);

@@ -5,6 +5,7 @@ pub mod webhook;
 mod catalog;
 mod errors;
 mod push;
+mod reference;
 mod request;
 mod response;
 
@@ -12,7 +13,7 @@ use crate::connectors::{
     ClassLimit, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig,
     SignatureError, Token,
 };
-use crate::http::{Delivery, HttpRequest, HttpResponse};
+use crate::http::{Delivery, HttpRequest, HttpResponse, Purpose};
 use crate::model::{
     Change, FieldType, Millis, Page, RemoteError, RemoteField, RemoteObject, Value, Write,
     WriteKind, WriteResult,
@@ -106,7 +107,10 @@ impl Connector for HubSpot {
     }
 
     fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
-        request::properties(config, object)
+        match reference::of(object) {
+            Some(r) => reference::list(config, r, false, None, Purpose::Catalog),
+            None => request::properties(config, object),
+        }
     }
 
     fn fields(
@@ -114,7 +118,10 @@ impl Connector for HubSpot {
         object: &str,
         response: &HttpResponse,
     ) -> Result<Vec<RemoteField>, RemoteError> {
-        catalog::fields(object, response)
+        match reference::of(object) {
+            Some(r) => reference::fields(r, response),
+            None => catalog::fields(object, response),
+        }
     }
 
     fn modified_field(&self, object: &str) -> &'static str {
@@ -122,7 +129,11 @@ impl Connector for HubSpot {
     }
 
     fn count_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
-        request::count(config, object)
+        match reference::of(object) {
+            // No answer tells a number; one that comes shows that lists will.
+            Some(r) => reference::list(config, r, false, None, Purpose::Catalog),
+            None => request::count(config, object),
+        }
     }
 
     fn count(&self, response: &HttpResponse) -> Result<u64, RemoteError> {
@@ -136,7 +147,10 @@ impl Connector for HubSpot {
         fields: &[(String, FieldType)],
         cursor: Option<&str>,
     ) -> HttpRequest {
-        request::list(config, object, fields, cursor)
+        match reference::of(object) {
+            Some(r) => reference::list(config, r, false, cursor, Purpose::Backfill),
+            None => request::list(config, object, fields, cursor),
+        }
     }
 
     fn poll_request(
@@ -146,15 +160,26 @@ impl Connector for HubSpot {
         fields: &[(String, FieldType)],
         since: &Keyset,
     ) -> HttpRequest {
-        request::poll(config, object, fields, since)
+        match reference::of(object) {
+            Some(r) => reference::poll(config, r, since),
+            None => request::poll(config, object, fields, since),
+        }
     }
 
-    fn next_keyset(&self, asked: &Keyset, page: &Page) -> Option<Keyset> {
-        response::next_keyset(asked, page)
+    fn polls_list_all(&self, object: &str) -> bool {
+        reference::of(object).is_some()
+    }
+
+    fn next_keyset(&self, object: &str, asked: &Keyset, page: &Page) -> Option<Keyset> {
+        match reference::of(object) {
+            Some(r) => reference::next_keyset(r, asked, page),
+            None => response::next_keyset(asked, page),
+        }
     }
 
     fn highest_request(&self, config: &ServerConfig, object: &str) -> Option<HttpRequest> {
-        Some(request::by_id(config, object, "0", "DESCENDING"))
+        let searched = reference::of(object).is_none();
+        searched.then(|| request::by_id(config, object, "0", "DESCENDING"))
     }
 
     fn seek_request(&self, config: &ServerConfig, object: &str, id: &str) -> Option<HttpRequest> {
@@ -167,7 +192,8 @@ impl Connector for HubSpot {
         object: &str,
         cursor: Option<&str>,
     ) -> Option<HttpRequest> {
-        Some(request::removed(config, object, cursor))
+        let apart = reference::of(object).is_none();
+        apart.then(|| request::removed(config, object, cursor))
     }
 
     fn read_request(
@@ -197,7 +223,10 @@ impl Connector for HubSpot {
         fields: &[(String, FieldType)],
         response: &HttpResponse,
     ) -> Result<Page, RemoteError> {
-        response::page(object, fields, response)
+        match reference::of(object) {
+            Some(r) => reference::page(r, fields, response),
+            None => response::page(object, fields, response),
+        }
     }
 
     fn read_batch(&self) -> usize {

@@ -32,7 +32,7 @@ fn version(config: &ServerConfig) -> &str {
 
 /// `/{api}/v3/{rest}` or `/{api}/{area}/{version}/{rest}`: HubSpot moved the
 /// version behind the area when it began to name versions by date.
-fn path(config: &ServerConfig, v3: &str, dated: &str, rest: &str) -> String {
+pub(crate) fn path(config: &ServerConfig, v3: &str, dated: &str, rest: &str) -> String {
     match version(config) {
         "v3" => format!("{v3}{rest}"),
         v => format!("{dated}/{}{rest}", encode(v)),

@@ -6,6 +6,7 @@ use crate::model::ErrorClass;
 
 mod pages;
 mod pushes;
+mod references;
 mod requests;
 mod webhooks;
 

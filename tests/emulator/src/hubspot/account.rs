@@ -3,7 +3,6 @@
 use serde_json::{Value, json};
 
 use super::{
-    directory,
     error::ApiError,
     http::{Call, Outcome, Reply},
     objects::push_paging,
@@ -14,7 +13,10 @@ pub(crate) fn owners(call: &Call<'_>) -> Outcome {
     let limit = call.query.number("limit", 100)?.clamp(1, 500) as usize;
     let after = call.query.number("after", 0)?;
     let email = call.query.get("email").filter(|e| !e.is_empty());
-    let mut found: Vec<(u64, Value)> = directory::owners(call.query.flag("archived"))
+    let mut found: Vec<(u64, Value)> = call
+        .state
+        .directory
+        .owners(call.query.flag("archived"))
         .into_iter()
         .filter(|(id, owner)| *id >= after && email.is_none_or(|e| owner["email"] == e))
         .collect();
@@ -32,81 +34,20 @@ pub(crate) fn owners(call: &Call<'_>) -> Outcome {
 /// `GET …/owners/{id}`, `idProperty=id|userId`.
 pub(crate) fn owner(call: &Call<'_>) -> Outcome {
     let by_user = call.query.get("idProperty") == Some("userId");
-    let found = call
-        .param("id")
-        .parse()
-        .ok()
-        .and_then(|id| directory::owner(id, by_user, call.query.flag("archived")));
+    let found = call.param("id").parse().ok().and_then(|id| {
+        call.state
+            .directory
+            .owner(id, by_user, call.query.flag("archived"))
+    });
     match found {
         Some(owner) => Ok(Reply::value(200, &owner)),
         None => Err(ApiError::not_found("Owner not found")),
     }
 }
 
-const EPOCH: &str = "1970-01-01T00:00:00Z";
-const DEAL_STAGES: [(&str, &str, &str); 7] = [
-    ("appointmentscheduled", "Appointment Scheduled", "0.2"),
-    ("qualifiedtobuy", "Qualified To Buy", "0.4"),
-    ("presentationscheduled", "Presentation Scheduled", "0.6"),
-    ("decisionmakerboughtin", "Decision Maker Bought-In", "0.8"),
-    ("contractsent", "Contract Sent", "0.9"),
-    ("closedwon", "Closed Won", "1.0"),
-    ("closedlost", "Closed Lost", "0.0"),
-];
-const TICKET_STAGES: [(&str, &str, &str); 4] = [
-    ("1", "New", "OPEN"),
-    ("2", "Waiting on contact", "OPEN"),
-    ("3", "Waiting on us", "OPEN"),
-    ("4", "Closed", "CLOSED"),
-];
-
 fn all_pipelines(call: &Call<'_>) -> Result<Vec<Value>, ApiError> {
-    let stage = |i: usize, id: &str, label: &str, metadata: Value| {
-        json!({"label": label, "displayOrder": i, "metadata": metadata, "id": id,
-            "createdAt": EPOCH, "updatedAt": EPOCH, "archived": false,
-            "writePermissions": "CRM_PERMISSIONS_ENFORCEMENT"})
-    };
-    let (id, label, stages): (&str, &str, Vec<Value>) = match call.table("type")?.facts.plural {
-        "deals" => (
-            "default",
-            "Sales Pipeline",
-            DEAL_STAGES
-                .iter()
-                .enumerate()
-                .map(|(i, (id, label, chance))| {
-                    let closed = *chance == "1.0" || *chance == "0.0";
-                    stage(
-                        i,
-                        id,
-                        label,
-                        json!({"isClosed": closed.to_string(), "probability": chance}),
-                    )
-                })
-                .collect(),
-        ),
-        "tickets" => (
-            "0",
-            "Support Pipeline",
-            TICKET_STAGES
-                .iter()
-                .enumerate()
-                .map(|(i, (id, label, state))| {
-                    let closed = *state == "CLOSED";
-                    stage(
-                        i,
-                        id,
-                        label,
-                        json!({"isClosed": closed.to_string(), "ticketState": state}),
-                    )
-                })
-                .collect(),
-        ),
-        _ => return Ok(Vec::new()),
-    };
-    Ok(vec![
-        json!({"label": label, "displayOrder": 0, "id": id, "stages": stages,
-        "createdAt": EPOCH, "updatedAt": EPOCH, "archived": false}),
-    ])
+    let plural = call.table("type")?.facts.plural;
+    Ok(call.state.directory.pipelines(plural))
 }
 
 /// `GET …/pipelines/{type}`.

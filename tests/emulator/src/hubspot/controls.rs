@@ -7,6 +7,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     State,
+    directory::Deed,
     error::ApiError,
     merge,
     model::{Catalog, PropertyId, Table},
@@ -90,6 +91,18 @@ fn shown(
     }
 }
 
+impl State {
+    fn in_directory(
+        &self,
+        object: &str,
+        id: &str,
+        deed: &Deed<'_>,
+    ) -> Option<Result<Value, Refused>> {
+        let at = super::base::iso_short(self.now_ms());
+        self.directory.act(object, id, deed, &at)
+    }
+}
+
 impl Crm for State {
     fn edit(
         &self,
@@ -98,6 +111,9 @@ impl Crm for State {
         fields: &Map<String, Value>,
         actor: &Actor,
     ) -> Result<Value, Refused> {
+        if let Some(done) = self.in_directory(object, id, &Deed::Edit(fields)) {
+            return done;
+        }
         let table = self.table(object)?;
         let catalog = table.catalog();
         let changes = write::check(self, table, &catalog, fields)?;
@@ -136,6 +152,9 @@ impl Crm for State {
     }
 
     fn delete(&self, object: &str, id: &str, actor: &Actor) -> Result<Value, Refused> {
+        if let Some(done) = self.in_directory(object, id, &Deed::Delete) {
+            return done;
+        }
         let table = self.table(object)?;
         let catalog = table.catalog();
         let mut live = table.write();

@@ -185,7 +185,7 @@ fn more_records_of_one_millisecond_than_a_page_holds_are_all_polled() {
         let found = search(&hubspot().poll_request(&ServerConfig::default(), "deals", &[], &asked));
         seen.extend(found.records.iter().map(|r| r.id.parse::<u64>().unwrap()));
         calls += 1;
-        match hubspot().next_keyset(&asked, &found) {
+        match hubspot().next_keyset("contacts", &asked, &found) {
             Some(next) => asked = next,
             None => break,
         }
