@@ -10,7 +10,10 @@ fn fields_of(object: &str) -> Vec<(String, FieldType)> {
         .collect()
 }
 
-fn rows(object: &str, text: &str) -> Vec<(String, bool, Vec<(String, String)>)> {
+/// Id, whether it is gone, and the values that are there.
+type Row = (String, bool, Vec<(String, String)>);
+
+fn rows(object: &str, text: &str) -> Vec<Row> {
     let fields = fields_of(object);
     let page = hubspot().page(object, &fields, &answer(200, text)).unwrap();
     let named = |r: &crate::model::Record| {
