@@ -47,7 +47,8 @@ async fn released(db: &Db) -> Vec<String> {
     let share: String = db
         .one("SELECT setting FROM pg_config WHERE name = 'SHAREDIR'")
         .await;
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sql/released");
+    let folder = Path::new(&std::env::var_os("CARGO_MANIFEST_DIR").expect("run by cargo"))
+        .join("../sql/released");
     let mut versions = Vec::new();
     for entry in std::fs::read_dir(&folder).expect("released versions") {
         let path = entry.expect("a file").path();

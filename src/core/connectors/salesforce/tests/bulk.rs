@@ -239,9 +239,9 @@ fn a_row_without_end_is_refused_and_no_bytes_make_the_reader_panic() {
     assert!(refused.is_some(), "8 MB without an end");
     let mut random = Random::new(7);
     for _ in 0..300 {
-        let size = random.below(400) as usize;
+        let size = random.below(400);
         let bytes: Vec<u8> = (0..size)
-            .map(|_| b"\"\",,\n\r\\a\xe6\xa0\xaa\0"[random.below(12) as usize])
+            .map(|_| b"\"\",,\n\r\\a\xe6\xa0\xaa\0"[random.below(12)])
             .collect();
         let mut rows = reader(&place(), "null", 1);
         let _ = rows.feed(&bytes).and_then(|()| rows.end());
