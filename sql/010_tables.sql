@@ -19,9 +19,11 @@ CREATE TABLE crm.server_state (
     catalog_ticket      bigint NOT NULL DEFAULT 0,
     last_error          text,
     last_error_at       timestamptz,
-    advice              text
+    advice              text,
+    time_zone           text
 );
 COMMENT ON TABLE crm.server_state IS 'What the worker knows of each CRM account: pause switch, last catalog refresh, last error and what to do about it.';
+COMMENT ON COLUMN crm.server_state.time_zone IS 'The account''s time zone, as the CRM tells it.';
 
 CREATE TABLE crm.remote_object (
     server       text NOT NULL,
@@ -76,12 +78,24 @@ CREATE TABLE crm.mirror (
     unique_field  text,
     source_field  text,
     created_at    timestamptz NOT NULL DEFAULT now(),
+    reconcile_at    time DEFAULT '06:00',
+    reconcile_zone  text,
+    reconcile_depth text NOT NULL DEFAULT 'stamps' CHECK (reconcile_depth IN ('stamps', 'values')),
+    reconcile_patience interval NOT NULL DEFAULT '1 minute' CHECK (reconcile_patience >= '0' AND reconcile_patience <= '1 day'),
+    missing_limit bigint NOT NULL DEFAULT 1000 CHECK (missing_limit >= 0),
+    missing_share numeric NOT NULL DEFAULT 0.1 CHECK (missing_share >= 0 AND missing_share <= 1),
     UNIQUE (schema_name, table_name),
     UNIQUE (server, object, schema_name)
 );
 COMMENT ON TABLE crm.mirror IS 'One row per mirror: which object type of which server a table holds, and whether its changes go out (mode live) or are only shown (shadow).';
 COMMENT ON COLUMN crm.mirror.unique_field IS 'Our own unique property or External ID in that CRM, if the account has it: creates become upserts on it, so a lost answer makes no duplicate.';
 COMMENT ON COLUMN crm.mirror.source_field IS 'The property in that CRM that says who wrote last (sync_source), if the account has it.';
+COMMENT ON COLUMN crm.mirror.reconcile_at IS 'When a day the mirror is compared with its CRM, by the clock of the account; null for never. See crm.reconcile.';
+COMMENT ON COLUMN crm.mirror.reconcile_zone IS 'The time zone of reconcile_at; null for the account''s own (crm.server_state.time_zone), UTC until that is known.';
+COMMENT ON COLUMN crm.mirror.reconcile_depth IS 'What a scheduled reconciliation compares: stamps (ids and modified stamps) or values (all columns too).';
+COMMENT ON COLUMN crm.mirror.reconcile_patience IS 'How long streams get to bring what a reconciliation found before it is read and counts as missed.';
+COMMENT ON COLUMN crm.mirror.missing_limit IS 'When more records than this are missing in the CRM, none is removed here and crm.review asks.';
+COMMENT ON COLUMN crm.mirror.missing_share IS 'The same as a share of the rows, 0 to 1, from 20 missing records on.';
 
 CREATE TABLE crm.mirror_column (
     mirror      integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
@@ -312,7 +326,7 @@ COMMENT ON COLUMN crm.event.policy_version IS 'Version of the policy that decide
 COMMENT ON COLUMN crm.event.identity IS 'Stands for the source''s own event: equal for two deliveries of one change, see crm.event_seen; null where the source names none.';
 COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), resolved (a steward''s answer), discard (values that were given up: the row keeps them, see decision), policy (a change of policy), tombstone (a row made only to remember that its record is deleted).';
 COMMENT ON COLUMN crm.event.origin IS 'Who wrote the value: a server''s name, local for SQL, or a named application; for a result, who caused our write.';
-COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, replay, sql, link (it followed from a linked record), review (a steward''s answer), reject (crm.reject put old values back; actor, application and reason are those of who rejected), or result (the CRM''s answer to a write of ours).';
+COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, reconcile (read because a reconciliation found a difference), replay, sql, link (it followed from a linked record), review (a steward''s answer), reject (crm.reject put old values back; actor, application and reason are those of who rejected), or result (the CRM''s answer to a write of ours).';
 COMMENT ON COLUMN crm.event.actor IS 'The CRM''s user, or session_user of the SQL session; null if unknown.';
 COMMENT ON COLUMN crm.event.application IS 'What the CRM tells of the program that wrote, or application_name of the SQL session.';
 COMMENT ON COLUMN crm.event.reason IS 'pg_crm_sync.reason of the SQL session.';

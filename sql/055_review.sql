@@ -2,7 +2,7 @@
 
 CREATE TABLE crm.review_item (
     id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    kind          text NOT NULL CHECK (kind IN ('field', 'match', 'create', 'delete', 'merge', 'erase')),
+    kind          text NOT NULL CHECK (kind IN ('field', 'match', 'create', 'delete', 'merge', 'erase', 'missing')),
     link          text,
     mirror        integer,
     row_id        bigint,
@@ -48,7 +48,7 @@ CREATE VIEW crm.review AS
 SELECT r.id, r.kind, r.link, format('%I.%I', m.schema_name, m.table_name) AS mirror, r.row_id, r.entity, r.field, r.reason, r.rule, r.candidates,
        crm._review_answers(r.kind, r.candidates) AS answers, r.opened_at, r.changed_at, r.resolution, r.value, r.resolved_by, r.resolved_at
 FROM crm.review_item r LEFT JOIN crm.mirror m ON m.id = r.mirror;
-COMMENT ON VIEW crm.review IS 'Questions that only a person can answer: conflicts whose policy is review, ambiguous matches, deletes against updates, merges. One row per open question with all candidates; answer with UPDATE crm.review SET resolution = (one of answers), value = …, or crm.review_resolve.';
+COMMENT ON VIEW crm.review IS 'Questions that only a person can answer: conflicts whose policy is review, ambiguous matches, deletes against updates, merges, many records that are missing in a CRM at once. One row per open question with all candidates; answer with UPDATE crm.review SET resolution = (one of answers), value = …, or crm.review_resolve.';
 COMMENT ON COLUMN crm.review.candidates IS 'For a field: who wrote which value where and when. For records: _ids of the left and right mirror, or what else there is to know.';
 COMMENT ON COLUMN crm.review.answers IS 'What resolution may be set to: a side takes its candidate; value takes column value, null being blank.';
 COMMENT ON COLUMN crm.review.resolution IS 'The answer. The worker acts on it and takes the row away; until then it can be changed or set to null.';

@@ -148,7 +148,9 @@ SELECT 6, 'stream', concat_ws(' ', x.server, x.kind, nullif(x.object, '')), x.st
        CASE WHEN x.last_error_at > coalesce(x.last_ok_at, '-infinity') THEN format('SELECT * FROM crm.server_check(%L); polling goes on meanwhile.', x.server) END
 FROM crm.stream x
 UNION ALL
-SELECT * FROM crm._ledger_status;
+SELECT * FROM crm._ledger_status
+UNION ALL
+SELECT * FROM crm._reconcile_status;
 COMMENT ON VIEW crm._status_parts IS 'The rows of crm.status with their rank.';
 
 CREATE VIEW crm.status AS

@@ -83,14 +83,14 @@ BEGIN
         IF f.name IN ('review_match', 'review_resolve') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_steward', f.signature);
         END IF;
-        IF f.name IN ('replay', 'consumer_create', 'consumer_drop', '_ledger_start', '_stream_named') THEN
+        IF f.name IN ('replay', 'reconcile', 'reconcile_cancel', 'consumer_create', 'consumer_drop', '_ledger_start', '_stream_named') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;
         IF f.name IN ('lineage', 'record_as_of', 'consumer_read', 'consumer_commit', '_consumer_named', '_ledger_end', '_keep', '_event_partitions', '_event_seq_at',
                       '_record_row', '_field_checked', '_mapped_fields', '_record_rows', '_outcome', '_decided', '_undrained', '_undo', '_as_of_checked', '_as_of_row') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
-        IF f.name IN ('wait_synced', 'sync_state', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_review_answers', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
+        IF f.name IN ('wait_synced', 'sync_state', 'reconcile_estimate', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_review_answers', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
                       '_mirror_named', '_host_allowed', '_stamp_qualities') OR f.name ~ '^(why|_why.*|_scope_clauses|_and_clauses|_converted|_record_of|_clauses|_clause_ends|explain|_explain.*)$' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;

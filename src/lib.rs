@@ -72,7 +72,12 @@ extension_sql_file!(
     name = "consumers",
     requires = ["ledger"]
 );
-extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["consumers"]);
+extension_sql_file!(
+    "../sql/064_reconcile.sql",
+    name = "reconcile",
+    requires = ["consumers"]
+);
+extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["reconcile"]);
 extension_sql_file!(
     "../sql/070_views.sql",
     name = "views",

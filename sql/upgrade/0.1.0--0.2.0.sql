@@ -1,6 +1,15 @@
 -- Nothing ever made a mirror read-only.
 -- done: CREATE TABLE crm.mirror (
 ALTER TABLE crm.mirror DROP CONSTRAINT mirror_mode_check, ADD CONSTRAINT mirror_mode_check CHECK (mode IN ('shadow', 'live'));
+ALTER TABLE crm.mirror
+    ADD COLUMN reconcile_at time DEFAULT '06:00',
+    ADD COLUMN reconcile_zone text,
+    ADD COLUMN reconcile_depth text NOT NULL DEFAULT 'stamps' CHECK (reconcile_depth IN ('stamps', 'values')),
+    ADD COLUMN reconcile_patience interval NOT NULL DEFAULT '1 minute' CHECK (reconcile_patience >= '0' AND reconcile_patience <= '1 day'),
+    ADD COLUMN missing_limit bigint NOT NULL DEFAULT 1000 CHECK (missing_limit >= 0),
+    ADD COLUMN missing_share numeric NOT NULL DEFAULT 0.1 CHECK (missing_share >= 0 AND missing_share <= 1);
+-- done: CREATE TABLE crm.server_state (
+ALTER TABLE crm.server_state ADD COLUMN time_zone text;
 -- done: CREATE TABLE crm.link (
 ALTER TABLE crm.link
     ADD COLUMN on_left_delete text NOT NULL DEFAULT 'unlink' CHECK (on_left_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
@@ -37,7 +46,7 @@ ALTER TABLE crm.event
 -- done: CREATE TABLE crm.review_item (
 ALTER TABLE crm.review_item DROP CONSTRAINT review_item_link_mirror_row_id_field_key;
 ALTER TABLE crm.review_item
-    ADD COLUMN kind text CHECK (kind IN ('field', 'match', 'create', 'delete', 'merge', 'erase')),
+    ADD COLUMN kind text CHECK (kind IN ('field', 'match', 'create', 'delete', 'merge', 'erase', 'missing')),
     ADD COLUMN own_field text, ADD COLUMN rule bigint, ADD COLUMN changed_at timestamptz NOT NULL DEFAULT now(),
     ADD COLUMN resolution text, ADD COLUMN value text, ADD COLUMN answer_mirror integer, ADD COLUMN resolved_by text,
     ADD COLUMN resolved_with text, ADD COLUMN resolved_why text, ADD COLUMN resolved_at timestamptz;

@@ -30,6 +30,8 @@ pub enum Purpose {
     Catalog,
     /// First copy of a mirror.
     Backfill,
+    /// Comparing a mirror with its CRM, and reading what differs.
+    Reconcile,
 }
 
 /// A request, complete but for authorization.

@@ -33,6 +33,7 @@ mod past;
 pub mod plan;
 pub mod policy;
 pub mod ranges;
+pub mod reconcile;
 mod replay;
 pub mod retry;
 mod rules;

@@ -53,7 +53,7 @@ impl Lane {
             Purpose::Push => Some(Self::Push),
             Purpose::ReadBack | Purpose::Match => Some(Self::Read),
             Purpose::Poll | Purpose::Catalog => Some(Self::Poll),
-            Purpose::Backfill => Some(Self::Backfill),
+            Purpose::Backfill | Purpose::Reconcile => Some(Self::Backfill),
         }
     }
 

@@ -73,6 +73,12 @@ impl Policy {
 
     /// The same, where something is said.
     pub fn stated(&self, origin: &str, source: &str) -> Option<Quality> {
+        // What a reconciliation shows was read.
+        let source = if source == "reconcile" {
+            "read"
+        } else {
+            source
+        };
         let of = |s: &&StampRule| s.origin == origin && s.source == source;
         self.stamps.iter().find(of).map(|s| s.quality)
     }

@@ -241,7 +241,8 @@ impl Server {
             return false;
         }
         let (config, connector) = (&target.spec.config, target.spec.connector);
-        let request = connector.list_request(config, &chain.object, &chain.fields, Some(next));
+        let mut request = connector.list_request(config, &chain.object, &chain.fields, Some(next));
+        request.purpose = job.request.purpose;
         let shape = Shape::Page {
             object: chain.object.clone(),
             fields: Arc::clone(&chain.fields),

@@ -91,6 +91,8 @@ impl Session {
             Job::Poll { mirror, since } => self.polled(mirror, &since, page, now),
             Job::Removed { mirror } => self.removed(mirror, page, now),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
+            Job::Compare { mirror, turn } => self.compared((mirror, turn), page, following, now),
+            Job::Repair { mirror, turn } => self.repaired((mirror, turn), page, now),
             Job::Fate { mirror, ids } => self.fate_known(mirror, ids, page, now),
             Job::Settle {
                 mirror,
@@ -165,6 +167,9 @@ impl Session {
             Job::Highest { mirror } => return self.highest(*mirror, None),
             // Without this place to split at, the copy has a range less.
             Job::Seek { .. } => return Ok(()),
+            Job::Compare { mirror, turn } | Job::Repair { mirror, turn } => {
+                return self.reconcile_refused((*mirror, *turn), error, now);
+            }
             Job::Backfill { mirror, .. }
             | Job::Poll { mirror, .. }
             | Job::Removed { mirror }
@@ -294,7 +299,7 @@ impl Session {
         let ids: Vec<String> = page.records.into_iter().map(|r| r.id).collect();
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
-            tx::in_transaction(|| reading::gone(world, m, ids, now))?;
+            tx::in_transaction(|| reading::gone(world, m, Via::asked("read"), ids, now))?;
         }
         if let Some(next) = page.next {
             self.engine.removed_from(mirror, Some(&next));
@@ -337,7 +342,7 @@ impl Session {
         if !missing.is_empty() && !self.engine.ask_fate(mirror, &missing) {
             let world = &self.engine.world;
             if let Some(m) = world.mirrors.get(&mirror) {
-                tx::in_transaction(|| reading::gone(world, m, missing, now))?;
+                tx::in_transaction(|| reading::gone(world, m, via, missing, now))?;
             }
         }
         self.engine
@@ -366,7 +371,7 @@ impl Session {
         let survivors: Vec<String> = pairs.iter().map(|(_, s)| s.clone()).collect();
         tx::in_transaction(|| {
             merges::shown(world, m, &pairs, now)?;
-            reading::gone(world, m, lost, now)?;
+            reading::gone(world, m, Via::asked("read"), lost, now)?;
             Ok(())
         })?;
         self.engine.watch(mirror).reads.extend(survivors);
@@ -381,6 +386,9 @@ impl Session {
         let world = &self.engine.world;
         let taken = tx::in_transaction(|| Ok(reviews::settle(world, now)?))?;
         self.engine.may_send |= taken > 0;
+        if taken > 0 {
+            self.engine.reconcile_at = 0;
+        }
         Ok(())
     }
 

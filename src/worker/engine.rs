@@ -18,6 +18,7 @@ use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
 use crate::worker::bulk::Bulk;
 use crate::worker::deliver::Batch;
+use crate::worker::reconcile::Reconciling;
 use crate::worker::replay;
 use crate::worker::servers::{NextRefresh, Refresh};
 use crate::worker::world::World;
@@ -55,6 +56,12 @@ pub(crate) enum Job {
     Poll { mirror: i32, since: Keyset },
     /// A page of removed records.
     Removed { mirror: i32 },
+    /// A page of the list of a reconciliation; answers to an earlier turn are ignored.
+    Compare { mirror: i32, turn: u64 },
+    /// Records that a reconciliation found to differ.
+    Repair { mirror: i32, turn: u64 },
+    /// An account's time zone.
+    Zone { server: String },
     /// What became of records that are gone.
     Fate { mirror: i32, ids: Vec<String> },
     /// Records that events named.
@@ -86,6 +93,10 @@ impl Job {
                 range: *range,
                 run: *run,
             }),
+            Self::Compare { mirror, turn } => Some(Self::Compare {
+                mirror: *mirror,
+                turn: *turn,
+            }),
             _ => None,
         }
     }
@@ -97,6 +108,8 @@ impl Job {
             | Self::BulkStart { mirror }
             | Self::BulkAsk { mirror, .. }
             | Self::Backfill { mirror, .. }
+            | Self::Compare { mirror, .. }
+            | Self::Repair { mirror, .. }
             | Self::Poll { mirror, .. }
             | Self::Removed { mirror }
             | Self::Read { mirror, .. }
@@ -106,7 +119,11 @@ impl Job {
             | Self::Seek { mirror, .. }
             | Self::FindCreated { mirror, .. } => Some(*mirror),
             Self::Look { batch, .. } => Some(batch.mirror),
-            Self::Push(_) | Self::BulkEnd | Self::Catalog { .. } | Self::Check { .. } => None,
+            Self::Push(_)
+            | Self::BulkEnd
+            | Self::Zone { .. }
+            | Self::Catalog { .. }
+            | Self::Check { .. } => None,
         }
     }
 }
@@ -161,6 +178,8 @@ pub(crate) struct Watch {
     pub(crate) careful: bool,
     /// A page of the first copy held records that have rows already.
     pub(crate) met: bool,
+    /// The mirror is being compared with its CRM.
+    pub(crate) reconciling: Option<Reconciling>,
 }
 
 /// Pause before a record is read again whose last read left something open, and
@@ -253,6 +272,10 @@ pub(crate) struct Engine {
     pub(crate) undefer_at: Millis,
     /// When to look for first copies that stand still.
     pub(crate) backfills_at: Millis,
+    /// When to look for reconciliations.
+    pub(crate) reconcile_at: Millis,
+    /// When servers were asked for their time zones.
+    pub(crate) zones: HashMap<String, Millis>,
     pub(crate) housekeeping_at: Millis,
     pub(crate) unknown_at: Millis,
     /// Whether this cluster may write to CRMs.
@@ -284,6 +307,8 @@ impl Engine {
             policy_at: Some(0),
             undefer_at: 0,
             backfills_at: 0,
+            reconcile_at: 0,
+            zones: HashMap::new(),
             housekeeping_at: 0,
             unknown_at: 0,
             active: false,
@@ -350,7 +375,7 @@ impl Engine {
         self.fetch_with(mirror, request, job, fields, None)
     }
 
-    fn fetch_with(
+    pub(super) fn fetch_with(
         &mut self,
         mirror: i32,
         request: HttpRequest,

@@ -3,6 +3,7 @@
 use crm_core::model::Millis;
 use crm_core::plan::DeletedBy;
 
+use crate::pg::store::reconciles;
 use crate::pg::store::reviews::{self, Answer};
 use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
@@ -36,6 +37,12 @@ pub(crate) fn settle(world: &World, answer: &Answer, now: Millis) -> Result<usiz
         ("delete", "keep") if !keep(world, mirror, answer)? => return Ok(0),
         ("delete", "keep") => {}
         ("delete", _) => stand(world, mirror, answer, now)?,
+        ("missing", word) => {
+            let asked: serde_json::Value =
+                serde_json::from_str(&answer.question).unwrap_or_default();
+            let run = asked["candidates"]["run"].as_i64().unwrap_or_default();
+            reconciles::answer(run, word == "delete")?;
+        }
         ("merge" | "erase", "delete") => remove(world, mirror, row, now)?,
         _ => {}
     }

@@ -18,6 +18,7 @@ use crate::worker::erasure;
 use crate::worker::flush;
 use crate::worker::images;
 use crate::worker::merges;
+use crate::worker::reconcile;
 use crate::worker::removals::{self, Removal};
 use crate::worker::scope;
 use crate::worker::shown;
@@ -51,6 +52,8 @@ pub(crate) struct PageApplied {
     pub(crate) examined: usize,
     /// Records put off because a user holds the row: read again later.
     pub(crate) locked: Vec<String>,
+    /// Records that a reconciliation read and that were not as their rows showed them.
+    pub(crate) differed: Vec<String>,
     /// Records of a first copy had rows already, although none was expected to.
     pub(crate) met: bool,
 }
@@ -172,6 +175,12 @@ fn insert_fresh(
     applied.locked.extend(met.wait);
     let made = rows::insert(&mirror.table, &columns, met.new)?;
     applied.inserted = made.len() + met.adopted.len();
+    if via.source == reconcile::SOURCE {
+        let made = made.iter().filter_map(|(_, r)| r.clone());
+        applied.differed.extend(made);
+        let adopted = met.adopted.iter().map(|(r, _)| r.clone());
+        applied.differed.extend(adopted);
+    }
     let line = |row_id: i64, record: Option<String>| EventRow {
         mirror: mirror.id,
         row_id: Some(row_id),
@@ -264,8 +273,7 @@ fn differing(
         free.insert(record.id.clone());
         let at = record.modified_at.unwrap_or(0);
         let older = at > 0 && interval(world, mirror, page.via, at).to < row.modified_at;
-        let equal = (row.deleted && !row.hidden) == record.deleted
-            && changed(mirror, page, &row, record).is_empty();
+        let equal = as_shown(mirror, page, &row, record);
         // What was asked for by id may tell more than its values: what came last.
         let asked = page.via.asked_at.is_some();
         if !older && (!equal || asked || at > row.modified_at) {
@@ -275,6 +283,20 @@ fn differing(
     let held = records.keys().filter(|id| !free.contains(*id));
     applied.locked.extend(held.cloned());
     Ok(Differing { rows, records })
+}
+
+/// Whether a record is as its row shows it.
+fn as_shown(mirror: &Mirror, page: &Compared<'_>, row: &Row, record: &Record) -> bool {
+    (row.deleted && !row.hidden) == record.deleted && changed(mirror, page, row, record).is_empty()
+}
+
+/// Whether the values of a record are others than those of its row.
+pub(super) fn differs(mirror: &Mirror, row: &Row, record: &Record) -> bool {
+    let page = Compared {
+        via: Via::asked(reconcile::SOURCE),
+        blind: HashSet::new(),
+    };
+    !changed(mirror, &page, row, record).is_empty()
 }
 
 /// Columns in which a record differs from its row.
@@ -320,6 +342,9 @@ fn compare_known(
         let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) else {
             continue;
         };
+        if page.via.source == reconcile::SOURCE && !as_shown(mirror, page, &row, record) {
+            applied.differed.push(record.id.clone());
+        }
         if (row.deleted && !row.hidden) != record.deleted {
             let kind = if record.deleted { "delete" } else { "restore" };
             let at = record.modified_at.unwrap_or(now);

@@ -56,6 +56,7 @@ fn bisect_page(
             applied.inserted += second.inserted;
             applied.examined += second.examined;
             applied.locked.extend(second.locked);
+            applied.differed.extend(second.differed);
             Ok(applied)
         }
         Ok(applied) => Ok(applied),
@@ -137,6 +138,7 @@ pub(crate) fn page(
 pub(crate) fn gone(
     world: &World,
     mirror: &Mirror,
+    via: Via,
     missing: Vec<String>,
     now: Millis,
 ) -> Result<(), SqlError> {
@@ -148,7 +150,7 @@ pub(crate) fn gone(
     let row_ids: Vec<i64> = rows.iter().map(|r| r.row_id).collect();
     let lines = rows
         .iter()
-        .map(|r| pages::existence(mirror, Via::asked("read"), r, "delete", now))
+        .map(|r| pages::existence(mirror, via, r, "delete", now))
         .collect();
     flush::append(world, lines)?;
     // First: a removal that does not stand brings the row back.

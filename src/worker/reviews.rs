@@ -230,7 +230,7 @@ pub(crate) fn event(
     }
     EventRow {
         mirror: mirror.id,
-        row_id: Some(answer.row_id),
+        row_id: Some(answer.row_id).filter(|row| *row > 0),
         entity: answer.entity,
         kind: "resolved",
         origin: LOCAL.to_owned(),

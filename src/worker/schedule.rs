@@ -29,6 +29,7 @@ impl Engine {
         let mut next = now + 5_000;
         self.resume_backfills(now)?;
         next = next.min(self.bulk_due());
+        next = next.min(self.reconcile(now)?);
         let ids: Vec<i32> = self.world.mirrors.keys().copied().collect();
         for id in ids {
             next = next.min(self.open_stream(id, now)?);
@@ -370,6 +371,7 @@ pub(crate) fn source_name(name: &str) -> &'static str {
     match name {
         "pubsub" => "pubsub",
         "replay" => "replay",
+        "reconcile" => "reconcile",
         "poll" => "poll",
         "read" => "read",
         "sql" => "sql",

@@ -16,6 +16,7 @@ use crate::worker::credential::{
     credential_file, load_ca_file, load_credential, load_webhook_secret,
 };
 use crate::worker::engine::{Engine, Job, Server, Step};
+use crate::worker::reconcile;
 
 /// A catalog refresh on its way, and who waits for it.
 pub(crate) struct Refresh {
@@ -406,6 +407,7 @@ pub(crate) fn on_answer(
             let more = machine.answer(part, result);
             send_check(engine, ticket, more)
         }
+        Job::Zone { server } => reconcile::zone_known(engine, &server, result.as_ref()),
         _ => Ok(()),
     }
 }

@@ -339,7 +339,7 @@ impl Session {
         self.engine.policy_at = Some(0);
         self.engine.may_replay = true;
         self.stale = false;
-        self.engine.backfills_at = 0;
+        (self.engine.backfills_at, self.engine.reconcile_at) = (0, 0);
         self.engine.webhook_rows.clear();
         Ok(())
     }

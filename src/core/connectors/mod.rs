@@ -197,6 +197,19 @@ pub trait Connector: Send + Sync {
     /// Name of the modified stamp of an object.
     fn modified_field(&self, object: &str) -> &'static str;
 
+    /// The request that tells the account's time zone.
+    fn time_zone_request(&self, _config: &ServerConfig) -> Option<HttpRequest> {
+        None
+    }
+    /// Parses it: a name such as `Europe/Paris`; `None` if none is set.
+    fn time_zone(&self, _response: &HttpResponse) -> Result<Option<String>, RemoteError> {
+        Ok(None)
+    }
+    /// Most records of a page of [`Self::list_request`].
+    fn list_batch(&self) -> usize {
+        self.read_batch()
+    }
+
     /// How many records the object has.
     fn count_request(&self, config: &ServerConfig, object: &str) -> HttpRequest;
     /// Parses it.

@@ -15,6 +15,7 @@ pub(crate) mod lives;
 pub(crate) mod matches;
 pub(crate) mod past;
 pub(crate) mod policy;
+pub(crate) mod reconciles;
 pub(crate) mod replays;
 pub(crate) mod reviews;
 pub(crate) mod rows;

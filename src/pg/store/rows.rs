@@ -92,7 +92,7 @@ pub(super) fn as_owner<T>(table: &Table, work: impl FnOnce() -> Result<T>) -> Re
     origin::as_engine(table.relid, work)
 }
 
-fn select_list(columns: &[&ColumnRow]) -> String {
+pub(super) fn select_list(columns: &[&ColumnRow]) -> String {
     columns.iter().fold(String::new(), |mut list, column| {
         let _ = write!(list, ", {}", output(column));
         list
@@ -109,7 +109,12 @@ pub(crate) fn look(table: &Table, columns: &[&ColumnRow], ids: Vec<i64>) -> Resu
     select(table, columns, "m._id = ANY($1)", ids.into())
 }
 
-fn select(table: &Table, columns: &[&ColumnRow], rest: &str, arg: Arg<'_>) -> Result<Vec<Row>> {
+pub(super) fn select(
+    table: &Table,
+    columns: &[&ColumnRow],
+    rest: &str,
+    arg: Arg<'_>,
+) -> Result<Vec<Row>> {
     let sql = format!(
         "SELECT m._id, m.id, coalesce((date_part('epoch', m._remote_modified_at) * 1000)::bigint, 0), \
          m._deleted_at IS NOT NULL, coalesce(m._sync_state = 'soft_deleted', false), m.ctid{} FROM {} m WHERE {rest}",

@@ -128,6 +128,14 @@ impl Connector for HubSpot {
         catalog::modified_field(object)
     }
 
+    fn time_zone_request(&self, config: &ServerConfig) -> Option<HttpRequest> {
+        Some(request::probe(config))
+    }
+
+    fn time_zone(&self, response: &HttpResponse) -> Result<Option<String>, RemoteError> {
+        response::time_zone(response)
+    }
+
     fn count_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
         match reference::of(object) {
             // No answer tells a number; one that comes shows that lists will.

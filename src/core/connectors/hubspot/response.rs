@@ -397,6 +397,20 @@ pub(crate) fn limits(response: &HttpResponse) -> LimitHint {
     }
 }
 
+pub(crate) fn time_zone(response: &HttpResponse) -> Result<Option<String>, RemoteError> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Account {
+        time_zone: Option<String>,
+    }
+    if !(200..300).contains(&response.status) {
+        return Err(classify(response));
+    }
+    serde_json::from_slice::<Account>(&response.body)
+        .map(|a| a.time_zone)
+        .map_err(|e| not_expected(response, &e))
+}
+
 pub(crate) fn probed(response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError> {
     if !(200..300).contains(&response.status) {
         return Err(classify(response));

@@ -147,6 +147,18 @@ impl Connector for Salesforce {
         "SystemModstamp"
     }
 
+    fn time_zone_request(&self, config: &ServerConfig) -> Option<HttpRequest> {
+        Some(request::time_zone(config))
+    }
+
+    fn time_zone(&self, response: &HttpResponse) -> Result<Option<String>, RemoteError> {
+        response::time_zone(response)
+    }
+
+    fn list_batch(&self) -> usize {
+        usize::try_from(request::QUERY_LIMIT).unwrap_or(1)
+    }
+
     fn count_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
         request::count(config, object)
     }

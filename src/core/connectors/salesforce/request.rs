@@ -242,6 +242,11 @@ pub(crate) fn count(config: &ServerConfig, object: &str) -> HttpRequest {
     query(config, &soql, false, Purpose::Catalog)
 }
 
+pub(crate) fn time_zone(config: &ServerConfig) -> HttpRequest {
+    let soql = "SELECT TimeZoneSidKey FROM Organization LIMIT 1";
+    query(config, soql, false, Purpose::Catalog)
+}
+
 pub(crate) fn probe(config: &ServerConfig) -> HttpRequest {
     get(format!("{}/limits", root(config)), Purpose::Catalog)
 }

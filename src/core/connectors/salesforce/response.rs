@@ -187,6 +187,24 @@ impl<'de> Visitor<'de> for RecordSeed<'_, '_> {
     }
 }
 
+pub(crate) fn time_zone(response: &HttpResponse) -> Result<Option<String>, RemoteError> {
+    #[derive(Deserialize)]
+    struct Answer {
+        records: Vec<Organization>,
+    }
+    #[derive(Deserialize)]
+    struct Organization {
+        #[serde(rename = "TimeZoneSidKey")]
+        time_zone: Option<String>,
+    }
+    if !(200..300).contains(&response.status) {
+        return Err(classify(response));
+    }
+    serde_json::from_slice::<Answer>(&response.body)
+        .map(|a| a.records.into_iter().find_map(|o| o.time_zone))
+        .map_err(|e| not_expected(response, &e))
+}
+
 pub(crate) fn count(response: &HttpResponse) -> Result<u64, RemoteError> {
     #[derive(Deserialize)]
     struct Total {

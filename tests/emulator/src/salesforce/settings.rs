@@ -46,6 +46,8 @@ pub(crate) struct Settings {
     pub(crate) bulk_batches: u64,
     /// Largest upload of an ingest job, counted in base64.
     pub(crate) bulk_upload_bytes: u64,
+    /// The org's time zone.
+    pub(crate) time_zone: String,
 }
 
 impl Default for Settings {
@@ -71,6 +73,7 @@ impl Default for Settings {
             bulk_query_jobs: 10_000,
             bulk_batches: 15_000,
             bulk_upload_bytes: 150_000_000,
+            time_zone: "America/Los_Angeles".to_owned(),
         }
     }
 }
@@ -117,6 +120,12 @@ impl Settings {
             "bulk_query_jobs" => self.bulk_query_jobs = number(0)?,
             "bulk_batches" => self.bulk_batches = number(0)?,
             "bulk_upload_bytes" => self.bulk_upload_bytes = number(1)?.min(150_000_000),
+            "time_zone" => {
+                let text = value.as_str();
+                self.time_zone = text
+                    .ok_or_else(|| format!("{key}: expected text"))?
+                    .to_owned();
+            }
             _ => {
                 let known: Vec<String> = self
                     .to_json()
@@ -145,6 +154,7 @@ impl Settings {
             "bulk_page_rows": self.bulk_page_rows, "bulk_header_every_page": self.bulk_header_every_page,
             "bulk_zulu": self.bulk_zulu, "bulk_fail": self.bulk_fail, "bulk_query_jobs": self.bulk_query_jobs,
             "bulk_batches": self.bulk_batches, "bulk_upload_bytes": self.bulk_upload_bytes,
+            "time_zone": self.time_zone,
         })
     }
 }

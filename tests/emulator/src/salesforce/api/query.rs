@@ -71,6 +71,9 @@ pub(crate) fn start(
     let text = call
         .parameter("q")
         .ok_or_else(|| Error::bad("MALFORMED_QUERY", "A query string has to be specified"))?;
+    if let Some(answer) = organization(org, call, text) {
+        return answer;
+    }
     let query = parse(&org.schema, text, org.now())?;
     let object = org.schema.object(query.obj);
     let people = &org.shared.people;
@@ -109,6 +112,32 @@ pub(crate) fn start(
     let total = page.total;
     let next = opened(org, call, &query, with_deleted, size, page);
     Ok(rendered(org, call, &query, &lines, total, next.as_deref()))
+}
+
+/// The org itself, of which there is one row: its name and time zone can be asked for.
+fn organization(org: &State, call: &Call<'_>, text: &str) -> Option<Answer> {
+    let mut words = text.split_whitespace();
+    let mut word = || words.next().map(str::to_lowercase);
+    let (select, columns, from, object) = (word()?, word()?, word()?, word()?);
+    if (select.as_str(), from.as_str(), object.as_str()) != ("select", "from", "organization") {
+        return None;
+    }
+    let id = "00Dxx0000000001EAA";
+    let mut row = json!({"attributes": {"type": "Organization", "url": format!("{}/sobjects/Organization/{id}", call.root())}});
+    for column in columns.split(',') {
+        let (name, value) = match column {
+            "id" => ("Id", id.to_owned()),
+            "name" => ("Name", "Emulator".to_owned()),
+            "timezonesidkey" => ("TimeZoneSidKey", org.settings().time_zone.clone()),
+            other => {
+                let message = format!("No such column '{other}' on entity 'Organization'");
+                return Some(Err(Error::bad("INVALID_FIELD", &message)));
+            }
+        };
+        row[name] = value.into();
+    }
+    let body = json!({"totalSize": 1, "done": true, "records": [row]});
+    Some(Ok(Reply::json(200, &body)))
 }
 
 /// Opens a cursor for what a first page left; the URL of the next page.
