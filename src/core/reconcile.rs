@@ -9,12 +9,16 @@ use std::collections::HashMap;
 
 use sha2::{Digest, Sha256};
 
-use crate::model::Millis;
+use crate::model::{Millis, Value};
+use crate::state::{FieldState, Sent, SentWrite, SideState};
 
 /// Rows of a mirror that one piece of the memory of what was listed stands for.
 pub const CHUNK: i64 = 65_536;
 /// Below this many missing records their share says nothing.
 const FEW: u64 = 20;
+
+/// How far the clock of a CRM may be from ours.
+const CLOCKS_MS: Millis = 30_000;
 
 /// How a record and its row differ.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -187,6 +191,34 @@ pub fn verdict(found: &Finding, read: Read) -> Verdict {
     }
 }
 
+/// Whether a row was changed behind our back: its CRM shows of a field what it held
+/// last by all that is remembered, and nothing is on its way or asked about. The
+/// row's value is nobody's then, and what is remembered must not speak for it.
+pub fn is_damage(state: &FieldState, side: usize, shown: &Value) -> bool {
+    let answered = |w: &SentWrite| matches!(w.sent, Sent::Answered { .. });
+    let arrived = state.sides.iter().all(|s| s.sent.iter().all(answered));
+    let held = state.sides.get(side).and_then(last_held);
+    state.hold.is_none() && !state.has_waiting() && arrived && held == Some(shown)
+}
+
+/// What a CRM held last, if it is beyond doubt: of an edit there and a write of
+/// ours the later, unless they are so close that the clocks may be wrong.
+fn last_held(side: &SideState) -> Option<&Value> {
+    let seen = side.seen.as_ref();
+    let Some(write) = side.sent.last() else {
+        return seen.map(|(value, _)| value).or(side.base.as_ref());
+    };
+    let written = write.normal.as_ref().unwrap_or(&write.value);
+    let (Some((value, clock)), Sent::Answered { claimed, answered }) = (seen, write.sent) else {
+        return Some(written);
+    };
+    if value == written || clock.at.to.saturating_add(CLOCKS_MS) < claimed {
+        Some(written)
+    } else {
+        (answered.saturating_add(CLOCKS_MS) < clock.at.from).then_some(value)
+    }
+}
+
 /// From how many missing records on a person is asked.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Limit {
@@ -255,6 +287,7 @@ impl Bucket {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::{Clock, Hold, Interval};
 
     fn row(record: &str, row: i64, at: Millis) -> Standing {
         Standing {
@@ -392,6 +425,60 @@ mod tests {
         assert_eq!(place(65_537), (1, 1));
         assert_eq!(pieces[&0][0], 0b110);
         assert!(pieces.values().all(|bits| bits.len() == 8_192));
+    }
+
+    fn state(seen: Option<(&str, Millis)>, sent: &[(&str, Sent)]) -> FieldState {
+        let clock = |at| Clock {
+            at: Interval::instant(at),
+            ..Clock::default()
+        };
+        let side = SideState {
+            base: Some(Some("base".to_owned())),
+            seen: seen.map(|(value, at)| (Some(value.to_owned()), clock(at))),
+            sent: (sent.iter())
+                .map(|(value, sent)| SentWrite {
+                    sent: *sent,
+                    ..SentWrite::queued(&Some((*value).to_owned()), &Clock::default())
+                })
+                .collect(),
+            ..SideState::default()
+        };
+        FieldState {
+            sides: vec![side],
+            ..FieldState::default()
+        }
+    }
+
+    #[test]
+    fn only_what_a_crm_held_last_beyond_doubt_shows_that_a_row_was_damaged() {
+        let answered = |at| Sent::Answered {
+            claimed: at,
+            answered: at + 10,
+        };
+        let (seen, ours) = (Some(("seen", 100_000)), "ours");
+        for (state, damaged) in [
+            (state(None, &[]), Some("base")),
+            (state(seen, &[]), Some("seen")),
+            (state(None, &[(ours, answered(1))]), Some(ours)),
+            (state(seen, &[(ours, answered(200_000))]), Some(ours)),
+            (state(seen, &[(ours, answered(1))]), Some("seen")),
+            // The clocks may be wrong.
+            (state(seen, &[(ours, answered(99_000))]), None),
+            (state(seen, &[(ours, answered(101_000))]), None),
+            // On its way, or nobody knows.
+            (state(seen, &[(ours, Sent::Queued)]), None),
+            (state(seen, &[(ours, Sent::Failed)]), None),
+            (state(seen, &[(ours, Sent::InFlight { claimed: 1 })]), None),
+        ] {
+            for shown in ["base", "seen", ours, "other"] {
+                let value = Some(shown.to_owned());
+                let expected = damaged == Some(shown);
+                assert_eq!(is_damage(&state, 0, &value), expected, "{shown}: {state:?}");
+            }
+        }
+        let mut asked = state(seen, &[]);
+        asked.hold = Some(Hold::default());
+        assert!(!is_damage(&asked, 0, &Some("seen".to_owned())));
     }
 
     #[test]
