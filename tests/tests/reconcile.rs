@@ -179,6 +179,10 @@ async fn what_streams_lost_is_repaired_and_reaches_the_other_side() {
     assert_eq!(told(&pair, again, MISSED).await, "0 0 0 0");
 }
 
+fn damage(mirror: &str, column: &str, id: &str) -> String {
+    format!("UPDATE {mirror} SET {column} = 'Damaged' WHERE id = '{id}';")
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn values_damaged_here_are_found_by_a_run_that_compares_values() {
     let (pair, people) = pair(30).await;
@@ -195,9 +199,6 @@ async fn values_damaged_here_are_found_by_a_run_that_compares_values() {
     pair.db
         .wait_true("every write was seen to have landed", PATIENCE, landed)
         .await;
-    let damage = |mirror: &str, column: &str, id: &str| {
-        format!("UPDATE {mirror} SET {column} = 'Damaged' WHERE id = '{id}';")
-    };
     let left = damage("hubspot.contacts", "city", &people[1].hubspot)
         + &damage("hubspot.contacts", "jobtitle", &people[2].hubspot);
     let right = damage("salesforce.contact", "mailingcity", &people[3].salesforce)
