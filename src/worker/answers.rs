@@ -6,7 +6,7 @@ use crm_core::connectors::{self, Keyset};
 use crm_core::model::{ErrorClass, Millis, Page, RemoteError, WriteResult};
 
 use crate::pg::store::config;
-use crate::pg::store::rows;
+use crate::pg::store::lives;
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes::{self, WriteRow};
 use crate::pg::tx::{self, SqlError};
@@ -289,8 +289,8 @@ impl Session {
             return Ok(());
         };
         tx::in_transaction(|| {
-            let gone = rows::others(&m.table, listed.into_iter().collect())?;
-            reading::gone(world, m, gone, now)
+            let gone = lives::others(&m.table, listed.into_iter().collect())?;
+            reading::gone(world, m, Via::asked("poll"), gone, now)
         })
     }
 

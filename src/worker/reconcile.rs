@@ -128,6 +128,13 @@ impl Engine {
             let Some(mirror) = self.world.mirrors.get(&run.mirror) else {
                 continue;
             };
+            let connector = self.world.connectors.get(&mirror.server);
+            if connector.is_some_and(|c| c.polls_list_all(&mirror.object)) {
+                // Every poll compares it whole.
+                tx::in_transaction(|| Ok(reconciles::finish(run.id)?))?;
+                self.watch(run.mirror).poll_at = 0;
+                continue;
+            }
             // One after the other: they share the account's budget.
             let same = |id: &i32| {
                 let other = self.world.mirrors.get(id);

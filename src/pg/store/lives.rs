@@ -6,6 +6,7 @@ use std::fmt::Write as _;
 use super::config::ColumnRow;
 use super::rows::{Table, as_owner, input};
 use super::spi::{self, Arg, Result};
+use crate::pg::image;
 
 /// Shows rows as deleted although their CRM keeps the records.
 pub(crate) fn hide(table: &Table, row_ids: Vec<i64>, source: &str) -> Result<usize> {
@@ -97,4 +98,18 @@ pub(crate) fn buried(mirror: i32, records: Vec<String>) -> Result<Vec<String>> {
         &[mirror.into(), records.into()],
         |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
     )
+}
+
+/// CRM ids that the table shows as there and that are not among these.
+pub(crate) fn others(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT m.id FROM {} m WHERE m.id IS NOT NULL AND m._deleted_at IS NULL \
+         AND NOT EXISTS (SELECT FROM unnest($1::text[]) k WHERE k = m.id)",
+        table.name
+    );
+    as_owner(table, || {
+        spi::write_rows(&sql, &[image::texts(&ids)], |row| {
+            Ok(row.get::<String>(1)?.unwrap_or_default())
+        })
+    })
 }

@@ -193,20 +193,6 @@ pub(crate) fn present(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
     })
 }
 
-/// CRM ids that the table shows as there and that are not among these.
-pub(crate) fn others(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
-    let sql = format!(
-        "SELECT m.id FROM {} m WHERE m.id IS NOT NULL AND m._deleted_at IS NULL \
-         AND NOT EXISTS (SELECT FROM unnest($1::text[]) k WHERE k = m.id)",
-        table.name
-    );
-    as_owner(table, || {
-        spi::write_rows(&sql, &[image::texts(&ids)], |row| {
-            Ok(row.get::<String>(1)?.unwrap_or_default())
-        })
-    })
-}
-
 /// Which of these local row ids exist, locked by somebody or not.
 pub(crate) fn present_rows(table: &Table, ids: Vec<i64>) -> Result<Vec<i64>> {
     let sql = format!("SELECT m._id FROM {} m WHERE m._id = ANY($1)", table.name);
