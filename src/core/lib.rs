@@ -8,6 +8,7 @@
 
 pub mod again;
 pub mod broken;
+pub mod budget;
 pub mod catalog;
 pub mod cells;
 pub mod compare;

@@ -7,69 +7,38 @@
 //! delays. The price is one round trip per window: at 100 ms in 10 s, 1 %.
 //!
 //! **Lanes** are served in order; lower ones leave a reserve that grows with
-//! the live traffic of the last window. The backfill lane is also paced, or it
+//! the live traffic of the last window. Heavy lanes are also paced, or they
 //! would spend a window's calls in its first second and leave live traffic to
-//! wait for the end of the window.
+//! wait for the end of the window. They run in their windows of the day only.
+//!
+//! **Days.** Each lane leaves part of the day's calls to those above it, of the
+//! CRM's count and of what is allowed to us ([`Budget`]), so work stops from
+//! below as the day's calls run out. Only an answer can tell that there are
+//! calls again: now and then one call may ask.
 //!
 //! **Learning.** `max` and `window` come from the CRM's answers
 //! ([`LimitHint`]); what others spend shows as the difference between the
 //! CRM's count and ours. Until the first answer nothing is known and only the
-//! number of calls in flight is bounded.
+//! number of calls in flight is bounded. How many may run at a time no CRM
+//! tells: a refusal halves it, and it grows again by one a minute.
 
-use std::collections::VecDeque;
+mod day;
+mod window;
 
+use std::collections::BTreeMap;
+
+use crate::budget::{Budget, Exhausted, thousandths};
 use crate::connectors::{ClassLimit, LimitHint};
-use crate::http::Purpose;
 use crate::model::Millis;
+use day::Day;
+use window::{Pace, Window};
+
+pub use crate::budget::Lane;
 
 /// Window of a configured share when the CRM has not told one.
 const DEFAULT_WINDOW_MS: Millis = 10_000;
-/// Clocks tick in whole milliseconds, ours and theirs.
-const SLACK_MS: Millis = 2;
-/// How often a call may ask whether an exhausted daily budget came back.
-const DAILY_PROBE_MS: Millis = 300_000;
-
-/// Who asks, most urgent first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Lane {
-    /// Users' writes.
-    Push,
-    /// Reads that a decision waits for.
-    Read,
-    /// Polls, catalog.
-    Poll,
-    /// First copies.
-    Backfill,
-}
-
-impl Lane {
-    /// All lanes, most urgent first.
-    pub const ALL: [Self; 4] = [Self::Push, Self::Read, Self::Poll, Self::Backfill];
-
-    /// The lane of a purpose; `None` for what counts against no budget.
-    pub fn of(purpose: Purpose) -> Option<Self> {
-        match purpose {
-            Purpose::Auth => None,
-            Purpose::Push => Some(Self::Push),
-            Purpose::ReadBack | Purpose::Match => Some(Self::Read),
-            Purpose::Poll | Purpose::Catalog => Some(Self::Poll),
-            Purpose::Backfill | Purpose::Reconcile => Some(Self::Backfill),
-        }
-    }
-
-    fn live(self) -> bool {
-        self <= Self::Read
-    }
-
-    /// Share of the day's calls (per mille) that this lane leaves to those above it.
-    fn daily_reserve(self) -> u64 {
-        match self {
-            Self::Push | Self::Read => 0,
-            Self::Poll => 20,
-            Self::Backfill => 100,
-        }
-    }
-}
+/// How long after a refusal one more call at a time is tried.
+const CONCURRENCY_STEP_MS: Millis = 60_000;
 
 /// Why a call may not go now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,157 +53,95 @@ pub enum Refusal {
 #[derive(Debug, PartialEq, Eq)]
 #[must_use]
 pub struct Permit {
-    class: bool,
-}
-
-/// A sliding window of slots.
-#[derive(Clone, Debug)]
-struct Window {
-    max: u32,
-    length: Millis,
-    in_flight: u32,
-    /// Release times, ascending, with how many slots each gives back.
-    spent: VecDeque<(Millis, u32)>,
-    spent_total: u32,
-}
-
-impl Window {
-    fn new(max: u32, length: Millis) -> Self {
-        Self {
-            max: max.max(1),
-            length: length.max(1),
-            in_flight: 0,
-            spent: VecDeque::new(),
-            spent_total: 0,
-        }
-    }
-
-    fn expire(&mut self, now: Millis) {
-        while let Some(&(at, n)) = self.spent.front() {
-            if at > now {
-                break;
-            }
-            self.spent.pop_front();
-            self.spent_total -= n;
-        }
-    }
-
-    fn used(&self) -> u32 {
-        self.in_flight + self.spent_total
-    }
-
-    /// When more than `reserve` slots are free, as far as answered calls tell.
-    fn ready(&self, reserve: u32) -> Result<(), Refusal> {
-        let limit = self.max.saturating_sub(reserve).max(1);
-        if self.used() < limit {
-            return Ok(());
-        }
-        let mut excess = self.used() - limit + 1;
-        for &(at, n) in &self.spent {
-            if n >= excess {
-                return Err(Refusal::Until(at));
-            }
-            excess -= n;
-        }
-        Err(Refusal::AfterAnswer)
-    }
-
-    fn spend(&mut self, now: Millis, n: u32) {
-        let at = now + self.length + SLACK_MS;
-        self.spent_total += n;
-        match self.spent.back_mut() {
-            Some((last, count)) if *last >= at => *count += n,
-            _ => self.spent.push_back((at, n)),
-        }
-    }
-
-    fn answered(&mut self, now: Millis) {
-        self.in_flight = self.in_flight.saturating_sub(1);
-        self.spend(now, 1);
-    }
-}
-
-/// Evens out the backfill lane: a bucket that fills at the contract's rate.
-/// Credit is counted in calls x window length, so that it stays integral.
-#[derive(Clone, Debug, Default)]
-struct Pace {
-    credit: i64,
-    last: Option<Millis>,
-}
-
-impl Pace {
-    fn ready(&mut self, now: Millis, max: u32, length: Millis) -> Result<(), Refusal> {
-        let cap = length.saturating_mul(i64::from((max / 8).max(2)));
-        let since = self.last.map_or(cap, |l| (now - l).max(0));
-        self.last = Some(now);
-        self.credit = self
-            .credit
-            .saturating_add(since.saturating_mul(i64::from(max)))
-            .min(cap);
-        let missing = length - self.credit;
-        if missing <= 0 {
-            return Ok(());
-        }
-        let max = i64::from(max);
-        Err(Refusal::Until(now + (missing + max - 1) / max))
-    }
-
-    fn spend(&mut self, length: Millis) {
-        self.credit -= length;
-    }
+    class: Option<&'static str>,
+    mirror: i32,
 }
 
 /// The budget of one server.
 #[derive(Clone, Debug)]
 pub struct Limiter {
-    share: Option<u32>,
+    budget: Budget,
+    /// What to add to a time of ours for the wall clock's.
+    wall: Millis,
     max_in_flight: u32,
+    /// What the CRM seems to allow of it.
+    ceiling: u32,
+    ceiling_at: Millis,
     in_flight: u32,
     general: Option<Window>,
-    class: Option<Window>,
+    classes: BTreeMap<&'static str, Window>,
+    /// Of mirrors with a share.
+    mirrors: BTreeMap<i32, Window>,
     pace: Pace,
     live: Window,
     paused_until: Millis,
     class_paused_until: Millis,
-    daily: Option<(u64, u64)>,
-    daily_probe_at: Millis,
+    day: Day,
     hint: LimitHint,
 }
 
 impl Limiter {
     /// A budget of which nothing is known yet. `share` caps the calls per window.
     pub fn new(max_in_flight: u32, share: Option<u32>) -> Self {
+        let budget = Budget {
+            calls_per_window: share,
+            ..Budget::default()
+        };
+        let ceiling = max_in_flight.max(1);
         Self {
-            share,
-            max_in_flight: max_in_flight.max(1),
-            in_flight: 0,
             general: share.map(|n| Window::new(n, DEFAULT_WINDOW_MS)),
-            class: None,
+            budget,
+            wall: 0,
+            max_in_flight: ceiling,
+            ceiling,
+            ceiling_at: Millis::MIN,
+            in_flight: 0,
+            classes: BTreeMap::new(),
+            mirrors: BTreeMap::new(),
             pace: Pace::default(),
             live: Window::new(u32::MAX, DEFAULT_WINDOW_MS),
             paused_until: Millis::MIN,
             class_paused_until: Millis::MIN,
-            daily: None,
-            daily_probe_at: Millis::MIN,
+            day: Day::default(),
             hint: LimitHint::default(),
         }
     }
 
-    /// Replaces the share and the bound on calls in flight; what is spent stays spent.
-    pub fn reconfigure(&mut self, max_in_flight: u32, share: Option<u32>) {
-        self.max_in_flight = max_in_flight.max(1);
-        self.share = share;
-        let told = self.hint.window_max;
-        match (&mut self.general, share.or(told)) {
-            (Some(w), Some(_)) => {
-                w.max = told
-                    .unwrap_or(u32::MAX)
-                    .min(share.unwrap_or(u32::MAX))
-                    .max(1);
-            }
-            (Some(_), None) => self.general = None,
-            (none, Some(n)) => *none = Some(Window::new(n, DEFAULT_WINDOW_MS)),
-            (None, None) => {}
+    /// Replaces what is configured; what is spent stays spent. `wall` is the wall
+    /// clock at `now`.
+    pub fn configure(&mut self, now: Millis, wall: Millis, max_in_flight: u32, budget: Budget) {
+        let most = budget
+            .concurrent
+            .map_or(max_in_flight, |n| n.min(max_in_flight));
+        if self.max_in_flight != most.max(1) {
+            self.max_in_flight = most.max(1);
+            self.ceiling = self.max_in_flight;
+        }
+        self.wall = wall - now;
+        self.day.counted(budget.spent, &budget.mirror_spent);
+        self.mirrors.retain(|m, _| budget.mirrors.contains_key(m));
+        self.budget = budget;
+        let length = self.hint.window_ms.map(Millis::from);
+        self.resize(length);
+    }
+
+    /// The window as told and configured.
+    fn resize(&mut self, length: Option<Millis>) {
+        let Some(max) = self.budget.window(self.hint.window_max) else {
+            self.general = None;
+            return;
+        };
+        let length = length.unwrap_or(DEFAULT_WINDOW_MS).max(1);
+        let in_flight = self.in_flight;
+        let w = self.general.get_or_insert_with(|| {
+            let mut w = Window::new(max, length);
+            w.in_flight = in_flight;
+            w
+        });
+        (w.max, w.length, self.live.length) = (max, length, length);
+        for (mirror, own) in &mut self.mirrors {
+            own.max = share_of(max, self.budget.mirrors.get(mirror));
+            own.length = length;
         }
     }
 
@@ -245,40 +152,63 @@ impl Limiter {
         lane: Lane,
         class: Option<ClassLimit>,
     ) -> Result<Permit, Refusal> {
+        self.take_for(now, lane, class, 0)
+    }
+
+    /// The same for a mirror; 0 is none.
+    pub fn take_for(
+        &mut self,
+        now: Millis,
+        lane: Lane,
+        class: Option<ClassLimit>,
+        mirror: i32,
+    ) -> Result<Permit, Refusal> {
         self.expire(now);
         self.check_pauses(now, class.is_some())?;
-        self.check_in_flight(lane)?;
+        if lane.is_heavy()
+            && let Some(from) = self.budget.heavy_from(now + self.wall)
+        {
+            return Err(Refusal::Until(from - self.wall));
+        }
+        self.check_in_flight(now, lane)?;
         let reserve = self.reserve(lane);
         if let Some(w) = &self.general {
             w.ready(reserve)?;
         }
         if let Some(c) = class {
-            let (max, length) = (c.calls.max(1), Millis::from(c.window_ms));
-            let w = self.class.get_or_insert_with(|| Window::new(max, length));
-            w.max = max;
-            w.length = length.max(1);
+            let (max, length) = match self.budget.class_per_second {
+                Some(n) => (n.max(1), 1_000),
+                None => (c.calls.max(1), Millis::from(c.window_ms)),
+            };
+            let w = (self.classes.entry(c.name)).or_insert_with(|| Window::new(max, length));
+            (w.max, w.length) = (max, length.max(1));
             w.ready(0)?;
         }
-        if let (Lane::Backfill, Some(w)) = (lane, &self.general) {
+        let share = self.budget.mirrors.get(&mirror).copied();
+        if let (Some(share), Some(general)) = (share, &self.general) {
+            let max = share_of(general.max, Some(&share));
+            let own = || Window::new(max, general.length);
+            self.mirrors.entry(mirror).or_insert_with(own).ready(0)?;
+        }
+        if let (true, Some(w)) = (lane.is_heavy(), &self.general) {
             self.pace.ready(now, w.max, w.length)?;
         }
-        self.check_daily(now, lane)?;
-        if let (Lane::Backfill, Some(w)) = (lane, &self.general) {
+        self.day.check(now, lane, &self.budget, mirror)?;
+        if let (true, Some(w)) = (lane.is_heavy(), &self.general) {
             self.pace.spend(w.length);
         }
-        self.grant(now, lane, class.is_some());
-        Ok(Permit {
-            class: class.is_some(),
-        })
+        let permit = Permit {
+            class: class.map(|c| c.name),
+            mirror,
+        };
+        self.grant(now, lane, &permit);
+        Ok(permit)
     }
 
     /// The call was answered, or given up: its slot ages from now.
     pub fn answered(&mut self, now: Millis, permit: Permit) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some(w) = &mut self.general {
-            w.answered(now);
-        }
-        if let (true, Some(w)) = (permit.class, &mut self.class) {
+        for w in self.windows_of(&permit) {
             w.answered(now);
         }
     }
@@ -286,30 +216,24 @@ impl Limiter {
     /// The call was never sent: its slot is free again.
     pub fn unsent(&mut self, permit: Permit) {
         self.in_flight = self.in_flight.saturating_sub(1);
-        if let Some(w) = &mut self.general {
+        self.day.unsent(permit.mirror);
+        for w in self.windows_of(&permit) {
             w.in_flight = w.in_flight.saturating_sub(1);
         }
-        if let (true, Some(w)) = (permit.class, &mut self.class) {
-            w.in_flight = w.in_flight.saturating_sub(1);
-        }
+    }
+
+    fn windows_of(&mut self, permit: &Permit) -> impl Iterator<Item = &mut Window> {
+        let class = permit.class.and_then(|name| self.classes.get_mut(name));
+        let mirror = self.mirrors.get_mut(&permit.mirror);
+        [self.general.as_mut(), class, mirror].into_iter().flatten()
     }
 
     /// Takes in what an answer said. Call it before [`Self::answered`].
     pub fn learn(&mut self, now: Millis, hint: LimitHint) {
         merge(&mut self.hint, hint);
         self.expire(now);
-        if let Some(max) = hint.window_max {
-            let max = max.min(self.share.unwrap_or(u32::MAX)).max(1);
-            let length = hint.window_ms.map_or(DEFAULT_WINDOW_MS, Millis::from);
-            let in_flight = self.in_flight;
-            let w = self.general.get_or_insert_with(|| {
-                let mut w = Window::new(max, length);
-                w.in_flight = in_flight;
-                w
-            });
-            w.max = max;
-            w.length = length.max(1);
-            self.live.length = w.length;
+        if hint.window_max.is_some() {
+            self.resize(hint.window_ms.map(Millis::from));
         }
         if let (Some(w), Some(told), Some(left)) =
             (&mut self.general, hint.window_max, hint.window_remaining)
@@ -323,11 +247,31 @@ impl Limiter {
             }
         }
         if let (Some(max), Some(left)) = (hint.daily_max, hint.daily_remaining) {
-            self.daily = Some((max, left));
+            self.day.told(max, left);
         }
     }
 
-    /// The CRM refused for the budget: no call (of this class) before `until`.
+    /// The CRM refused a call of ours for the budget, and takes no other before `until`.
+    pub fn refused(&mut self, now: Millis, what: Exhausted, until: Millis, class: bool) {
+        match what {
+            Exhausted::Class => self.pause(until, class),
+            Exhausted::Window | Exhausted::Account => self.pause(until, false),
+            // As long as the CRM tells what is left, an answer ends this pause too.
+            Exhausted::Day => {
+                if !self.day.is_spent(until) {
+                    self.pause(until, false);
+                }
+            }
+            Exhausted::Concurrency => {
+                // The refused call is still among those in flight.
+                let running = self.in_flight.saturating_sub(1);
+                self.ceiling = (running.min(self.ceiling) / 2).max(1);
+                self.ceiling_at = now + CONCURRENCY_STEP_MS;
+            }
+        }
+    }
+
+    /// No call (of this class) before `until`.
     pub fn pause(&mut self, until: Millis, class: bool) {
         let p = if class {
             &mut self.class_paused_until
@@ -342,6 +286,11 @@ impl Limiter {
         (self.paused_until > now).then_some(self.paused_until)
     }
 
+    /// Whether calls of this mirror are bounded apart from others.
+    pub fn is_shared_out(&self, mirror: i32) -> bool {
+        self.budget.mirrors.contains_key(&mirror)
+    }
+
     /// All that the CRM told so far.
     pub fn hint(&self) -> LimitHint {
         self.hint
@@ -349,7 +298,8 @@ impl Limiter {
 
     fn expire(&mut self, now: Millis) {
         self.live.expire(now);
-        for w in [&mut self.general, &mut self.class].into_iter().flatten() {
+        let apart = self.classes.values_mut().chain(self.mirrors.values_mut());
+        for w in self.general.iter_mut().chain(apart) {
             w.expire(now);
         }
     }
@@ -365,33 +315,21 @@ impl Limiter {
         Ok(())
     }
 
-    fn check_in_flight(&self, lane: Lane) -> Result<(), Refusal> {
+    fn check_in_flight(&mut self, now: Millis, lane: Lane) -> Result<(), Refusal> {
+        if self.ceiling < self.max_in_flight && now >= self.ceiling_at {
+            self.ceiling += 1;
+            self.ceiling_at = now + CONCURRENCY_STEP_MS;
+        }
         let kept = match lane {
             Lane::Push | Lane::Read => 0,
-            Lane::Poll => self.max_in_flight / 8,
-            Lane::Backfill => self.max_in_flight / 4,
+            Lane::Poll => self.ceiling / 8,
+            Lane::Relaxed | Lane::Backfill | Lane::Reconcile => self.ceiling / 4,
         };
-        if self.in_flight < (self.max_in_flight - kept).max(1) {
+        if self.in_flight < (self.ceiling - kept).max(1) {
             Ok(())
         } else {
             Err(Refusal::AfterAnswer)
         }
-    }
-
-    /// A lane that ran into its share of the day may ask now and then whether
-    /// a new day began: only an answer can tell.
-    fn check_daily(&mut self, now: Millis, lane: Lane) -> Result<(), Refusal> {
-        let Some((max, left)) = self.daily else {
-            return Ok(());
-        };
-        if left > max / 1000 * lane.daily_reserve() {
-            return Ok(());
-        }
-        if now >= self.daily_probe_at {
-            self.daily_probe_at = now + DAILY_PROBE_MS;
-            return Ok(());
-        }
-        Err(Refusal::Until(self.daily_probe_at))
     }
 
     fn reserve(&self, lane: Lane) -> u32 {
@@ -404,25 +342,26 @@ impl Limiter {
             Lane::Push => 0,
             Lane::Read => live / 4,
             Lane::Poll => live / 2,
-            Lane::Backfill => live,
+            Lane::Relaxed | Lane::Backfill => live,
+            Lane::Reconcile => (live + w.max / 50).min(w.max / 2),
         }
     }
 
-    fn grant(&mut self, now: Millis, lane: Lane, class: bool) {
+    fn grant(&mut self, now: Millis, lane: Lane, permit: &Permit) {
         self.in_flight += 1;
-        if let Some(w) = &mut self.general {
+        for w in self.windows_of(permit) {
             w.in_flight += 1;
         }
-        if let (true, Some(w)) = (class, &mut self.class) {
-            w.in_flight += 1;
-        }
-        if let Some((_, left)) = &mut self.daily {
-            *left = left.saturating_sub(1);
-        }
-        if lane.live() && self.general.is_some() {
+        self.day.take(permit.mirror);
+        if lane.is_live() && self.general.is_some() {
             self.live.spend(now, 1);
         }
     }
+}
+
+fn share_of(max: u32, share: Option<&u32>) -> u32 {
+    let part = thousandths(u64::from(max), share.copied().unwrap_or(1_000));
+    u32::try_from(part).unwrap_or(u32::MAX)
 }
 
 fn merge(known: &mut LimitHint, new: LimitHint) {

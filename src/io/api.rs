@@ -5,9 +5,12 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use crate::hooks::Opened;
+use crm_core::budget::{Budget, Exhausted, Latency};
 use crm_core::connectors::{Connector, Credential, LimitHint, ServerConfig};
 use crm_core::http::{Delivery, HttpRequest, HttpResponse, Purpose};
-use crm_core::model::{Change, FieldType, Page, RemoteError, Write, WriteKind, WriteResult};
+use crm_core::model::{
+    Change, FieldType, Millis, Page, RemoteError, Write, WriteKind, WriteResult,
+};
 use crm_core::secret::Secret;
 
 /// Limits of the thread. All are bounds, none is a schedule.
@@ -109,8 +112,6 @@ pub struct ServerSpec {
     pub ca_pem: Option<Vec<u8>>,
     /// How its webhooks are recognised; `None` leaves them to the session.
     pub webhook: Option<WebhookSpec>,
-    /// Most calls per window, whatever the CRM allows: our share.
-    pub calls_per_window: Option<u32>,
 }
 
 impl ServerSpec {
@@ -122,7 +123,6 @@ impl ServerSpec {
             && self.credential_file == other.credential_file
             && self.allowed_hosts == other.allowed_hosts
             && self.ca_pem == other.ca_pem
-            && self.calls_per_window == other.calls_per_window
     }
 }
 
@@ -157,11 +157,46 @@ pub struct Follow {
     pub end: Option<String>,
 }
 
+/// Whose call it is: what it is counted for, and how soon it is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tag {
+    /// The mirror that it is for; 0 for none.
+    pub mirror: i32,
+    /// How soon.
+    pub latency: Latency,
+}
+
+/// What was asked, as usage is counted: by purpose and endpoint.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Asked {
+    /// Purpose.
+    pub purpose: Purpose,
+    /// Method and path without versions and ids.
+    pub endpoint: Arc<str>,
+}
+
+impl Asked {
+    /// What a request asks.
+    pub fn by(request: &HttpRequest) -> Self {
+        Self {
+            purpose: request.purpose,
+            endpoint: request.endpoint().into(),
+        }
+    }
+}
+
 /// Work for the thread.
 #[derive(Clone, Debug)]
 pub enum Command {
     /// Make a server known, or replace it.
     Configure(Box<ServerSpec>),
+    /// Replace what is configured of a server's calls.
+    Budget {
+        /// Server.
+        server: u32,
+        /// Budget.
+        budget: Box<Budget>,
+    },
     /// Forget a server: its queued jobs are answered, its streams end.
     Forget(u32),
     /// Send a request; its answer comes as [`Event::Answer`].
@@ -170,6 +205,8 @@ pub enum Command {
         job: u64,
         /// Server.
         server: u32,
+        /// Whose it is.
+        tag: Tag,
         /// Request, without authorization.
         request: HttpRequest,
     },
@@ -179,6 +216,8 @@ pub enum Command {
         job: u64,
         /// Server.
         server: u32,
+        /// Whose it is.
+        tag: Tag,
         /// Object type.
         object: String,
         /// Requested fields, the order of the values.
@@ -194,6 +233,8 @@ pub enum Command {
         job: u64,
         /// Server.
         server: u32,
+        /// Whose it is.
+        tag: Tag,
         /// Object type.
         object: String,
         /// What the writes do.
@@ -287,6 +328,8 @@ pub enum Event {
         job: u64,
         /// Server.
         server: u32,
+        /// What was asked.
+        asked: Asked,
         /// Page.
         result: Result<Page, RemoteError>,
         /// The next page of the list will come as the same job.
@@ -298,6 +341,8 @@ pub enum Event {
         job: u64,
         /// Server.
         server: u32,
+        /// What was asked.
+        asked: Asked,
         /// One per write, in their order.
         results: Vec<WriteResult>,
     },
@@ -343,20 +388,31 @@ pub enum Event {
         /// How many.
         count: u32,
     },
-    /// Calls since the last such event, per server and purpose.
+    /// Calls since the last such event, per server, mirror, purpose and endpoint.
     Usage {
         /// Server.
         server: u32,
-        /// Purpose.
-        purpose: Purpose,
+        /// Mirror; 0 for none.
+        mirror: i32,
+        /// What was asked.
+        asked: Asked,
         /// Requests sent.
         calls: u32,
         /// Of these, refused for the budget.
         limited: u32,
-        /// Newest word of the CRM on the budget.
-        hint: LimitHint,
+        /// Of these, without a useful answer for another reason.
+        failed: u32,
         /// Bytes received, decompressed.
         bytes: u64,
+    },
+    /// What a CRM said of its limits since the last such event.
+    Limits {
+        /// Server.
+        server: u32,
+        /// Its newest word.
+        hint: LimitHint,
+        /// What it last refused calls for, and until when, by the wall clock.
+        refused: Option<(Exhausted, Millis)>,
     },
     /// Something to log.
     Note {

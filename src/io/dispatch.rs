@@ -1,6 +1,6 @@
 //! The queue of a server: who goes next, and when.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crm_core::limiter::{Lane, Limiter, Permit, Refusal};
@@ -10,12 +10,15 @@ use crate::clock;
 use crate::job::{Job, waited};
 use crate::server::Server;
 
-/// Jobs that wait, by lane and by whether a bucket of their own applies, so
-/// that a full search bucket holds up nothing but searches.
+/// Jobs that wait, by lane; within a lane in lines by the bucket of their own that
+/// applies and by mirrors with a share, so that a full search bucket holds up
+/// nothing but searches, and a mirror that has its share nothing but itself.
 #[derive(Default)]
 pub(crate) struct Queue {
-    lanes: [[VecDeque<Job>; 2]; Lane::ALL.len()],
+    lanes: [BTreeMap<Line, VecDeque<Job>>; Lane::ALL.len()],
 }
+
+type Line = (Option<&'static str>, i32);
 
 /// What [`Queue::pick`] found.
 pub(crate) enum Pick {
@@ -40,39 +43,46 @@ impl Queue {
     pub(crate) fn drain(&mut self) -> Vec<Job> {
         self.lanes
             .iter_mut()
-            .flatten()
             .flat_map(std::mem::take)
+            .flat_map(|(_, line)| line)
             .collect()
     }
 
     fn line(&mut self, job: &Job) -> &mut VecDeque<Job> {
-        &mut self.lanes[job.lane as usize][usize::from(job.class.is_some())]
+        // Lines of mirrors without a share are one as far as the limiter goes;
+        // they are kept apart all the same, since shares may be given any time.
+        let line = (job.class.map(|c| c.name), job.tag.mirror);
+        self.lanes[job.lane as usize].entry(line).or_default()
     }
 
-    /// Asks the limiter for the first of each line, most urgent first.
+    /// Asks the limiter for the first of each line, most urgent first, and in a
+    /// lane for the one that waits longest.
     pub(crate) fn pick(&mut self, limiter: &mut Limiter, now: Millis) -> Pick {
         let mut wake: Option<Millis> = None;
-        for line in self.lanes.iter_mut().flatten() {
-            let Some(job) = line.front() else {
-                continue;
-            };
-            let until = match limiter.take(now, job.lane, job.class) {
-                Ok(permit) => {
-                    if let Some(job) = line.pop_front() {
-                        return Pick::Go(Box::new(job), permit);
-                    }
+        for lane in &mut self.lanes {
+            lane.retain(|_, line| !line.is_empty());
+            let mut lines: Vec<&mut VecDeque<Job>> = lane.values_mut().collect();
+            lines.sort_by_key(|line| line.front().map(|job| job.deadline));
+            for line in lines {
+                let Some(job) = line.front() else {
                     continue;
+                };
+                let until = match limiter.take_for(now, job.lane, job.class, job.tag.mirror) {
+                    Ok(permit) => match line.pop_front() {
+                        Some(job) => return Pick::Go(Box::new(job), permit),
+                        None => continue,
+                    },
+                    Err(Refusal::Until(t)) => Some(t),
+                    Err(Refusal::AfterAnswer) => None,
+                };
+                if now >= job.deadline || until.is_some_and(|t| t > job.deadline) {
+                    if let Some(job) = line.pop_front() {
+                        return Pick::Late(Box::new(job), until);
+                    }
+                } else {
+                    let at = until.unwrap_or(job.deadline).min(job.deadline);
+                    wake = Some(wake.map_or(at, |w| w.min(at)));
                 }
-                Err(Refusal::Until(t)) => Some(t),
-                Err(Refusal::AfterAnswer) => None,
-            };
-            if now >= job.deadline || until.is_some_and(|t| t > job.deadline) {
-                if let Some(job) = line.pop_front() {
-                    return Pick::Late(Box::new(job), until);
-                }
-            } else {
-                let at = until.unwrap_or(job.deadline).min(job.deadline);
-                wake = Some(wake.map_or(at, |w| w.min(at)));
             }
         }
         Pick::Wait(wake)

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use crm_core::http::HttpRequest;
-use crm_core::limiter::Lane;
+use crm_core::budget::Budget;
+use crm_core::http::{HttpRequest, Purpose};
 use crm_core::model::{RemoteError, WriteKind};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::task::AbortHandle;
 
-use crate::api::{Command, Event, Replay, ServerSpec, Settings};
+use crate::api::{Asked, Command, Event, Replay, ServerSpec, Settings, Tag};
 use crate::errors::local;
 use crate::hooks::Hooks;
 use crate::job::{Chain, Job, Shape, Ticket};
@@ -81,15 +81,18 @@ impl Engine {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Configure(spec) => self.configure(*spec),
+            Command::Budget { server, budget } => self.budget(server, *budget),
             Command::Forget(id) => self.forget(id),
             Command::Call {
                 job,
                 server,
+                tag,
                 request,
-            } => self.enqueue(job, server, Shape::Answer, None, |_, _| request),
+            } => self.enqueue((job, server, tag), Shape::Answer, None, |_, _| request),
             Command::Fetch {
                 job,
                 server,
+                tag,
                 object,
                 fields,
                 request,
@@ -101,11 +104,12 @@ impl Engine {
                     rest,
                 });
                 let shape = Shape::Page { object, fields };
-                self.enqueue(job, server, shape, chain, |_, _| request);
+                self.enqueue((job, server, tag), shape, chain, |_, _| request);
             }
             Command::Push {
                 job,
                 server,
+                tag,
                 object,
                 kind,
                 unique_field,
@@ -116,7 +120,7 @@ impl Engine {
                     unique_field,
                     writes,
                 };
-                self.enqueue(job, server, shape, None, |spec, shape| {
+                self.enqueue((job, server, tag), shape, None, |spec, shape| {
                     push_request(spec, &object, shape)
                 });
             }
@@ -141,6 +145,12 @@ impl Engine {
                 status,
                 body,
             } => self.replies.answer(token, status, body),
+        }
+    }
+
+    fn budget(&self, id: u32, budget: Budget) {
+        if let Some(server) = self.servers.get(&id) {
+            server.budget(budget);
         }
     }
 
@@ -223,26 +233,30 @@ impl Engine {
 
     fn enqueue(
         &self,
-        job: u64,
-        id: u32,
+        (job, id, tag): (u64, u32, Tag),
         shape: Shape,
         chain: Option<Chain>,
         request: impl FnOnce(&ServerSpec, &Shape) -> HttpRequest,
     ) {
-        let ticket = Ticket::new(Arc::clone(&self.mailbox), job, id, &shape);
+        let mailbox = Arc::clone(&self.mailbox);
         let Some(server) = self.servers.get(&id) else {
-            ticket.answer(Err(unknown_server(id)));
+            let asked = Asked {
+                purpose: Purpose::Catalog,
+                endpoint: "".into(),
+            };
+            Ticket::new(mailbox, (job, id), asked, &shape).answer(Err(unknown_server(id)));
             return;
         };
         let target = server.target();
         let request = request(&target.spec, &shape);
+        let ticket = Ticket::new(mailbox, (job, id), Asked::by(&request), &shape);
         let class = target.spec.connector.class_limit(&request);
         server.enqueue(Job {
             ticket,
             shape,
             class,
-            // What counts against no budget is as urgent as can be.
-            lane: Lane::of(request.purpose).unwrap_or(Lane::Push),
+            tag,
+            lane: tag.latency.lane(request.purpose),
             request,
             deadline: clock::mono() + self.settings.max_wait_ms,
             reauthorized: false,

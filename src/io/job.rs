@@ -10,7 +10,7 @@ use crm_core::model::{FieldType, Millis, Page, RemoteError, Write, WriteKind, Wr
 
 use crm_core::ranges::id_order;
 
-use crate::api::{Event, Follow};
+use crate::api::{Asked, Event, Follow, Tag};
 use crate::errors::local;
 use crate::mailbox::Mailbox;
 
@@ -41,6 +41,7 @@ pub(crate) struct Ticket {
     mailbox: Arc<Mailbox>,
     job: u64,
     server: u32,
+    asked: Asked,
     kind: Kind,
     /// A request with effects is on the wire.
     pub(crate) exposed: bool,
@@ -57,7 +58,12 @@ enum Kind {
 }
 
 impl Ticket {
-    pub(crate) fn new(mailbox: Arc<Mailbox>, job: u64, server: u32, shape: &Shape) -> Self {
+    pub(crate) fn new(
+        mailbox: Arc<Mailbox>,
+        (job, server): (u64, u32),
+        asked: Asked,
+        shape: &Shape,
+    ) -> Self {
         let kind = match shape {
             Shape::Answer => Kind::Answer,
             Shape::Page { .. } => Kind::Page,
@@ -67,6 +73,7 @@ impl Ticket {
             mailbox,
             job,
             server,
+            asked,
             kind,
             exposed: false,
             following: false,
@@ -79,6 +86,11 @@ impl Ticket {
         self.job
     }
 
+    /// What was asked.
+    pub(crate) fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
     /// Answers.
     pub(crate) fn answer(mut self, outcome: Result<Outcome, RemoteError>) {
         self.post(outcome);
@@ -86,7 +98,7 @@ impl Ticket {
 
     fn post(&mut self, outcome: Result<Outcome, RemoteError>) {
         self.answered = true;
-        let (job, server) = (self.job, self.server);
+        let (job, server, asked) = (self.job, self.server, self.asked.clone());
         let event = match (outcome, self.kind) {
             (Ok(Outcome::Answer(response)), _) => Event::Answer {
                 job,
@@ -96,12 +108,14 @@ impl Ticket {
             (Ok(Outcome::Page(page)), _) => Event::Fetched {
                 job,
                 server,
+                asked,
                 result: Ok(page),
                 following: self.following,
             },
             (Ok(Outcome::Results(results)), _) => Event::Pushed {
                 job,
                 server,
+                asked,
                 results,
             },
             (Err(error), Kind::Answer) => Event::Answer {
@@ -112,12 +126,14 @@ impl Ticket {
             (Err(error), Kind::Page) => Event::Fetched {
                 job,
                 server,
+                asked,
                 result: Err(error),
                 following: false,
             },
             (Err(error), Kind::Results(n)) => Event::Pushed {
                 job,
                 server,
+                asked,
                 results: vec![refused(error); n],
             },
         };
@@ -153,6 +169,7 @@ pub(crate) struct Job {
     pub(crate) shape: Shape,
     /// Without authorization: each attempt adds the token in force.
     pub(crate) request: HttpRequest,
+    pub(crate) tag: Tag,
     pub(crate) lane: Lane,
     pub(crate) class: Option<ClassLimit>,
     /// Answered with class `Wait` if not sent by then.

@@ -29,8 +29,8 @@ mod thread;
 mod token;
 
 pub use api::{
-    Command, Content, Event, Follow, Full, Level, ListenerSettings, Replay, ServerSpec, Settings,
-    StreamItem, WebhookSpec,
+    Asked, Command, Content, Event, Follow, Full, Level, ListenerSettings, Replay, ServerSpec,
+    Settings, StreamItem, Tag, WebhookSpec,
 };
 pub use hooks::{Opened, open};
 pub use thread::IoThread;

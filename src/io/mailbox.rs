@@ -7,31 +7,49 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crm_core::budget::Exhausted;
 use crm_core::connectors::LimitHint;
-use crm_core::http::Purpose;
-use crm_core::model::{Page, RemoteError, WriteResult};
+use crm_core::model::{Millis, Page, RemoteError, WriteResult};
 use tokio::sync::Notify;
 
-use crate::api::{Content, Event, Level};
+use crate::api::{Asked, Content, Event, Level};
 
 /// Notes that wait; more are dropped and counted.
 const MAX_NOTES: usize = 64;
 /// Names under which refused webhooks are counted; strangers choose them.
 const MAX_REFUSED: usize = 64;
 
+/// Rows of usage that wait; what is asked beyond them goes without an endpoint.
+const MAX_USAGE: usize = 2_048;
+
 #[derive(Default)]
 struct Usage {
     calls: u32,
     limited: u32,
+    failed: u32,
     bytes: u64,
+}
+
+/// How a call ended, for the count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    Well,
+    Limited,
+    Failed,
+}
+
+#[derive(Default)]
+struct Told {
     hint: LimitHint,
+    refused: Option<(Exhausted, Millis)>,
 }
 
 struct Inner {
     events: VecDeque<(Event, usize)>,
     notes: usize,
     dropped_notes: u64,
-    usage: BTreeMap<(u32, Purpose), Usage>,
+    usage: BTreeMap<(u32, i32, Asked), Usage>,
+    told: BTreeMap<u32, Told>,
     refused: BTreeMap<String, u32>,
     signalled: bool,
     signal: UnixStream,
@@ -62,6 +80,7 @@ impl Mailbox {
                 notes: 0,
                 dropped_notes: 0,
                 usage: BTreeMap::new(),
+                told: BTreeMap::new(),
                 refused: BTreeMap::new(),
                 signalled: false,
                 signal,
@@ -120,20 +139,25 @@ impl Mailbox {
     }
 
     /// Adds to the usage that the session gets once its other events are taken.
-    pub(crate) fn used(
-        &self,
-        server: u32,
-        purpose: Purpose,
-        limited: bool,
-        bytes: usize,
-        hint: LimitHint,
-    ) {
+    pub(crate) fn used(&self, server: u32, mirror: i32, asked: &Asked, ended: Ended, bytes: usize) {
         let mut inner = self.lock();
-        let u = inner.usage.entry((server, purpose)).or_default();
+        let mut key = (server, mirror, asked.clone());
+        if inner.usage.len() >= MAX_USAGE && !inner.usage.contains_key(&key) {
+            key.2.endpoint = "(others)".into();
+        }
+        let u = inner.usage.entry(key).or_default();
         u.calls = u.calls.saturating_add(1);
-        u.limited = u.limited.saturating_add(u32::from(limited));
+        u.limited = u.limited.saturating_add(u32::from(ended == Ended::Limited));
+        u.failed = u.failed.saturating_add(u32::from(ended == Ended::Failed));
         u.bytes = u.bytes.saturating_add(bytes as u64);
-        u.hint = hint;
+    }
+
+    /// Takes note of what a CRM said of its limits.
+    pub(crate) fn told(&self, server: u32, hint: LimitHint, refused: Option<(Exhausted, Millis)>) {
+        let mut inner = self.lock();
+        let told = inner.told.entry(server).or_default();
+        told.hint = hint;
+        told.refused = refused.or(told.refused);
     }
 
     /// Counts a webhook that was refused without asking the session.
@@ -209,13 +233,23 @@ impl Inner {
         if let Some((name, count)) = self.refused.pop_first() {
             return Some((Event::Refused { name, count }, 0));
         }
-        let ((server, purpose), u) = self.usage.pop_first()?;
+        if let Some((server, told)) = self.told.pop_first() {
+            let Told { hint, refused } = told;
+            let event = Event::Limits {
+                server,
+                hint,
+                refused,
+            };
+            return Some((event, 0));
+        }
+        let ((server, mirror, asked), u) = self.usage.pop_first()?;
         let event = Event::Usage {
             server,
-            purpose,
+            mirror,
+            asked,
             calls: u.calls,
             limited: u.limited,
-            hint: u.hint,
+            failed: u.failed,
             bytes: u.bytes,
         };
         Some((event, 0))
@@ -248,6 +282,7 @@ fn weight(event: &Event) -> usize {
         | Event::StreamEnded { .. }
         | Event::Refused { .. }
         | Event::Usage { .. }
+        | Event::Limits { .. }
         | Event::Note { .. } => 0,
     }
 }

@@ -4,19 +4,20 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crm_core::budget::{Budget, Exhausted};
 use crm_core::connectors::{LimitHint, Token};
-use crm_core::http::{HttpRequest, HttpResponse, Purpose};
+use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::limiter::{Limiter, Permit};
 use crm_core::model::{ErrorClass, Millis, RemoteError};
 use crm_core::retry::Backoff;
 use tokio::sync::{Notify, Semaphore};
 
-use crate::api::{ServerSpec, Settings};
+use crate::api::{Asked, ServerSpec, Settings};
 use crate::client::{Client, Opened};
 use crate::dispatch::{Pick, Queue};
 use crate::errors::{is_write, local};
 use crate::job::{Job, Outcome, Shape, Ticket};
-use crate::mailbox::Mailbox;
+use crate::mailbox::{Ended, Mailbox};
 use crate::rows::Received;
 use crate::token::{Login, Tokens};
 use crate::{clock, hosts};
@@ -87,6 +88,8 @@ enum Attempt {
     Paused(Millis, RemoteError),
     /// This record or portal is locked: again after a while, error if too late.
     Locked(Millis, RemoteError),
+    /// Too many calls at a time: the same, and fewer from now on.
+    Crowded(Millis, RemoteError),
     /// The token was refused: again with a new one.
     Unauthorized,
 }
@@ -98,7 +101,7 @@ impl Server {
         mailbox: Arc<Mailbox>,
         parsers: Arc<Semaphore>,
     ) -> Self {
-        let limiter = Limiter::new(settings.max_in_flight_per_server, spec.calls_per_window);
+        let limiter = Limiter::new(settings.max_in_flight_per_server, None);
         Self {
             id: spec.id,
             mailbox,
@@ -125,10 +128,16 @@ impl Server {
         {
             return;
         }
-        let max = self.settings.max_in_flight_per_server;
-        self.work().limiter.reconfigure(max, spec.calls_per_window);
         let target = Arc::new(Target::new(spec, &self.settings));
         *self.target.lock().unwrap_or_else(PoisonError::into_inner) = target;
+        self.changed.notify_one();
+    }
+
+    /// Replaces what is configured of the budget; what is spent stays spent.
+    pub(crate) fn budget(&self, budget: Budget) {
+        let max = self.settings.max_in_flight_per_server;
+        let (now, wall) = (clock::mono(), clock::wall());
+        self.work().limiter.configure(now, wall, max, budget);
         self.changed.notify_one();
     }
 
@@ -192,13 +201,16 @@ impl Server {
         self.work().limiter.learn(clock::mono(), hint);
         let attempt = match rows {
             Some((page, bytes)) => {
-                (self.mailbox).used(self.id, job.request.purpose, false, bytes, hint);
+                let (asked, mirror) = (job.ticket.asked(), job.tag.mirror);
+                (self.mailbox).used(self.id, mirror, asked, Ended::Well, bytes);
                 Attempt::Done(Ok(Outcome::Page(page)))
             }
-            None => self.judge(&target, &mut job, answer, hint).await,
+            None => self.judge(&target, &mut job, answer).await,
         };
-        if let Attempt::Paused(until, _) = &attempt {
-            self.work().limiter.pause(*until, job.class.is_some());
+        let refused = self.pause(&target, &attempt, &job);
+        if hint != LimitHint::default() || refused.is_some() {
+            let known = self.work().limiter.hint();
+            self.mailbox.told(self.id, known, refused);
         }
         drop(slot);
         match attempt {
@@ -212,15 +224,28 @@ impl Server {
                 job.reauthorized = true;
                 self.again(job);
             }
-            Attempt::Paused(until, e) | Attempt::Locked(until, e) if until > job.deadline => {
+            Attempt::Paused(until, e) | Attempt::Locked(until, e) | Attempt::Crowded(until, e)
+                if until > job.deadline =>
+            {
                 job.ticket.answer(Err(e));
             }
             Attempt::Paused(..) => self.again(job),
-            Attempt::Locked(until, _) => {
+            Attempt::Locked(until, _) | Attempt::Crowded(until, _) => {
                 tokio::time::sleep_until(clock::instant(until)).await;
                 self.again(job);
             }
         }
+    }
+
+    /// Takes note of a refusal for the budget: what is used up, and until when by the wall clock.
+    fn pause(&self, target: &Target, attempt: &Attempt, job: &Job) -> Option<(Exhausted, Millis)> {
+        let (Attempt::Paused(until, error) | Attempt::Crowded(until, error)) = attempt else {
+            return None;
+        };
+        let what = target.spec.connector.exhausted(error);
+        let (now, class) = (clock::mono(), job.class.is_some());
+        self.work().limiter.refused(now, what, *until, class);
+        Some((what, until - now + clock::wall()))
     }
 
     /// Asks for the page that follows in a chain, if one does.
@@ -247,9 +272,12 @@ impl Server {
             object: chain.object.clone(),
             fields: Arc::clone(&chain.fields),
         };
+        let ids = (job.ticket.job(), self.id);
+        let asked = Asked::by(&request);
         self.enqueue(Job {
-            ticket: Ticket::new(Arc::clone(&self.mailbox), job.ticket.job(), self.id, &shape),
+            ticket: Ticket::new(Arc::clone(&self.mailbox), ids, asked, &shape),
             shape,
+            tag: job.tag,
             class: connector.class_limit(&request),
             lane: job.lane,
             request,
@@ -276,25 +304,31 @@ impl Server {
         target: &Target,
         job: &mut Job,
         answer: Result<HttpResponse, RemoteError>,
-        hint: LimitHint,
     ) -> Attempt {
-        let purpose = job.request.purpose;
+        let (mailbox, mirror) = (Arc::clone(&self.mailbox), job.tag.mirror);
+        let asked = job.ticket.asked().clone();
+        let used = |ended, bytes| mailbox.used(self.id, mirror, &asked, ended, bytes);
         let answer = match answer {
             Ok(answer) => answer,
             Err(e) => {
-                self.mailbox.used(self.id, purpose, false, 0, hint);
+                used(Ended::Failed, 0);
                 return Attempt::Done(Err(e));
             }
         };
         let bytes = answer.body.len();
         if (200..300).contains(&answer.status) {
-            self.mailbox.used(self.id, purpose, false, bytes, hint);
+            used(Ended::Well, bytes);
             return Attempt::Done(self.shape(target, job, answer).await);
         }
         let error = target.spec.connector.classify(&answer);
         let waits = error.class == ErrorClass::Wait || matches!(answer.status, 429 | 423);
         let limited = waits && answer.status != 423;
-        self.mailbox.used(self.id, purpose, limited, bytes, hint);
+        let ended = if limited {
+            Ended::Limited
+        } else {
+            Ended::Failed
+        };
+        used(ended, bytes);
         if error.class == ErrorClass::Reauth && !job.reauthorized && target.can_log_in() {
             return Attempt::Unauthorized;
         }
@@ -308,7 +342,10 @@ impl Server {
                     error.retry_after_ms,
                 )
                 .unwrap_or(job.deadline);
-            return if limited {
+            let what = target.spec.connector.exhausted(&error);
+            return if limited && what == Exhausted::Concurrency {
+                Attempt::Crowded(until, error)
+            } else if limited {
                 Attempt::Paused(until, error)
             } else {
                 Attempt::Locked(until, error)
@@ -396,12 +433,14 @@ impl Target {
                     "" => connector.base_url(&self.spec.config, None),
                     url => url.to_string(),
                 };
+                let asked = Asked::by(&request);
                 let answer = self.send(&root, request).await;
                 let bytes = answer.as_ref().map_or(0, |a| a.body.len());
-                let hint = LimitHint::default();
-                server
-                    .mailbox
-                    .used(server.id, Purpose::Auth, false, bytes, hint);
+                let ended = match &answer {
+                    Ok(a) if (200..300).contains(&a.status) => Ended::Well,
+                    _ => Ended::Failed,
+                };
+                server.mailbox.used(server.id, 0, &asked, ended, bytes);
                 connector.token(&answer?, clock::wall())
             })
             .await

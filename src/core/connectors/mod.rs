@@ -11,6 +11,7 @@ mod rows;
 pub(crate) mod table;
 mod text;
 
+use crate::budget::Exhausted;
 use crate::http::{Delivery, HttpRequest, HttpResponse};
 use crate::model::{
     Change, ChangeKind, FieldType, Millis, Page, Record, RemoteError, RemoteField, RemoteObject,
@@ -105,6 +106,8 @@ pub struct LimitHint {
 /// A bucket that some requests take from besides the server's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClassLimit {
+    /// What the calls are called together, in the tables.
+    pub name: &'static str,
     /// Calls per window.
     pub calls: u32,
     /// Window length.
@@ -169,6 +172,10 @@ pub trait Connector: Send + Sync {
     fn classify(&self, response: &HttpResponse) -> RemoteError;
     /// Budget told by an answer.
     fn limits(&self, response: &HttpResponse) -> LimitHint;
+    /// What is used up, where an answer of class `Wait` says so.
+    fn exhausted(&self, _error: &RemoteError) -> Exhausted {
+        Exhausted::Window
+    }
     /// The bucket of its own that a request takes from, for calls that the CRM limits apart (search).
     fn class_limit(&self, _request: &HttpRequest) -> Option<ClassLimit> {
         None

@@ -243,6 +243,7 @@ fn a_share_caps_calls_whatever_the_crm_allows() {
 #[test]
 fn searches_have_a_bucket_of_their_own_and_hold_up_nothing_else() {
     let search = Some(ClassLimit {
+        name: "search",
         calls: 5,
         window_ms: 1_000,
     });
@@ -263,6 +264,7 @@ fn searches_have_a_bucket_of_their_own_and_hold_up_nothing_else() {
 #[test]
 fn a_pause_stops_all_lanes_and_a_class_pause_only_its_class() {
     let search = Some(ClassLimit {
+        name: "search",
         calls: 5,
         window_ms: 1_000,
     });

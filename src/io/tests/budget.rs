@@ -10,9 +10,10 @@ use std::time::{Duration, Instant};
 use common::{
     FakeServer, answer, ask, call, get, next_answer, next_event, spec, started, submit, wait_until,
 };
+use crm_core::budget::{Budget, Exhausted, Latency};
 use crm_core::http::{HttpRequest, Purpose};
 use crm_core::model::ErrorClass;
-use crm_io::{Command, Event, Settings};
+use crm_io::{Command, Event, Settings, Tag};
 
 #[test]
 fn a_429_pauses_all_and_repeats_within_the_bound() {
@@ -135,15 +136,22 @@ fn usage_counts_every_call_by_purpose() {
         while let Some(event) = io.try_recv() {
             match event {
                 Event::Answer { .. } => answers += 1,
+                Event::Limits {
+                    server: 1,
+                    hint,
+                    refused: None,
+                } => assert_eq!(hint.window_max, Some(190)),
                 Event::Usage {
                     server: 1,
-                    purpose: Purpose::ReadBack,
+                    mirror: 0,
+                    asked,
                     calls,
                     limited: 0,
-                    hint,
+                    failed: 0,
                     bytes,
                 } => {
-                    assert_eq!(hint.window_max, Some(190));
+                    assert_eq!(asked.purpose, Purpose::ReadBack);
+                    assert_eq!(&*asked.endpoint, "GET /x");
                     counted += calls;
                     bytes_seen += bytes;
                 }
@@ -180,4 +188,136 @@ fn a_forgotten_or_unknown_server_answers_its_jobs() {
         jobs.iter().all(|(_, code)| code == "unknown_server"),
         "{jobs:?}"
     );
+}
+
+#[test]
+fn lanes_go_in_strict_order_and_a_mirrors_share_holds_up_nobody_else() {
+    // One call at a time, so that the order of arrival is the order of choice.
+    let server = FakeServer::start(|r, s| {
+        if r.target() == "/first" {
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        answer(
+            s,
+            200,
+            "x-max: 40\r\nx-left: 40\r\nx-window-ms: 60000\r\n",
+            b"",
+        )
+    });
+    let io = started(Settings::default(), spec(&server.url));
+    submit(
+        &io,
+        Command::Budget {
+            server: 1,
+            budget: Box::new(Budget {
+                concurrent: Some(1),
+                mirrors: [(5, 25)].into(),
+                ..Budget::default()
+            }),
+        },
+    );
+    let tagged = |job, target: &str, purpose, mirror, latency| Command::Call {
+        job,
+        server: 1,
+        tag: Tag { mirror, latency },
+        request: HttpRequest {
+            purpose,
+            ..get(target)
+        },
+    };
+    let live = Latency::Interactive;
+    submit(&io, tagged(1, "/first", Purpose::Push, 0, live));
+    wait_until("the first is on its way", || server.seen().len() == 1);
+    submit(&io, tagged(2, "/reconcile", Purpose::Reconcile, 0, live));
+    submit(&io, tagged(3, "/backfill", Purpose::Backfill, 0, live));
+    submit(
+        &io,
+        tagged(4, "/relaxed", Purpose::Push, 0, Latency::Relaxed),
+    );
+    submit(&io, tagged(5, "/poll", Purpose::Poll, 0, live));
+    submit(&io, tagged(6, "/read", Purpose::ReadBack, 0, live));
+    submit(&io, tagged(7, "/own", Purpose::Push, 5, live));
+    submit(&io, tagged(8, "/own", Purpose::Push, 5, live));
+    submit(&io, tagged(9, "/push", Purpose::Push, 0, live));
+    wait_until("all but the mirror's second call arrived", || {
+        server.seen().len() >= 8
+    });
+    let mut targets = server.targets();
+    // Two lines of one lane, and both came within a millisecond.
+    targets[1..3].sort();
+    let order = [
+        "/first",
+        "/own",
+        "/push",
+        "/read",
+        "/poll",
+        "/relaxed",
+        "/backfill",
+        "/reconcile",
+    ];
+    assert_eq!(targets, order);
+}
+
+#[test]
+fn heavy_work_is_told_when_its_window_opens() {
+    let server = FakeServer::start(|_, s| answer(s, 200, "", b""));
+    let io = started(Settings::default(), spec(&server.url));
+    let budget = |heavy| Command::Budget {
+        server: 1,
+        budget: Box::new(Budget {
+            heavy,
+            ..Budget::default()
+        }),
+    };
+    submit(&io, budget(Some(Vec::new())));
+    let bulk = || HttpRequest {
+        purpose: Purpose::Backfill,
+        ..get("/bulk")
+    };
+    let e = ask(&io, bulk()).unwrap_err();
+    assert_eq!(e.class, ErrorClass::Wait);
+    assert!(e.retry_after_ms.unwrap() > 3_000_000, "{e:?}");
+    ask(&io, get("/read")).unwrap();
+    submit(&io, budget(None));
+    ask(&io, bulk()).unwrap();
+    assert_eq!(server.targets(), ["/read", "/bulk"]);
+}
+
+#[test]
+fn a_refusal_is_told_with_its_end_and_usage_counts_it_for_its_mirror() {
+    let server = FakeServer::start(|_, s| answer(s, 429, "retry-after-ms: 3600000\r\n", b""));
+    let io = started(Settings::default(), spec(&server.url));
+    let request = Command::Call {
+        job: 1,
+        server: 1,
+        tag: Tag {
+            mirror: 3,
+            ..Tag::default()
+        },
+        request: get("/x"),
+    };
+    submit(&io, request);
+    let (mut told, mut counted) = (false, false);
+    wait_until("refusal and usage", || {
+        while let Some(event) = io.try_recv() {
+            match event {
+                Event::Limits { refused, .. } => {
+                    let (what, until) = refused.unwrap();
+                    assert_eq!(what, Exhausted::Window);
+                    assert!(until > 1_700_000_000_000, "{until}");
+                    told = true;
+                }
+                Event::Usage {
+                    mirror: 3,
+                    calls: 1,
+                    limited: 1,
+                    failed: 0,
+                    ..
+                } => counted = true,
+                Event::Answer { result: Err(_), .. } => {}
+                other => panic!("{other:?}"),
+            }
+        }
+        told && counted
+    });
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::{FakeServer, answer, get, next_event, spec, started, submit};
 use crm_core::model::FieldType;
-use crm_io::{Command, Event, Follow, IoThread, Settings};
+use crm_io::{Command, Event, Follow, IoThread, Settings, Tag};
 
 /// Answers with one record per page, named as its cursor; ten pages.
 fn list() -> FakeServer {
@@ -29,6 +29,7 @@ fn fetched(io: &IoThread, follow: Follow) -> Vec<(String, bool)> {
         Command::Fetch {
             job: 9,
             server: 1,
+            tag: Tag::default(),
             object: "contacts".into(),
             fields: Arc::new(vec![("a".into(), FieldType::Text)]),
             request: get("/list?after="),

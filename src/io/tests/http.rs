@@ -17,7 +17,7 @@ use crm_core::http::{HttpRequest, Method};
 use crm_core::model::{
     ErrorClass, FieldType, RemoteError, Write as Change, WriteKind, WriteResult,
 };
-use crm_io::{Command, Event, IoThread, Settings};
+use crm_io::{Command, Event, IoThread, Settings, Tag};
 
 /// Holds a connection open without a word until the client gives up.
 fn hang(stream: &mut TcpStream) -> bool {
@@ -36,6 +36,7 @@ fn push(job: u64, keys: &[&str]) -> Command {
     Command::Push {
         job,
         server: 1,
+        tag: Tag::default(),
         object: "contacts".into(),
         kind: WriteKind::Update,
         unique_field: None,
@@ -57,6 +58,7 @@ fn fetch(io: &IoThread, target: &str) -> Result<crm_core::model::Page, RemoteErr
             follow: None,
             job: 9,
             server: 1,
+            tag: Tag::default(),
             object: "contacts".into(),
             fields: Arc::new(vec![("a".into(), FieldType::Text)]),
             request: get(target),

@@ -9,6 +9,7 @@ mod reference;
 mod request;
 mod response;
 
+use crate::budget::Exhausted;
 use crate::connectors::{
     ClassLimit, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig,
     SignatureError, Token,
@@ -28,6 +29,7 @@ pub(crate) const OUR_SOURCE: &str = "sync_source";
 /// Searches are limited per account, apart from all other calls, and their
 /// answers tell nothing of it.
 const SEARCH: ClassLimit = ClassLimit {
+    name: "search",
     calls: 5,
     window_ms: 1_000,
 };
@@ -80,6 +82,15 @@ impl Connector for HubSpot {
 
     fn limits(&self, response: &HttpResponse) -> LimitHint {
         response::limits(response)
+    }
+
+    fn exhausted(&self, error: &RemoteError) -> Exhausted {
+        match (error.status, error.code.as_str()) {
+            (477, _) => Exhausted::Account,
+            (_, "DAILY") => Exhausted::Day,
+            (_, "SECONDLY") => Exhausted::Class,
+            _ => Exhausted::Window,
+        }
     }
 
     fn class_limit(&self, request: &HttpRequest) -> Option<ClassLimit> {

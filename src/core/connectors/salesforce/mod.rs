@@ -13,6 +13,7 @@ mod response;
 
 pub use request::event_schema;
 
+use crate::budget::Exhausted;
 use crate::connectors::bulk::BulkReader;
 use crate::connectors::{
     Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig, SignatureError,
@@ -109,6 +110,16 @@ impl Connector for Salesforce {
 
     fn limits(&self, response: &HttpResponse) -> LimitHint {
         response::limits(response)
+    }
+
+    fn exhausted(&self, error: &RemoteError) -> Exhausted {
+        match error.code.as_str() {
+            "REQUEST_LIMIT_EXCEEDED" if error.message.contains("Concurrent") => {
+                Exhausted::Concurrency
+            }
+            "REQUEST_LIMIT_EXCEEDED" => Exhausted::Day,
+            _ => Exhausted::Window,
+        }
     }
 
     fn probe(&self, config: &ServerConfig) -> HttpRequest {

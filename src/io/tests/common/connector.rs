@@ -125,6 +125,7 @@ impl Connector for Fake {
 
     fn class_limit(&self, request: &HttpRequest) -> Option<ClassLimit> {
         request.target.starts_with("/search").then_some(ClassLimit {
+            name: "search",
             calls: 5,
             window_ms: 1_000,
         })

@@ -17,7 +17,7 @@ use crm_core::connectors::{Credential, ServerConfig};
 use crm_core::http::{HttpRequest, HttpResponse, Method, Purpose};
 use crm_core::model::RemoteError;
 use crm_core::secret::Secret;
-use crm_io::{Command, Event, IoThread, ServerSpec, Settings};
+use crm_io::{Command, Event, IoThread, ServerSpec, Settings, Tag};
 
 pub use connector::Fake;
 pub use server::{FakeServer, Request, answer};
@@ -53,7 +53,6 @@ pub fn spec(base_url: &str) -> ServerSpec {
         allowed_hosts: vec!["127.0.0.1".into()],
         ca_pem: None,
         webhook: None,
-        calls_per_window: None,
     }
 }
 
@@ -93,6 +92,7 @@ pub fn call(job: u64, request: HttpRequest) -> Command {
     Command::Call {
         job,
         server: 1,
+        tag: Tag::default(),
         request,
     }
 }
@@ -102,7 +102,7 @@ pub fn next_event(io: &IoThread) -> Event {
     let end = Instant::now() + PATIENCE;
     loop {
         match io.try_recv() {
-            Some(Event::Usage { .. }) => {}
+            Some(Event::Usage { .. } | Event::Limits { .. }) => {}
             Some(event) => return event,
             None => {
                 let left = end.saturating_duration_since(Instant::now());
