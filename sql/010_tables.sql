@@ -77,6 +77,7 @@ CREATE TABLE crm.mirror (
     poll_interval interval NOT NULL DEFAULT '60 seconds',
     unique_field  text,
     source_field  text,
+    api_share     real CHECK (api_share > 0 AND api_share <= 1),
     created_at    timestamptz NOT NULL DEFAULT now(),
     reconcile_at    time DEFAULT '06:00',
     reconcile_zone  text,
@@ -89,6 +90,7 @@ CREATE TABLE crm.mirror (
 );
 COMMENT ON TABLE crm.mirror IS 'One row per mirror: which object type of which server a table holds, and whether its changes go out (mode live) or are only shown (shadow).';
 COMMENT ON COLUMN crm.mirror.unique_field IS 'Our own unique property or External ID in that CRM, if the account has it: creates become upserts on it, so a lost answer makes no duplicate.';
+COMMENT ON COLUMN crm.mirror.api_share IS 'Of the calls that this database may make to the account, per window and per 24 hours, the part that this mirror may use at most; null for all.';
 COMMENT ON COLUMN crm.mirror.source_field IS 'The property in that CRM that says who wrote last (sync_source), if the account has it.';
 COMMENT ON COLUMN crm.mirror.reconcile_at IS 'When a day the mirror is compared with its CRM, by the clock of the account; null for never. See crm.reconcile.';
 COMMENT ON COLUMN crm.mirror.reconcile_zone IS 'The time zone of reconcile_at; null for the account''s own (crm.server_state.time_zone), UTC until that is known.';
@@ -157,6 +159,7 @@ CREATE TABLE crm.link (
     left_scope   text,
     right_scope  text,
     on_leave     text NOT NULL DEFAULT 'keep' CHECK (on_leave IN ('keep', 'unlink', 'delete')),
+    latency      text NOT NULL DEFAULT 'interactive' CHECK (latency IN ('interactive', 'relaxed', 'off_peak')),
     matched_at   timestamptz,
     created_at   timestamptz NOT NULL DEFAULT now(),
     CHECK (left_mirror <> right_mirror)
@@ -166,6 +169,7 @@ COMMENT ON COLUMN crm.link.on_left_delete IS 'When a record of the left side is 
 COMMENT ON COLUMN crm.link.on_right_delete IS 'The same for the left record when the right one is removed.';
 COMMENT ON COLUMN crm.link.on_delete_conflict IS 'When a record is removed while a change was on its way there: review asks in crm.review, delete lets the removal stand, keep brings the record back.';
 
+COMMENT ON COLUMN crm.link.latency IS 'How soon its changes are wanted: interactive (at once), relaxed (when nothing interactive waits for a call), off_peak (in the windows of crm.off_peak, as heavy work). A mirror goes by the most urgent of its links.';
 COMMENT ON COLUMN crm.link.left_scope IS 'Which rows of the left mirror take part: a condition over its columns, such as lifecyclestage = ''customer''; null for all.';
 COMMENT ON COLUMN crm.link.right_scope IS 'The same for the right mirror.';
 COMMENT ON COLUMN crm.link.on_leave IS 'What happens to a tied pair when one of its rows leaves the scope: keep (the tie rests, nothing travels), unlink (the tie ends), or delete (the other record is deleted).';
@@ -417,23 +421,13 @@ CREATE TABLE crm.check_result (
 );
 COMMENT ON TABLE crm.check_result IS 'Answers of the worker to crm.server_check; the row with item = ''end'' is the last. Removed after an hour.';
 
-CREATE TABLE crm.api_usage (
-    server  text NOT NULL,
-    hour    timestamptz NOT NULL,
-    purpose text NOT NULL,
-    calls   bigint NOT NULL DEFAULT 0,
-    limited bigint NOT NULL DEFAULT 0,
-    PRIMARY KEY (server, hour, purpose)
-);
-COMMENT ON TABLE crm.api_usage IS 'API calls per server, hour and purpose; limited counts answers 429.';
-
 -- One call per statement: each one updates the row of the extension in pg_extension.
 DO $$
 DECLARE t text;
 BEGIN
     FOREACH t IN ARRAY ARRAY['installation', 'server_state', 'remote_object', 'remote_field', 'mirror', 'mirror_column', 'backfill',
      'stream', 'link', 'field_map', 'field_default', 'survivor_rule', 'conflict_policy', 'field_lock', 'xref', 'field_state', 'event', 'event_seen', 'deferred', 'write', 'poison',
-     'webhook_queue', 'api_usage', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
+     'webhook_queue', 'entity_seq', 'event_seq', 'mirror_id_seq', 'stream_id_seq', 'link_id_seq',
      'field_map_id_seq', 'conflict_policy_id_seq', 'field_lock_id_seq', 'deferred_id_seq', 'write_id_seq', 'poison_id_seq',
      'webhook_queue_id_seq']
     LOOP

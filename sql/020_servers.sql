@@ -250,7 +250,7 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     t text;
 BEGIN
-    FOREACH t IN ARRAY ARRAY['server_state', 'remote_object', 'remote_field', 'mirror', 'stream', 'poison', 'webhook_queue', 'api_usage'] LOOP
+    FOREACH t IN ARRAY ARRAY['server_state', 'remote_object', 'remote_field', 'mirror', 'stream', 'poison', 'webhook_queue', 'api_budget', 'off_peak', 'api_limit', 'api_count'] LOOP
         EXECUTE format('UPDATE crm.%I SET server = $1 WHERE server = $2', t) USING new_name, old_name;
     END LOOP;
     UPDATE crm.conflict_policy p
@@ -296,6 +296,9 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     DELETE FROM crm.remote_field WHERE server = gone;
     DELETE FROM crm.remote_object WHERE server = gone;
     DELETE FROM crm.stream WHERE server = gone;
+    DELETE FROM crm.api_budget WHERE server = gone;
+    DELETE FROM crm.off_peak WHERE server = gone;
+    DELETE FROM crm.api_limit WHERE server = gone;
     DELETE FROM crm.webhook_queue WHERE server = gone;
     DELETE FROM crm.server_state WHERE server = gone;
 $$;

@@ -94,7 +94,7 @@ SELECT 3, 'server', s.server, CASE WHEN t.paused THEN 'paused' WHEN t.server IS 
                                    WHEN t.last_error_at > coalesce(t.catalog_at, '-infinity') THEN 'error'
                                    WHEN t.catalog_at IS NULL THEN 'new' ELSE 'ok' END,
        concat_ws(', ', s.server_type, 'account ' || t.tenant, 'catalog read ' || date_trunc('seconds', t.catalog_at),
-                 (SELECT sum(u.calls) || ' calls this hour' FROM crm.api_usage u WHERE u.server = s.server AND u.hour = date_trunc('hour', now()))),
+                 (SELECT sum(u.calls) || ' calls this hour' FROM crm.api_usage u WHERE u.server = s.server AND u.per = 'hour' AND u.since = date_trunc('hour', now()))),
        n.waiting, crm._span(n.oldest),
        t.last_error, t.last_error_at,
        CASE WHEN t.paused THEN format('SELECT crm.resume(''server'', %L);', s.server)
@@ -147,6 +147,8 @@ SELECT 6, 'stream', concat_ws(' ', x.server, x.kind, nullif(x.object, '')), x.st
        NULL, crm._span(x.last_ok_at), x.last_error, x.last_error_at,
        CASE WHEN x.last_error_at > coalesce(x.last_ok_at, '-infinity') THEN format('SELECT * FROM crm.server_check(%L); polling goes on meanwhile.', x.server) END
 FROM crm.stream x
+UNION ALL
+SELECT * FROM crm._budget_status
 UNION ALL
 SELECT * FROM crm._ledger_status
 UNION ALL

@@ -91,13 +91,13 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
         IF f.name IN ('wait_synced', 'sync_state', 'reconcile_estimate', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_review_answers', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
-                      '_mirror_named', '_host_allowed', '_stamp_qualities') OR f.name ~ '^(why|_why.*|_scope_clauses|_and_clauses|_converted|_record_of|_clauses|_clause_ends|explain|_explain.*)$' THEN
+                      '_mirror_named', '_host_allowed', '_stamp_qualities', '_time_zone', '_off_peak_spans', '_api_spent') OR f.name ~ '^(why|_why.*|_scope_clauses|_and_clauses|_converted|_record_of|_clauses|_clause_ends|explain|_explain.*)$' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
     END LOOP;
 END $$;
 
-GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.field_default, crm.survivor_rule, crm.conflict_policy, crm.field_lock, crm.stamp_quality, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
+GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.field_default, crm.survivor_rule, crm.conflict_policy, crm.field_lock, crm.stamp_quality, crm.api_budget, crm.off_peak, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
 GRANT INSERT, UPDATE, DELETE ON crm.server_state, crm.stream, crm.review_item, crm.write TO crm_admin;
 GRANT INSERT ON crm.installation, crm.config_change, crm.given_up TO crm_admin;
 GRANT USAGE ON ALL SEQUENCES IN SCHEMA crm TO crm_admin;

@@ -20,9 +20,14 @@ extension_sql_file!(
     requires = ["tables"]
 );
 extension_sql_file!(
+    "../sql/025_budget.sql",
+    name = "budget",
+    requires = ["servers"]
+);
+extension_sql_file!(
     "../sql/030_capture.sql",
     name = "capture",
-    requires = ["servers"]
+    requires = ["budget"]
 );
 extension_sql_file!(
     "../sql/040_links.sql",

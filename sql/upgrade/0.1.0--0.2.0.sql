@@ -1,5 +1,6 @@
 -- Nothing ever made a mirror read-only.
 -- done: CREATE TABLE crm.mirror (
+ALTER TABLE crm.mirror ADD COLUMN api_share real CHECK (api_share > 0 AND api_share <= 1);
 ALTER TABLE crm.mirror DROP CONSTRAINT mirror_mode_check, ADD CONSTRAINT mirror_mode_check CHECK (mode IN ('shadow', 'live'));
 ALTER TABLE crm.mirror
     ADD COLUMN reconcile_at time DEFAULT '06:00',
@@ -16,6 +17,7 @@ ALTER TABLE crm.link
     ADD COLUMN on_right_delete text NOT NULL DEFAULT 'unlink' CHECK (on_right_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
     ADD COLUMN on_delete_conflict text NOT NULL DEFAULT 'review' CHECK (on_delete_conflict IN ('review', 'delete', 'keep')),
     ADD COLUMN left_scope text, ADD COLUMN right_scope text,
+    ADD COLUMN latency text NOT NULL DEFAULT 'interactive' CHECK (latency IN ('interactive', 'relaxed', 'off_peak')),
     ADD COLUMN on_leave text NOT NULL DEFAULT 'keep' CHECK (on_leave IN ('keep', 'unlink', 'delete'));
 -- done: CREATE TABLE crm.field_map (
 ALTER TABLE crm.field_map
@@ -52,7 +54,12 @@ ALTER TABLE crm.review_item
     ADD COLUMN resolved_with text, ADD COLUMN resolved_why text, ADD COLUMN resolved_at timestamptz;
 UPDATE crm.review_item SET kind = CASE WHEN field IS NULL THEN 'match' ELSE 'field' END, changed_at = opened_at;
 ALTER TABLE crm.review_item ALTER COLUMN kind SET NOT NULL;
+-- What was counted before had neither endpoint nor mirror, and was a table of the name that a view has now.
+ALTER TABLE crm.api_usage RENAME TO api_usage_before;
 -- after:
+INSERT INTO crm.api_count (server, per, since, purpose, endpoint, mirror, calls, limited) SELECT server, 'hour', hour, purpose, '', 0, calls, limited FROM crm.api_usage_before;
+ALTER EXTENSION pg_crm_sync DROP TABLE crm.api_usage_before;
+DROP TABLE crm.api_usage_before;
 -- done: DO $$ DECLARE t text; BEGIN FOREACH t IN ARRAY ARRAY['mirror', 'mirror_column', 'link', 'field_map', 'field_default', 'conflict_policy', 'field_lock'] LOOP
 CREATE TRIGGER config_changed AFTER INSERT OR UPDATE OR DELETE OR TRUNCATE ON crm.field_lock
     FOR EACH STATEMENT EXECUTE FUNCTION crm._config_changed();

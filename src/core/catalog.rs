@@ -1,7 +1,7 @@
 //! Reading a CRM's catalog, and checking a server: state machines that are fed
 //! answers and name the next requests. They send nothing themselves.
 
-use crate::connectors::{Connector, ServerConfig};
+use crate::connectors::{Account, Connector, ServerConfig};
 use crate::http::{HttpRequest, HttpResponse};
 use crate::model::{ErrorClass, RemoteError, RemoteField, RemoteObject};
 use sha2::{Digest, Sha256};
@@ -230,6 +230,8 @@ pub struct ServerCheck {
     pub rows: Vec<CheckRow>,
     /// Account id, where the CRM told.
     pub tenant: Option<String>,
+    /// What else the CRM told of the account.
+    pub account: Option<Account>,
 }
 
 impl ServerCheck {
@@ -250,6 +252,7 @@ impl ServerCheck {
             open: 1,
             rows,
             tenant: None,
+            account: None,
         };
         (check, vec![probe])
     }
@@ -273,8 +276,13 @@ impl ServerCheck {
     }
 
     fn probed(&mut self, result: Result<HttpResponse, RemoteError>) {
-        let found = match result.and_then(|response| self.connector.probed(&response)) {
-            Ok(found) => found,
+        let connector = self.connector;
+        let read = |response| Ok((connector.probed(&response)?, connector.account(&response)));
+        let found = match result.and_then(read) {
+            Ok((found, account)) => {
+                self.account = Some(account);
+                found
+            }
             Err(error) => return self.probe_failed(&error),
         };
         let url = self.connector.base_url(&self.config, None);

@@ -18,6 +18,7 @@ use crate::worker::pages::Via;
 use crate::worker::reading;
 use crate::worker::reviews;
 use crate::worker::session::Session;
+use crate::worker::usage::Way;
 
 impl Session {
     pub(super) fn stream_up(&mut self, stream: u64) {
@@ -197,6 +198,7 @@ impl Session {
             }
             Job::Read { ids, .. } => {
                 watch.reading = false;
+                watch.reads_at = now + error.retry_after_ms.unwrap_or(0);
                 watch.reads.extend(ids);
             }
             Job::Fate { ids, .. } => watch.reads.extend(ids),
@@ -220,7 +222,10 @@ impl Session {
             if backfill {
                 streams::backfill_error(mirror, &error.to_string())?;
             }
-            streams::server_error(&m.server, Some((&error.to_string(), error.advice)))?;
+            // A call that was not made says nothing of the CRM.
+            if error.code != "rate_limited" {
+                streams::server_error(&m.server, Some((&error.to_string(), error.advice)))?;
+            }
             Ok(())
         })
     }
@@ -438,6 +443,7 @@ impl Session {
             Err(error) if config::is_passing(&error) => return Err(error),
             Err(error) => return self.record_apart(batch, results, &error, now),
         };
+        self.engine.usage.changed(id, Way::Push, after.done);
         self.engine.halves.extend(after.resend);
         self.engine.watch(id).reads.extend(after.read);
         self.engine.may_send = true;

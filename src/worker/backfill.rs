@@ -47,12 +47,12 @@ impl Engine {
             if watch.backfilling || now < watch.backfill_at {
                 continue;
             }
-            self.start_backfill(row)?;
+            self.start_backfill(row, now)?;
         }
         Ok(())
     }
 
-    fn start_backfill(&mut self, row: BackfillRow) -> Step<()> {
+    fn start_backfill(&mut self, row: BackfillRow, now: Millis) -> Step<()> {
         let Some(mirror) = self.world.mirrors.get(&row.mirror).filter(|m| !m.paused) else {
             return Ok(());
         };
@@ -60,6 +60,10 @@ impl Engine {
             return Ok(());
         };
         let id = mirror.id;
+        if let Some(at) = self.heavy_from(server.id, now) {
+            self.watch(id).backfill_at = at;
+            return Ok(());
+        }
         // Without a cursor nothing was copied yet.
         if let Some(cursor) = row.cursor.as_deref().filter(|_| row.started) {
             let ranges = Ranges::decode(Some(cursor));
@@ -89,10 +93,11 @@ impl Engine {
         let connector = server.connector;
         let request = connector.count_request(&server.config, &mirror.object);
         let server = server.id;
-        let job = self.job(Job::Count { mirror: id });
+        let (job, tag) = (self.job(Job::Count { mirror: id }), self.tag(id));
         self.submit(Command::Call {
             job,
             server,
+            tag,
             request,
         })
     }

@@ -8,19 +8,20 @@ use crm_core::http::HttpRequest;
 use crm_core::model::{FieldType, Millis, Page};
 use crm_core::ranges::Ranges;
 use crm_core::secret::Secret;
-use crm_io::{Command, Event, Follow, IoThread, Replay};
-use std::cell::{Cell, RefCell};
-use std::os::fd::RawFd;
-use std::rc::Rc;
+use crm_io::{Command, Follow, Replay};
+use std::cell::Cell;
 use std::sync::Arc;
 
 use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
+use crate::worker::budgets::Budgets;
 use crate::worker::bulk::Bulk;
 use crate::worker::deliver::Batch;
+pub(crate) use crate::worker::handle::IoHandle;
 use crate::worker::reconcile::Reconciling;
 use crate::worker::replay;
 use crate::worker::servers::{NextRefresh, Refresh};
+use crate::worker::usage::Usage;
 use crate::worker::world::World;
 
 /// A server as the engine uses it.
@@ -82,6 +83,8 @@ pub(crate) enum Job {
     Catalog { server: u32, part: usize },
     /// Part of a server check.
     Check { ticket: i64, part: usize },
+    /// What an account says of its limits.
+    Account { server: u32 },
 }
 
 impl Job {
@@ -99,6 +102,20 @@ impl Job {
             }),
             _ => None,
         }
+    }
+
+    /// Its answer brings records that are applied.
+    pub(crate) fn is_of_records(&self) -> bool {
+        matches!(
+            self,
+            Self::Backfill { .. }
+                | Self::Poll { .. }
+                | Self::Removed { .. }
+                | Self::Read { .. }
+                | Self::Compare { .. }
+                | Self::Repair { .. }
+                | Self::Look { .. }
+        )
     }
 
     /// The mirror whose records were asked for.
@@ -123,7 +140,8 @@ impl Job {
             | Self::BulkEnd
             | Self::Zone { .. }
             | Self::Catalog { .. }
-            | Self::Check { .. } => None,
+            | Self::Check { .. }
+            | Self::Account { .. } => None,
         }
     }
 }
@@ -156,6 +174,8 @@ pub(crate) struct Watch {
     pub(crate) push_at: Millis,
     pub(crate) reads: BTreeSet<String>,
     pub(crate) reading: bool,
+    /// Nothing is read before: the last read was refused.
+    pub(crate) reads_at: Millis,
     /// When the records being read were asked for.
     pub(crate) read_at: Millis,
     /// Number of the newest event known to wait for a read, and of those that
@@ -206,43 +226,6 @@ pub(crate) struct Copied {
     pub(crate) since: Option<Millis>,
 }
 
-/// The I/O thread, shared with whatever must stop it before the process may end.
-#[derive(Clone)]
-pub(crate) struct IoHandle(pub(crate) Rc<RefCell<Option<IoThread>>>);
-
-impl IoHandle {
-    /// Stops and joins the thread; bounded in time, also while HTTP hangs.
-    pub(crate) fn stop(&self) {
-        // Not while a call into it is under way further up this stack.
-        if let Ok(mut thread) = self.0.try_borrow_mut() {
-            thread.take();
-        }
-    }
-
-    /// Readable when events wait.
-    pub(crate) fn wake_fd(&self) -> Option<RawFd> {
-        self.0.borrow().as_ref().map(IoThread::wake_fd)
-    }
-
-    /// The next event, if one waits.
-    pub(crate) fn try_recv(&self) -> Option<Event> {
-        self.0.borrow().as_ref().and_then(IoThread::try_recv)
-    }
-
-    /// Whether the thread lives.
-    pub(crate) fn alive(&self) -> bool {
-        self.0.borrow().as_ref().is_some_and(IoThread::alive)
-    }
-
-    /// Hands a command over; false when the thread has its fill.
-    pub(crate) fn submit(&self, command: Command) -> bool {
-        self.0
-            .borrow()
-            .as_ref()
-            .is_some_and(|thread| thread.submit(command).is_ok())
-    }
-}
-
 /// Everything of one session.
 pub(crate) struct Engine {
     pub(crate) io: IoHandle,
@@ -282,6 +265,10 @@ pub(crate) struct Engine {
     pub(crate) active: bool,
     /// A copy of an activated cluster: only questions of users are answered.
     pub(crate) inert: bool,
+    /// Calls not stored yet.
+    pub(crate) usage: Usage,
+    /// What may be called, as the I/O thread knows it.
+    pub(crate) budgets: Budgets,
 }
 
 impl Engine {
@@ -313,6 +300,8 @@ impl Engine {
             unknown_at: 0,
             active: false,
             inert: false,
+            usage: Usage::default(),
+            budgets: Budgets::default(),
         }
     }
 
@@ -390,10 +379,11 @@ impl Engine {
         let Some(server) = self.server(&m.server).map(|s| s.id) else {
             return false;
         };
-        let job = self.job(job);
+        let (job, tag) = (self.job(job), self.tag(mirror));
         let sent = self.submit(Command::Fetch {
             job,
             server,
+            tag,
             object,
             fields,
             request,

@@ -50,6 +50,8 @@ impl Via {
 #[derive(Debug, Default)]
 pub(crate) struct PageApplied {
     pub(crate) inserted: usize,
+    /// Rows that were there and are changed.
+    pub(crate) updated: usize,
     pub(crate) examined: usize,
     /// Records put off because a user holds the row: read again later.
     pub(crate) locked: Vec<String>,
@@ -356,6 +358,7 @@ fn compare_known(
         conversions.extend(conversion_of(world, mirror, page, &row, record));
         events.extend(shown::show(world, mirror, page, case, &row, record, now));
     }
+    applied.updated += events.len();
     let watched = scope::watch(world, &batch);
     flush::flush(world, batch, events)?;
     scope::settle(world, mirror, watched, now)?;

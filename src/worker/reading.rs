@@ -16,6 +16,7 @@ use crate::worker::inbound::{self, Arrival};
 use crate::worker::merges;
 use crate::worker::pages::{self, Via};
 use crate::worker::removals::{self, Removal};
+use crate::worker::usage::Way;
 use crate::worker::world::{Mirror, World};
 
 /// Halves a failing page until the record that cannot be stored stands alone.
@@ -122,6 +123,16 @@ pub(crate) fn page(
         }
         whole => whole?,
     };
+    note(engine, mirror, via, &applied);
+    Ok(applied)
+}
+
+/// What the session remembers of a page that is applied.
+fn note(engine: &mut Engine, mirror: i32, via: Via, applied: &pages::PageApplied) {
+    let changed = applied.inserted + applied.updated;
+    engine
+        .usage
+        .changed(mirror, Way::named(via.source), changed);
     engine.watch(mirror).met |= applied.met;
     // A first copy causes no writes.
     engine.may_send |= via.source != "backfill";
@@ -131,7 +142,6 @@ pub(crate) fn page(
             .reads
             .extend(applied.locked.iter().cloned());
     }
-    Ok(applied)
 }
 
 /// Records that turned out not to exist any more.

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crm_core::http::{HttpResponse, Purpose};
 use crm_core::model::{FieldType, Millis, Page, Record, RemoteError};
 use crm_core::reconcile::{self, Bucket, CHUNK, Finding, Kind};
-use crm_io::{Command, Follow};
+use crm_io::{Command, Follow, Tag};
 
 use crate::pg::store::reconciles::{self, Run};
 use crate::pg::store::spi::Result;
@@ -166,6 +166,7 @@ impl Engine {
             self.submit(Command::Call {
                 job,
                 server: id,
+                tag: Tag::default(),
                 request,
             });
         }

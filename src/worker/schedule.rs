@@ -27,6 +27,7 @@ impl Engine {
     /// Starts whatever is due; the time of the next thing that will be.
     pub(crate) fn schedule(&mut self, now: Millis) -> Step<Millis> {
         let mut next = now + 5_000;
+        self.renew_budgets(now)?;
         self.resume_backfills(now)?;
         next = next.min(self.bulk_due());
         next = next.min(self.reconcile(now)?);
@@ -209,7 +210,7 @@ impl Engine {
         let Some(watch) = self
             .watches
             .get(&id)
-            .filter(|w| !w.reading && !w.reads.is_empty())
+            .filter(|w| !w.reading && !w.reads.is_empty() && engine::now() >= w.reads_at)
         else {
             return;
         };

@@ -53,6 +53,10 @@ impl Engine {
                 next = next.min(now + wait);
                 continue;
             }
+            if let Some(at) = self.sends_from(id, now) {
+                next = next.min(at);
+                continue;
+            }
             match self.send(id, now)? {
                 Sending::More => full = true,
                 Sending::Later => next = next.min(now + 100),
@@ -120,10 +124,11 @@ impl Engine {
             batch.kind,
             batch.mirror,
         );
-        let job = self.job(Job::Push(batch));
+        let (job, tag) = (self.job(Job::Push(batch)), self.tag(id));
         let sent = self.submit(Command::Push {
             job,
             server,
+            tag,
             object,
             kind,
             unique_field,

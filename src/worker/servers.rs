@@ -6,7 +6,7 @@ use crm_core::connectors::{self, ServerConfig};
 use crm_core::credential::{self, Loaded};
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::RemoteError;
-use crm_io::{Command, ServerSpec, WebhookSpec};
+use crm_io::{Command, ServerSpec, Tag, WebhookSpec};
 
 use crate::pg::guc;
 use crate::pg::shmem::Request;
@@ -15,7 +15,7 @@ use crate::pg::tx;
 use crate::worker::credential::{
     credential_file, load_ca_file, load_credential, load_webhook_secret,
 };
-use crate::worker::engine::{Engine, Job, Server, Step};
+use crate::worker::engine::{Engine, Job, Server, Step, now};
 use crate::worker::reconcile;
 
 /// A catalog refresh on its way, and who waits for it.
@@ -84,7 +84,7 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
             refresh(engine, &row, Vec::new(), 0)?;
         }
     }
-    Ok(())
+    engine.load_budgets(true, now())
 }
 
 fn config(row: &ServerRow, installation: &str) -> ServerConfig {
@@ -139,7 +139,6 @@ fn spec(row: &ServerRow, server: &Server) -> Result<ServerSpec, String> {
             secret,
             url: server.webhook_url.clone(),
         }),
-        calls_per_window: row.option("calls_per_window").parse().ok(),
     })
 }
 
@@ -214,6 +213,7 @@ fn send_catalog(
         if !engine.submit(Command::Call {
             job,
             server,
+            tag: Tag::default(),
             request,
         }) {
             engine.jobs.remove(&job);
@@ -358,6 +358,7 @@ fn send_check(engine: &mut Engine, ticket: i64, requests: Vec<HttpRequest>) -> S
         if !engine.submit(Command::Call {
             job,
             server,
+            tag: Tag::default(),
             request,
         }) {
             engine.jobs.remove(&job);
@@ -371,6 +372,9 @@ fn send_check(engine: &mut Engine, ticket: i64, requests: Vec<HttpRequest>) -> S
     {
         if let (Some(tenant), Some(server)) = (&machine.tenant, engine.server_by_id(server)) {
             tx::in_transaction(|| Ok(catalog::store_tenant(&server.name, tenant)?))?;
+        }
+        if let Some(account) = machine.account {
+            engine.know_account(server, account)?;
         }
         finish_check(ticket, &machine.rows)?;
     }
@@ -408,6 +412,13 @@ pub(crate) fn on_answer(
             send_check(engine, ticket, more)
         }
         Job::Zone { server } => reconcile::zone_known(engine, &server, result.as_ref()),
+        Job::Account { server } => {
+            let account = result.ok().and_then(|response| {
+                let known = engine.server_by_id(server)?;
+                Some(known.connector.account(&response))
+            });
+            account.map_or(Ok(()), |account| engine.know_account(server, account))
+        }
         _ => Ok(()),
     }
 }

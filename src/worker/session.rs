@@ -1,11 +1,10 @@
 //! The loop of one database: wait, take what came, decide and apply, send.
 
 use std::cell::RefCell;
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
 use crm_core::guard::Window;
-use crm_core::http::Purpose;
 use crm_core::model::{Millis, WriteResult};
 use crm_io::{Command, Content, Event, IoThread, Level, ListenerSettings, Settings};
 use pgrx::prelude::*;
@@ -124,8 +123,6 @@ pub(super) struct Session {
     pub(super) engine: Engine,
     /// The configuration must be read.
     stale: bool,
-    usage: HashMap<(u32, Purpose), (i64, i64)>,
-    usage_at: Millis,
     maintain_at: Millis,
     requests: VecDeque<Request>,
     /// Answers to webhooks whose events are committed.
@@ -192,8 +189,6 @@ impl Session {
         Ok(Self {
             engine: Engine::new(io),
             stale: true,
-            usage: HashMap::new(),
-            usage_at: 0,
             maintain_at: 0,
             requests: VecDeque::new(),
             replies: Vec::new(),
@@ -261,10 +256,7 @@ impl Session {
             }
         }
         let (drained, next) = rest?;
-        if now >= self.usage_at && !self.usage.is_empty() {
-            self.usage_at = now + 5_000;
-            self.flush_usage()?;
-        }
+        self.engine.store_usage(now)?;
         self.look |= drained > 0;
         Ok(if more || drained > 0 { now } else { next })
     }
@@ -333,6 +325,9 @@ impl Session {
             // A shorter interval counts at once.
             let interval = mirrors.get(id).map_or(0, |m| m.poll_ms);
             watch.poll_at = watch.poll_at.min(now + interval);
+            // What waited for calls may have them by a new budget.
+            watch.backfill_at = watch.backfill_at.min(now + 1_000);
+            watch.reads_at = 0;
         }
         self.engine.may_send = true;
         self.engine.may_undefer = true;
@@ -426,9 +421,10 @@ impl Session {
             } => self.stream_ended(stream, &error, replay_expired, now)?,
             Event::Fetched {
                 job,
+                server,
+                asked,
                 result,
                 following,
-                ..
             } => {
                 let jobs = &mut self.engine.jobs;
                 let known = match following {
@@ -436,6 +432,7 @@ impl Session {
                     false => jobs.remove(&job),
                 };
                 if let Some(job) = known {
+                    self.engine.usage.fetched(server, asked, &job, &result);
                     let mirror = job.mirror();
                     if let Err(error) = self.fetched(job, result, following, now) {
                         if let Some(mirror) = mirror {
@@ -450,22 +447,19 @@ impl Session {
                     self.called(job, result, now)?;
                 }
             }
-            Event::Pushed { job, results, .. } => {
+            Event::Pushed {
+                job,
+                server,
+                asked,
+                results,
+            } => {
                 if let Some(Job::Push(batch)) = self.engine.jobs.remove(&job) {
+                    let (mirror, n) = (Some(batch.mirror), results.len());
+                    self.engine.usage.brought(server, mirror, asked, n);
                     self.pushed(batch, results, now)?;
                 }
             }
-            Event::Usage {
-                server,
-                purpose,
-                calls,
-                limited,
-                ..
-            } => {
-                let sum = self.usage.entry((server, purpose)).or_default();
-                sum.0 += i64::from(calls);
-                sum.1 += i64::from(limited);
-            }
+            Event::Usage { .. } | Event::Limits { .. } => self.engine.note_usage(&event, now),
             Event::Refused { name, count } => turn.refused(&self.engine, name, count),
             Event::Note { level, message } => match level {
                 Level::Warning => pgrx::warning!("pg_crm_sync: {message}"),
@@ -474,22 +468,5 @@ impl Session {
             },
         }
         Ok(())
-    }
-
-    fn flush_usage(&mut self) -> Step<()> {
-        let sums: Vec<_> = self.usage.drain().collect();
-        let named: Vec<(String, String, i64, i64)> = sums
-            .into_iter()
-            .filter_map(|((server, purpose), (calls, limited))| {
-                let name = self.engine.server_by_id(server)?.name.clone();
-                Some((name, format!("{purpose:?}").to_lowercase(), calls, limited))
-            })
-            .collect();
-        tx::in_transaction(|| {
-            for (server, purpose, calls, limited) in &named {
-                streams::add_usage(server, purpose, *calls, *limited)?;
-            }
-            Ok(())
-        })
     }
 }

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crm_core::budget::Latency;
 use crm_core::connectors::Connector;
 use crm_core::group::{Group, Side};
 use crm_core::model::{FieldType, Value};
@@ -33,6 +34,8 @@ pub(crate) struct Mirror {
     pub(crate) by_attnum: HashMap<i16, usize>,
     pub(crate) live: bool,
     pub(crate) paused: bool,
+    /// How soon its changes are wanted: as its most urgent link says.
+    pub(crate) latency: Latency,
     pub(crate) poll_ms: i64,
     pub(crate) created_at: i64,
     pub(crate) unique_field: Option<String>,
@@ -94,7 +97,13 @@ impl World {
             let paused = row.paused
                 || world.paused_servers.contains(&row.server)
                 || (!unlinked && links.all(|l| l.paused));
-            world.mirrors.insert(row.id, mirror(row, paused));
+            let own = |l: &&LinkRow| l.left_mirror == row.id || l.right_mirror == row.id;
+            let latency = (rows.links.iter().filter(own))
+                .map(|l| Latency::named(&l.latency))
+                .min();
+            let mut mirror = mirror(row, paused);
+            mirror.latency = latency.unwrap_or_default();
+            world.mirrors.insert(mirror.id, mirror);
         }
         world.note_unique_keys(&rows.links);
         world.functions = fields::functions(&rows.links);
@@ -275,6 +284,7 @@ fn mirror(row: MirrorRow, paused: bool) -> Mirror {
         columns: row.columns,
         live: row.mode == "live",
         paused,
+        latency: Latency::default(),
         poll_ms: row.poll_ms.max(1000),
         created_at: row.created_at,
         unique_field: row.unique_field,

@@ -103,6 +103,15 @@ pub struct LimitHint {
     pub daily_remaining: Option<u64>,
 }
 
+/// What an account says of itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Account {
+    /// Its time zone, by its name in the IANA database.
+    pub time_zone: Option<String>,
+    /// Limits that it names: what they are called, all, what is left.
+    pub limits: Vec<(String, u64, u64)>,
+}
+
 /// A bucket that some requests take from besides the server's budget.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClassLimit {
@@ -184,6 +193,11 @@ pub trait Connector: Send + Sync {
     fn probe(&self, config: &ServerConfig) -> HttpRequest;
     /// Reads the probe's answer: `(what, value)` pairs worth showing (account id, time zone, quota).
     fn probed(&self, response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError>;
+
+    /// What else the probe's answer says of the account; nothing where it cannot be read.
+    fn account(&self, _response: &HttpResponse) -> Account {
+        Account::default()
+    }
 
     /// Requests that list the objects; several where one list is not enough.
     fn objects_requests(&self, config: &ServerConfig) -> Vec<HttpRequest>;

@@ -71,6 +71,7 @@ pub(crate) struct LinkRow {
     pub(crate) left_scope: Option<String>,
     pub(crate) right_scope: Option<String>,
     pub(crate) on_leave: String,
+    pub(crate) latency: String,
     pub(crate) maps: Vec<FieldMapRow>,
     pub(crate) defaults: Vec<DefaultRow>,
 }

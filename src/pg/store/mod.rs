@@ -3,6 +3,7 @@
 mod append;
 pub(crate) mod ask;
 mod backlog;
+pub(crate) mod budgets;
 pub(crate) mod catalog;
 pub(crate) mod changes;
 pub(crate) mod config;

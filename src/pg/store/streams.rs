@@ -362,16 +362,6 @@ pub(crate) fn backfill_error(mirror: i32, error: &str) -> Result<usize> {
     )
 }
 
-/// Adds to the hour's API usage.
-pub(crate) fn add_usage(server: &str, purpose: &str, calls: i64, limited: i64) -> Result<usize> {
-    spi::write(
-        "INSERT INTO crm.api_usage (server, hour, purpose, calls, limited) VALUES ($1, date_trunc('hour', now()), $2, $3, $4) \
-         ON CONFLICT (server, hour, purpose) DO UPDATE SET calls = api_usage.calls + excluded.calls, \
-         limited = api_usage.limited + excluded.limited",
-        &[server.into(), purpose.into(), calls.into(), limited.into()],
-    )
-}
-
 /// Removes what nobody needs any more: settled field states.
 pub(crate) fn purge() -> Result<usize> {
     let states = spi::write(

@@ -11,8 +11,8 @@ mod response;
 
 use crate::budget::Exhausted;
 use crate::connectors::{
-    ClassLimit, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig,
-    SignatureError, Token,
+    Account, ClassLimit, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields,
+    ServerConfig, SignatureError, Token,
 };
 use crate::http::{Delivery, HttpRequest, HttpResponse, Purpose};
 use crate::model::{
@@ -103,6 +103,10 @@ impl Connector for HubSpot {
 
     fn probed(&self, response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError> {
         response::probed(response)
+    }
+
+    fn account(&self, response: &HttpResponse) -> Account {
+        response::account(response)
     }
 
     fn objects_requests(&self, config: &ServerConfig) -> Vec<HttpRequest> {

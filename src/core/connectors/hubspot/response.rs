@@ -8,7 +8,7 @@ use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess,
 use crate::cells::Cells;
 use crate::connectors::rows::{Columns, IdSeed, Key, ValueSeed, parse};
 use crate::connectors::table::{self, Rule};
-use crate::connectors::{Keyset, LimitHint, Token, oauth};
+use crate::connectors::{Account, Keyset, LimitHint, Token, oauth};
 use crate::http::HttpResponse;
 use crate::model::{ErrorClass, FieldType, Millis, Page, Record, RemoteError, Value};
 use crate::secret::Secret;
@@ -409,6 +409,14 @@ pub(crate) fn time_zone(response: &HttpResponse) -> Result<Option<String>, Remot
     serde_json::from_slice::<Account>(&response.body)
         .map(|a| a.time_zone)
         .map_err(|e| not_expected(response, &e))
+}
+
+/// What the account's details say besides.
+pub(crate) fn account(response: &HttpResponse) -> Account {
+    Account {
+        time_zone: time_zone(response).ok().flatten(),
+        ..Account::default()
+    }
 }
 
 pub(crate) fn probed(response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError> {

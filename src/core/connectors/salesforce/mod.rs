@@ -16,8 +16,8 @@ pub use request::event_schema;
 use crate::budget::Exhausted;
 use crate::connectors::bulk::BulkReader;
 use crate::connectors::{
-    Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig, SignatureError,
-    Token, table,
+    Account, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig,
+    SignatureError, Token, table,
 };
 use crate::http::{Delivery, HttpRequest, HttpResponse};
 use crate::model::{
@@ -128,6 +128,10 @@ impl Connector for Salesforce {
 
     fn probed(&self, response: &HttpResponse) -> Result<Vec<(String, String)>, RemoteError> {
         response::probed(response)
+    }
+
+    fn account(&self, response: &HttpResponse) -> Account {
+        response::account(response)
     }
 
     fn objects_requests(&self, config: &ServerConfig) -> Vec<HttpRequest> {

@@ -5,9 +5,9 @@ use std::fmt;
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use crate::connectors::LimitHint;
 use crate::connectors::rows::{Columns, Key, ValueSeed, parse};
 use crate::connectors::table::{self, Rule};
+use crate::connectors::{Account, LimitHint};
 use crate::http::HttpResponse;
 use crate::model::{ErrorClass, FieldType, Page, Record, RemoteError, Value};
 use crate::value::{self, parse_instant};
@@ -236,6 +236,26 @@ pub(crate) fn limits(response: &HttpResponse) -> LimitHint {
         daily_max: usage.map(|(_, max)| max),
         daily_remaining: usage.map(|(left, _)| left),
         ..LimitHint::default()
+    }
+}
+
+/// Most limits of an organisation that are taken over; 71 were seen.
+const MAX_LIMITS: usize = 200;
+
+/// The limits of the organisation. One of the known ones is nested; its own numbers count.
+pub(crate) fn account(response: &HttpResponse) -> Account {
+    let json: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_slice(&response.body).unwrap_or_default();
+    let limits = json.iter().filter(|(name, _)| name.len() <= 100);
+    let limits = limits.filter_map(|(name, limit)| {
+        let (max, left) = (limit.get("Max")?, limit.get("Remaining")?);
+        // Some may be overdrawn, and then say so with a number below zero.
+        let left = left.as_u64().or_else(|| left.as_i64().map(|_| 0))?;
+        Some((name.clone(), max.as_u64()?, left))
+    });
+    Account {
+        time_zone: None,
+        limits: limits.take(MAX_LIMITS).collect(),
     }
 }
 

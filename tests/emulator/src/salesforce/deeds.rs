@@ -13,14 +13,27 @@ use super::tx::{Tx, Writer};
 use crate::admin::{Actor, Refused};
 use serde_json::{Map, Value as Json, json};
 use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
 impl State {
     pub(super) fn change_settings(&self, changes: &Map<String, Json>) -> Answer {
+        let mut changes = changes.clone();
+        // No setting but a count: the calls of the last 24 hours.
+        let used = match changes.remove("used") {
+            None => None,
+            Some(used) => Some(
+                used.as_u64()
+                    .ok_or_else(|| Refused::Bad("used: expected a whole number".to_owned()))?,
+            ),
+        };
         let mut settings = self
             .settings
             .write()
             .unwrap_or_else(PoisonError::into_inner);
-        settings.merge(changes).map_err(Refused::Bad)?;
+        settings.merge(&changes).map_err(Refused::Bad)?;
+        if let Some(used) = used {
+            self.calls.store(used, Ordering::Relaxed);
+        }
         Ok(settings.to_json())
     }
 

@@ -9,6 +9,12 @@ pub(crate) struct Settings {
     pub(crate) daily: u64,
     /// Whether `daily` is enforced.
     pub(crate) enforce: bool,
+    /// Calls that may run for `long_ms` or longer at a time; 403 for others meanwhile when limits are enforced.
+    pub(crate) concurrent: u64,
+    /// From how long on a call is a long one.
+    pub(crate) long_ms: u64,
+    /// How long each call is worked on.
+    pub(crate) work_ms: u64,
     /// A write that changes nothing moves `LastModifiedDate` and `SystemModstamp` and raises an event whose only changed
     /// field is `LastModifiedDate`. Salesforce does so for API updates; off makes such writes leave no trace.
     pub(crate) touch_on_noop: bool,
@@ -55,6 +61,9 @@ impl Default for Settings {
         Self {
             daily: 100_000,
             enforce: true,
+            concurrent: 25,
+            long_ms: 20_000,
+            work_ms: 0,
             touch_on_noop: true,
             duplicate_rule: false,
             diffs: true,
@@ -102,6 +111,9 @@ impl Settings {
         match key {
             "daily" => self.daily = number(0)?,
             "enforce" => self.enforce = truth()?,
+            "concurrent" => self.concurrent = number(1)?,
+            "long_ms" => self.long_ms = number(0)?,
+            "work_ms" => self.work_ms = number(0)?.min(120_000),
             "touch_on_noop" => self.touch_on_noop = truth()?,
             "duplicate_rule" => self.duplicate_rule = truth()?,
             "diffs" => self.diffs = truth()?,
@@ -145,7 +157,8 @@ impl Settings {
     /// All settings.
     pub(crate) fn to_json(&self) -> Value {
         json!({
-            "daily": self.daily, "enforce": self.enforce, "touch_on_noop": self.touch_on_noop,
+            "daily": self.daily, "enforce": self.enforce, "concurrent": self.concurrent, "long_ms": self.long_ms,
+            "work_ms": self.work_ms, "touch_on_noop": self.touch_on_noop,
             "duplicate_rule": self.duplicate_rule, "diffs": self.diffs, "merge_record_ids": self.merge_record_ids,
             "keepalive_ms": self.keepalive_ms, "retained_events": self.retained_events,
             "rotate_refresh_token": self.rotate_refresh_token, "session_life_ms": self.session_life_ms,

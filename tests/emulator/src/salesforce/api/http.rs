@@ -16,6 +16,7 @@ use futures_util::stream;
 use serde_json::{Value, json};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 /// Largest request body.
 const MAX_BODY: usize = 8 << 20;
@@ -129,6 +130,18 @@ async fn handle(Extract(org): Extract<Arc<State>>, request: Request) -> Response
         return finish(&org, reply, false);
     }
     let counted = path.trim_end_matches('/') != "/services/data";
+    let (work, long, most) = {
+        let s = org.settings();
+        let most = s.enforce.then_some(s.concurrent as usize);
+        (s.work_ms, Duration::from_millis(s.long_ms), most)
+    };
+    let _turn = match org.running.begin(most, long) {
+        Ok(turn) => turn,
+        Err(error) => return finish(&org, error.into(), counted),
+    };
+    if work > 0 {
+        tokio::time::sleep(Duration::from_millis(work)).await;
+    }
     let reply = data(
         &org,
         head.method.as_str(),

@@ -10,6 +10,7 @@ mod limits;
 pub(crate) mod query;
 mod replicate;
 mod rows;
+pub(crate) mod running;
 
 use super::State;
 use super::error::Error;
