@@ -74,7 +74,6 @@ async fn calls_are_counted_with_what_they_bought_and_a_failed_store_loses_none()
                     "SELECT coalesce(sum(calls), 0)::bigint FROM crm.api_usage WHERE server = '{crm}'"
                 );
                 let counted: i64 = pair.db.one(&sql).await;
-                eprintln!("{crm} {counted} {}", pair.calls(crm));
                 (u64::try_from(counted) == Ok(pair.calls(crm))).then_some(())
             })
             .await;

@@ -57,7 +57,7 @@ fn work_stops_from_below_as_the_days_calls_run_out_and_resumes_by_itself() {
             .collect()
     };
     use Lane::{Backfill, Poll, Push, Read, Reconcile, Relaxed};
-    let all = vec![Push, Read, Poll, Relaxed, Backfill, Reconcile];
+    let all = [Push, Read, Poll, Relaxed, Backfill, Reconcile];
     for (left, lanes) in [
         (100_000, 6),
         (15_010, 6),
