@@ -25,6 +25,7 @@ mod rotation;
 mod rows;
 mod server;
 mod signals;
+mod target;
 mod thread;
 mod token;
 

@@ -10,7 +10,8 @@ use crm_core::model::{Page, RemoteError};
 
 use crate::client::Opened;
 use crate::job::{Job, Outcome, Shape, Ticket};
-use crate::server::{Server, Target, unknown_server};
+use crate::server::{Server, unknown_server};
+use crate::target::Target;
 
 /// Rows handed over together.
 const PAGE_ROWS: usize = 2_000;
@@ -66,8 +67,8 @@ impl Server {
                 self.room().await?;
                 let mut ticket = Ticket::new(
                     Arc::clone(&self.mailbox),
-                    job.ticket.job(),
-                    self.id,
+                    (job.ticket.job(), self.id),
+                    job.ticket.asked().clone(),
                     &job.shape,
                 );
                 ticket.following = true;

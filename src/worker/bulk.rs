@@ -141,10 +141,11 @@ impl Engine {
             return false;
         };
         let server = server.id;
-        let job = self.job(job);
+        let (job, tag) = (self.job(job), self.tag(id));
         let sent = self.submit(Command::Call {
             job,
             server,
+            tag,
             request,
         });
         if !sent {

@@ -19,7 +19,7 @@ use crate::api::Settings;
 use crate::client::use_ring;
 use crate::errors::{chain, is_tls, local, timeout as timed_out};
 use crate::hosts;
-use crate::server::Target;
+use crate::target::Target;
 
 use super::messages::{FetchRequest, FetchResponse, SchemaInfo, SchemaRequest};
 

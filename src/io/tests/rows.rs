@@ -13,7 +13,7 @@ use crm_core::connectors::bulk::{BulkReader, Fields};
 use crm_core::connectors::{Connector, ServerConfig, by_type};
 use crm_core::http::HttpResponse;
 use crm_core::model::{FieldType, Page, RemoteError};
-use crm_io::{Command, Event, Follow, IoThread, ServerSpec, Settings};
+use crm_io::{Command, Event, Follow, IoThread, ServerSpec, Settings, Tag};
 
 /// Rows of an answer, a kilobyte each: more than any answer that is read whole may have.
 const ROWS: usize = 40_000;
@@ -67,6 +67,7 @@ fn fetch(io: &IoThread) {
         Command::Fetch {
             job: 9,
             server: 1,
+            tag: Tag::default(),
             object: "Contact".into(),
             fields: fields(),
             request: salesforce().list_request(&config, "Contact", &fields(), Some(&place)),
