@@ -19,13 +19,23 @@ mod memory;
 mod process;
 mod setup;
 mod state;
+mod sustained;
 mod webhook;
 
 use figures::Figures;
 
 /// The pieces in the order in which they run.
-const PIECES: [&str; 9] = [
-    "backfill", "apply", "latency", "calls", "idle", "limited", "memory", "state", "ask",
+const PIECES: [&str; 10] = [
+    "backfill",
+    "apply",
+    "latency",
+    "calls",
+    "idle",
+    "limited",
+    "sustained",
+    "memory",
+    "state",
+    "ask",
 ];
 
 fn main() {
@@ -63,6 +73,7 @@ async fn run(wanted: &[String], figures: &mut Figures) {
             "ask" => ask::measure(figures).await,
             "state" => state::measure(figures).await,
             "limited" => limited::measure(figures).await,
+            "sustained" => sustained::measure(figures).await,
             _ => memory::measure(figures).await,
         }
     }

@@ -88,6 +88,14 @@ pub(crate) async fn import(db: &Db, server: &str, object: &str) {
     .await;
 }
 
+/// Orders the mirror of one object with all its columns.
+pub(crate) async fn import_all(db: &Db, server: &str, object: &str) {
+    db.exec(&format!(
+        "SELECT crm.import('{server}', ARRAY['{object}'], into_schema => '{server}', poll_interval => '1 hour')"
+    ))
+    .await;
+}
+
 /// Waits until the copies are done.
 pub(crate) async fn copied(db: &Db) {
     let sql = "SELECT count(*) > 0 AND bool_and(state = 'done') FROM crm.backfill";
