@@ -1,6 +1,7 @@
 //! HTTP in front of the API: paths, versions, sessions, sizes, headers.
 
 use super::bulk::Rows;
+use super::running::Turn;
 use super::{Call, Reply, VERSIONS, dispatch};
 use crate::salesforce::State;
 use crate::salesforce::error::Error;
@@ -130,27 +131,27 @@ async fn handle(Extract(org): Extract<Arc<State>>, request: Request) -> Response
         return finish(&org, reply, false);
     }
     let counted = path.trim_end_matches('/') != "/services/data";
+    let _turn = match begin(&org).await {
+        Ok(turn) => turn,
+        Err(error) => return finish(&org, error.into(), counted),
+    };
+    let method = head.method.as_str();
+    let reply = data(&org, method, &path, query, &head.headers, &body);
+    finish(&org, reply, counted)
+}
+
+/// Works on a call for a while, unless too many run long.
+async fn begin(org: &State) -> Result<Turn, Error> {
     let (work, long, most) = {
         let s = org.settings();
         let most = s.enforce.then_some(s.concurrent as usize);
         (s.work_ms, Duration::from_millis(s.long_ms), most)
     };
-    let _turn = match org.running.begin(most, long) {
-        Ok(turn) => turn,
-        Err(error) => return finish(&org, error.into(), counted),
-    };
+    let turn = org.running.begin(most, long)?;
     if work > 0 {
         tokio::time::sleep(Duration::from_millis(work)).await;
     }
-    let reply = data(
-        &org,
-        head.method.as_str(),
-        &path,
-        query,
-        &head.headers,
-        &body,
-    );
-    finish(&org, reply, counted)
+    Ok(turn)
 }
 
 /// The URL the caller reached us by: answers name the instance with it.
