@@ -17,6 +17,7 @@ mod latency;
 mod limited;
 mod memory;
 mod process;
+mod reconcile;
 mod setup;
 mod state;
 mod sustained;
@@ -25,7 +26,7 @@ mod webhook;
 use figures::Figures;
 
 /// The pieces in the order in which they run.
-const PIECES: [&str; 10] = [
+const PIECES: [&str; 11] = [
     "backfill",
     "apply",
     "latency",
@@ -36,6 +37,7 @@ const PIECES: [&str; 10] = [
     "memory",
     "state",
     "ask",
+    "reconcile",
 ];
 
 fn main() {
@@ -71,6 +73,7 @@ async fn run(wanted: &[String], figures: &mut Figures) {
             "calls" => calls::measure(figures).await,
             "idle" => idle::measure(figures).await,
             "ask" => ask::measure(figures).await,
+            "reconcile" => reconcile::measure(figures).await,
             "state" => state::measure(figures).await,
             "limited" => limited::measure(figures).await,
             "sustained" => sustained::measure(figures).await,

@@ -11,8 +11,16 @@ const TICKS: f64 = 100.0;
 
 /// Seconds of CPU, user and system, that all threads of `pid` used so far.
 pub(crate) fn cpu_seconds(pid: i32) -> f64 {
-    let text = fs::read_to_string(format!("/proc/{pid}/stat"))
-        .unwrap_or_else(|e| panic!("process {pid} is gone: {e}"));
+    seconds_of(&format!("/proc/{pid}/stat"))
+}
+
+/// The same of its first thread alone.
+pub(crate) fn main_thread_seconds(pid: i32) -> f64 {
+    seconds_of(&format!("/proc/{pid}/task/{pid}/stat"))
+}
+
+fn seconds_of(path: &str) -> f64 {
+    let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("no {path}: {e}"));
     // The name, in parentheses, may hold anything; utime and stime are fields 14 and 15 of the whole line.
     let after = text.rsplit_once(')').expect("a name in parentheses").1;
     let fields: Vec<&str> = after.split_whitespace().collect();
