@@ -310,7 +310,7 @@ impl Session {
             std::mem::take(&mut r.records),
         );
         let (run, next, calls) = (r.run.id, r.next.clone(), std::mem::take(&mut r.calls));
-        let unlisted = r.unlisted;
+        let (values, unlisted) = (r.run.values, r.unlisted);
         let Some(mirror) = self.engine.world.mirrors.get(&id) else {
             return Ok(false);
         };
@@ -318,26 +318,24 @@ impl Session {
             let ids: Vec<String> = listed.iter().map(|(id, _)| id.clone()).collect();
             let rows = reconciles::standing(&mirror.table, &ids)?;
             let mut compared = reconcile::compare(&listed, &rows);
-            let known: HashSet<String> = (compared.findings.iter())
-                .map(|f| f.record.clone())
-                .collect();
-            let live = |id: &str| {
-                let row = rows.iter().find(|r| r.record == id);
-                row.is_some_and(|r| !r.deleted) && !known.contains(id)
-            };
-            let damaged: Vec<String> = match unlisted {
-                true => ids.into_iter().filter(|id| live(id)).collect(),
-                false => damaged(mirror, &records, &known)?,
-            };
-            let stamps: HashMap<&str, Millis> =
-                listed.iter().map(|(id, at)| (id.as_str(), *at)).collect();
-            compared
-                .findings
-                .extend(damaged.into_iter().map(|record| Finding {
+            if values {
+                let known = compared.findings.iter().map(|f| f.record.clone());
+                let known: HashSet<String> = known.collect();
+                let damaged = match unlisted {
+                    true => (rows.iter().filter(|r| !r.deleted))
+                        .map(|r| r.record.clone())
+                        .filter(|id| !known.contains(id))
+                        .collect(),
+                    false => damaged(mirror, &records, &known)?,
+                };
+                let stamps: HashMap<_, _> = listed.iter().cloned().collect();
+                let finding = |record: String| Finding {
                     kind: Kind::Value,
-                    listed_at: stamps.get(record.as_str()).copied().unwrap_or_default(),
+                    listed_at: stamps.get(&record).copied().unwrap_or_default(),
                     record,
-                }));
+                };
+                compared.findings.extend(damaged.into_iter().map(finding));
+            }
             reconciles::found(run, id, &compared.findings)?;
             remember(run, &compared.seen)?;
             let count = i64::try_from(listed.len()).unwrap_or_default();
