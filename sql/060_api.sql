@@ -14,7 +14,7 @@ DECLARE
 BEGIN
     SELECT array_agg(DISTINCT 'fields:' || left(encode(sha256(convert_to(lower(o), 'UTF8')), 'hex'), 16)) INTO asked FROM unnest(objects) o
     WHERE NOT EXISTS (SELECT FROM crm.remote_field f JOIN crm.remote_object r USING (server, object)
-                      WHERE f.server = _catalog_wait.server AND lower(o) IN (lower(f.object), lower(r.type_id)));
+                      WHERE f.server = _catalog_wait.server AND lower(o) IN (lower(f.object), lower(r.type_id), replace(lower(f.object), '/', '_')));
     IF asked IS NULL THEN
         RETURN;
     END IF;
@@ -51,7 +51,7 @@ DECLARE
     known     text[];
 BEGIN
     SELECT * INTO found_one FROM crm.remote_object o
-    WHERE o.server = _object_checked.server AND lower(_object_checked.object) IN (lower(o.object), lower(o.type_id))
+    WHERE o.server = _object_checked.server AND lower(_object_checked.object) IN (lower(o.object), lower(o.type_id), replace(lower(o.object), '/', '_'))
     ORDER BY o.object = _object_checked.object DESC, lower(o.object) = lower(_object_checked.object) DESC LIMIT 1;
     IF NOT FOUND THEN
         SELECT array_agg(o.object ORDER BY o.object) INTO known FROM crm.remote_object o WHERE o.server = _object_checked.server;
@@ -230,7 +230,7 @@ CREATE FUNCTION crm._mirror_upsert(server text, remote crm.remote_object, into_s
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     m  crm.mirror;
-    t  name := left(lower(remote.object), 63);
+    t  name := left(replace(lower(remote.object), '/', '_'), 63);
     fields text[] := (SELECT array_agg(f.field) FROM crm.remote_field f WHERE f.server = remote.server AND f.object = remote.object);
 BEGIN
     SELECT * INTO m FROM crm.mirror x WHERE x.server = remote.server AND x.object = remote.object AND x.schema_name = into_schema FOR UPDATE;
@@ -255,6 +255,40 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._mirror_upsert(text, crm.remote_object, name, interval) IS 'Finds or makes the mirror of an object.';
 
+-- Pairs are read by the records that they start from.
+CREATE FUNCTION crm._pairs_checked(remote crm.remote_object, columns jsonb, row_filter text) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF strpos(remote.type_id, '/') = 0 THEN
+        RETURN;
+    ELSIF columns IS NOT NULL OR row_filter IS NOT NULL THEN
+        RAISE EXCEPTION 'associations come whole' USING ERRCODE = '22023', DETAIL = format('Columns or a filter were given for "%s".', remote.object),
+              HINT = 'Name the objects that columns and row_filter are meant for.';
+    ELSIF NOT EXISTS (SELECT FROM crm.mirror m JOIN crm.remote_object o USING (server, object)
+                      WHERE m.server = remote.server AND o.type_id = split_part(remote.type_id, '/', 1)) THEN
+        RAISE EXCEPTION 'associations "%" need a mirror of "%"', remote.object, split_part(remote.object, '/', 1)
+            USING ERRCODE = '55000', DETAIL = 'They are read by the records that they start from.',
+                  HINT = format('Name both: ARRAY[%L, %L].', split_part(remote.object, '/', 1), replace(remote.object, '/', '_'));
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._pairs_checked(crm.remote_object, jsonb, text) IS 'Raises where a mirror of associations lacks the mirror of the records that they start from.';
+
+CREATE FUNCTION crm._pairs_prepared(m crm.mirror, t regclass) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    f record;
+BEGIN
+    -- What a new association is if nobody says: the first type, the one without a label.
+    FOR f IN SELECT c.column_name, r.options -> 0 ->> 'value' AS first FROM crm.mirror_column c
+             JOIN crm.remote_field r ON r.server = m.server AND r.object = m.object AND r.field = c.field
+             WHERE c.mirror = m.id AND c.field IN ('type_id', 'category') AND jsonb_array_length(r.options) > 0 LOOP
+        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %L', t, f.column_name, f.first);
+    END LOOP;
+    EXECUTE format('CREATE INDEX ON %s (from_id)', t);
+    EXECUTE format('CREATE INDEX ON %s (to_id)', t);
+END $$;
+COMMENT ON FUNCTION crm._pairs_prepared(crm.mirror, regclass) IS 'Defaults and indexes of a mirror of associations.';
+
 CREATE FUNCTION crm._import_one(server text, object text, into_schema name, columns jsonb, row_filter text, poll_interval interval) RETURNS crm.mirror
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -266,6 +300,7 @@ DECLARE
     -- What is listed whole, and changes seldom or tells of it, is polled seldom.
     seldom boolean := NOT remote.streamable AND EXISTS (SELECT FROM crm._server s WHERE s.server = remote.server AND s.server_type = 'hubspot');
 BEGIN
+    PERFORM crm._pairs_checked(remote, columns, row_filter);
     m := crm._mirror_upsert(server, remote, into_schema, coalesce(poll_interval, CASE WHEN seldom THEN interval '1 hour' ELSE interval '60 seconds' END));
     t := format('%I.%I', m.schema_name, m.table_name)::regclass;
     added := crm._mirror_columns_add(m, CASE WHEN wanted IS NULL AND EXISTS (SELECT FROM crm.mirror_column c WHERE c.mirror = m.id)
@@ -274,7 +309,9 @@ BEGIN
     IF added > 0 THEN
         PERFORM crm._mirror_detach(t) WHERE EXISTS (SELECT FROM crm.backfill b WHERE b.mirror = m.id);
         PERFORM crm._mirror_attach(m.id, t, (SELECT coalesce(array_agg(c.column_name::text), '{}') FROM crm.mirror_column c WHERE c.mirror = m.id AND c.read_only)
-            || CASE WHEN remote.createable THEN '{}' ELSE '{!insert}' END::text[] || CASE WHEN remote.deletable THEN '{}' ELSE '{!delete}' END::text[]);
+            || CASE WHEN remote.createable THEN '{}' ELSE '{!insert}' END::text[] || CASE WHEN remote.type_id LIKE '%/%' THEN '{!update}' ELSE '{}' END::text[]
+            || CASE WHEN remote.deletable THEN '{}' ELSE '{!delete}' END::text[]);
+        PERFORM crm._pairs_prepared(m, t) WHERE remote.type_id LIKE '%/%';
         INSERT INTO crm.backfill AS b (mirror) VALUES (m.id)
         ON CONFLICT (mirror) DO UPDATE SET state = 'waiting', cursor = NULL, done = 0, total = NULL, started_at = NULL, finished_at = NULL, error = NULL;
     END IF;

@@ -25,7 +25,10 @@ impl Wanted {
     fn has(&self, object: &RemoteObject) -> bool {
         let asked = |name: &str| self.hashes.contains(&object_hash(name));
         self.objects.contains(&object.name)
-            || (!self.hashes.is_empty() && (asked(&object.name) || asked(&object.type_id)))
+            || (!self.hashes.is_empty()
+                && (asked(&object.name)
+                    || asked(&object.type_id)
+                    || asked(&object.name.replace('/', "_"))))
     }
 }
 

@@ -58,7 +58,9 @@ impl FieldType {
 pub struct RemoteObject {
     /// API name: `contacts`, `Contact`, `p62515_subscriptions`, `Subscription__c`.
     pub name: String,
-    /// The CRM's type id or key prefix (`0-1`, `003`).
+    /// The CRM's type id or key prefix (`0-1`, `003`). Two with a slash between
+    /// them are an object that pairs records of the two (`0-1/0-2`): its records
+    /// are read by the ids of the first, all of each at once.
     pub type_id: String,
     /// Label, singular.
     pub label: String,

@@ -12,9 +12,10 @@ use crate::pg::store::writes::{self, WriteRow};
 use crate::pg::tx::{self, SqlError};
 use crate::worker::deliver;
 use crate::worker::doubt::{self, Look};
-use crate::worker::engine::{Job, Step};
+use crate::worker::engine::{self, Job, Step};
 use crate::worker::merges;
 use crate::worker::pages::Via;
+use crate::worker::pairs::Why;
 use crate::worker::reading;
 use crate::worker::reviews;
 use crate::worker::session::Session;
@@ -118,6 +119,7 @@ impl Session {
                     }
                 })
             }
+            Job::Pairs(asked) => self.paired(*asked, page, now),
             Job::Look { batch, column } => self.looked(batch, column, page, now),
             _ => Ok(()),
         }
@@ -178,17 +180,22 @@ impl Session {
             | Job::Fate { mirror, .. }
             | Job::Settle { mirror, .. }
             | Job::FindCreated { mirror, .. } => *mirror,
+            Job::Pairs(asked) => asked.mirror,
             _ => return Ok(()),
         };
         if matches!(job, Job::Backfill { .. }) && self.bulk_lost(mirror, error)? {
             return Ok(());
         }
         let wait = error.retry_after_ms.unwrap_or(0).max(1_000);
-        let backfill_failed = matches!(job, Job::Backfill { .. });
+        let backfill_failed = match &job {
+            Job::Backfill { .. } => true,
+            Job::Pairs(asked) => matches!(asked.why, Why::Copy),
+            _ => false,
+        };
         let mut misnamed = Vec::new();
         let watch = self.engine.watch(mirror);
         match job {
-            Job::Backfill { .. } => {
+            _ if backfill_failed => {
                 watch.backfilling = false;
                 watch.backfill_at = now + wait;
             }
@@ -201,6 +208,16 @@ impl Session {
                 watch.reads_at = now + error.retry_after_ms.unwrap_or(0);
                 watch.reads.extend(ids);
             }
+            Job::Pairs(asked) => match asked.why {
+                Why::Read(ids) => {
+                    watch.reading = false;
+                    watch.reads.extend(ids);
+                }
+                Why::Copy | Why::Poll => {
+                    watch.polling = false;
+                    watch.poll_at = watch.poll_at.max(now + wait);
+                }
+            },
             Job::Fate { ids, .. } => watch.reads.extend(ids),
             // A person named a record whose id the CRM does not even take.
             Job::Settle { writes, .. }
@@ -405,6 +422,7 @@ impl Session {
     ) -> Step<()> {
         let watch = self.engine.watch(batch.mirror);
         watch.pushes = watch.pushes.saturating_sub(1);
+        watch.pushed_at = engine::now();
         let kept = (batch.clone(), results.clone());
         let recorded = self.record(batch, results, now);
         if recorded.is_err() {

@@ -9,8 +9,9 @@ use crm_io::{Command, Follow};
 use crate::pg::store::config;
 use crate::pg::store::streams::{self, BackfillRow};
 use crate::pg::tx;
-use crate::worker::engine::{Copied, Engine, Job, Step};
+use crate::worker::engine::{self, Copied, Engine, Job, Step};
 use crate::worker::pages::Via;
+use crate::worker::pairs::Why;
 use crate::worker::reading;
 use crate::worker::session::Session;
 
@@ -62,6 +63,10 @@ impl Engine {
         let id = mirror.id;
         if let Some(at) = self.heavy_from(server.id, now) {
             self.watch(id).backfill_at = at;
+            return Ok(());
+        }
+        if mirror.pairs().is_some() {
+            self.start_pairs(id, Why::Copy, engine::now())?;
             return Ok(());
         }
         // Without a cursor nothing was copied yet.

@@ -16,6 +16,7 @@ use crate::pg::tx::SqlError;
 use crate::worker::cases;
 use crate::worker::creates;
 use crate::worker::flush;
+use crate::worker::pairs;
 use crate::worker::setbacks::{self, no_record, setback};
 use crate::worker::unique;
 use crate::worker::world::{Mirror, World};
@@ -155,6 +156,11 @@ pub(crate) fn record(
         }
     }
     after.done = sorted.done.len();
+    if mirror.pairs().is_some() {
+        // What else is between the two records follows from it.
+        let starts = sorted.done.iter().map(|(_, id, _)| pairs::start(id));
+        after.read.extend(starts);
+    }
     if !sorted.split.is_empty() {
         let second = sorted.split.split_off(sorted.split.len().div_ceil(2));
         for rows in [std::mem::take(&mut sorted.split), second] {

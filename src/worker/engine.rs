@@ -18,6 +18,7 @@ use crate::worker::budgets::Budgets;
 use crate::worker::bulk::Bulk;
 use crate::worker::deliver::Batch;
 pub(crate) use crate::worker::handle::IoHandle;
+use crate::worker::pairs::Asked;
 use crate::worker::reconcile::Reconciling;
 use crate::worker::replay;
 use crate::worker::servers::{NextRefresh, Refresh};
@@ -73,6 +74,8 @@ pub(crate) enum Job {
         writes: Vec<WriteRow>,
         asked_at: Millis,
     },
+    /// Pairs of records.
+    Pairs(Box<Asked>),
     /// Possible results of creates that are in doubt.
     FindCreated { mirror: i32, write: Box<WriteRow> },
     /// Records that have the unique keys of creates: the column asked for.
@@ -136,6 +139,7 @@ impl Job {
             | Self::Seek { mirror, .. }
             | Self::FindCreated { mirror, .. } => Some(*mirror),
             Self::Look { batch, .. } => Some(batch.mirror),
+            Self::Pairs(asked) => Some(asked.mirror),
             Self::Push(_)
             | Self::BulkEnd
             | Self::Zone { .. }
@@ -172,6 +176,8 @@ pub(crate) struct Watch {
     pub(crate) stream_at: Millis,
     pub(crate) pushes: usize,
     pub(crate) push_at: Millis,
+    /// When the last answer to writes came.
+    pub(crate) pushed_at: Millis,
     pub(crate) reads: BTreeSet<String>,
     pub(crate) reading: bool,
     /// Nothing is read before: the last read was refused.

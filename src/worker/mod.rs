@@ -35,6 +35,7 @@ mod lifecycles;
 pub(crate) mod local;
 mod merges;
 mod pages;
+mod pairs;
 mod pending;
 mod policies;
 mod reading;

@@ -15,6 +15,7 @@ use crate::pg::tx;
 use crate::worker::doubt;
 use crate::worker::engine::{self, Engine, Job, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
+use crate::worker::pairs::Why;
 use crate::worker::release;
 
 /// One poll in so many asks for removed records instead.
@@ -134,6 +135,10 @@ impl Engine {
         if now < watch.poll_at {
             return Ok(watch.poll_at);
         }
+        if mirror.pairs().is_some() {
+            watch.poll_at = now + interval;
+            return self.start_pairs(id, Why::Poll, now);
+        }
         // A stream that works leaves little for polling to find.
         let interval = if watch.streaming {
             interval.saturating_mul(5)
@@ -215,6 +220,18 @@ impl Engine {
             return;
         };
         let asked_at = engine::now();
+        if mirror.pairs().is_some() {
+            let size = server.connector.pairs_in_a_read();
+            let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
+            if self.read_pairs(id, ids.clone()) {
+                let watch = self.watch(id);
+                watch.read_for = watch.awaited;
+                for record in ids {
+                    watch.reads.remove(&record);
+                }
+            }
+            return;
+        }
         let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
         let request =
             server
@@ -324,8 +341,9 @@ impl Engine {
                 continue;
             };
             let id = mirror.id;
-            if row.kind == "create" && row.record_id.is_none() && mirror.unique_field.is_some() {
-                // An upsert on our own key is safe to send again.
+            let by_key = mirror.unique_field.is_some() || mirror.pairs().is_some();
+            if row.kind == "create" && row.record_id.is_none() && by_key {
+                // An upsert on our own key is safe to send again, and so is a pair.
                 tx::in_transaction(|| Ok(writes::requeue(vec![row.id])?))?;
                 self.may_send = true;
                 continue;

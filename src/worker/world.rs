@@ -79,6 +79,13 @@ pub(crate) struct World {
     pub(crate) rehearsal: Option<Rehearsal>,
 }
 
+impl Mirror {
+    /// The type ids of the two objects whose records this mirror pairs, if it does.
+    pub(crate) fn pairs(&self) -> Option<(&str, &str)> {
+        self.type_id.split_once('/')
+    }
+}
+
 impl World {
     /// Builds the world from the rows of the configuration.
     pub(crate) fn new(rows: ConfigRows) -> Self {

@@ -105,3 +105,232 @@ async fn references_refuse_writes_at_once_and_say_why() {
     let writes: i64 = pair.db.one("SELECT count(*) FROM crm.write").await;
     assert_eq!(writes, 0);
 }
+
+/// Contacts, companies and what ties them, live.
+async fn tied(shape: &str) -> Pair {
+    let pair = Pair::start(PairOptions {
+        emulator: EmulatorOptions::default()
+            .contacts(20)
+            .arg("--webhook-shape", shape),
+        ..PairOptions::default()
+    })
+    .await;
+    pair.import("hubspot", &["contacts", "companies", "contacts_companies"])
+        .await;
+    pair.backfilled().await;
+    pair.db
+        .exec("SELECT crm.go_live('hubspot.contacts_companies')")
+        .await;
+    pair.worker_has_read().await;
+    pair
+}
+
+/// What the CRM holds of a contact, as `to:type`.
+fn there(pair: &Pair, contact: &str) -> Vec<String> {
+    let shown = pair
+        .emulator
+        .record("hubspot", "contacts--companies", contact);
+    let mut found: Vec<String> = shown
+        .as_object()
+        .expect("associations by company")
+        .iter()
+        .flat_map(|(to, types)| {
+            let types = types.as_array().expect("types").iter();
+            types.map(move |t| format!("{to}:{t}"))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+/// Waits until the table shows what the CRM holds of a contact.
+async fn agree(pair: &Pair, contact: &str) {
+    let list = there(pair, contact)
+        .iter()
+        .map(|t| format!("'{t}'"))
+        .collect::<Vec<_>>()
+        .join(",");
+    let sql = format!(
+        "SELECT coalesce(array_agg(to_id || ':' || type_id ORDER BY to_id || ':' || type_id), '{{}}')
+                = ARRAY(SELECT u FROM unnest(ARRAY[{list}]::text[]) u ORDER BY u)
+                AND coalesce(bool_and(id = concat_ws(':', from_id, to_id, category, type_id)), true)
+                AND coalesce(bool_and(is_primary = (type_id = 1)), true)
+         FROM hubspot.contacts_companies WHERE from_id = '{contact}' AND _deleted_at IS NULL"
+    );
+    pair.db
+        .wait_true(
+            &format!("contact {contact} is tied to {list}"),
+            PATIENCE,
+            &sql,
+        )
+        .await;
+}
+
+async fn ids(pair: &Pair, table: &str) -> Vec<String> {
+    let sql = format!("SELECT id FROM hubspot.{table} ORDER BY length(id), id");
+    let rows = pair.db.table(&sql).await;
+    rows.into_iter().flatten().collect()
+}
+
+/// Which contact belongs to which company was known to HubSpot alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn associations_are_copied_and_follow_what_people_tie_and_untie() {
+    for shape in ["generic", "legacy"] {
+        let pair = tied(shape).await;
+        let (contacts, companies) = (ids(&pair, "contacts").await, ids(&pair, "companies").await);
+        for contact in &contacts {
+            agree(&pair, contact).await;
+        }
+        let (contact, company) = (&contacts[0], &companies[1]);
+        let crm = &pair.emulator;
+        let before = there(&pair, contact);
+        crm.create(
+            "hubspot",
+            "contacts/companies",
+            json!({"from": contact, "to": company}),
+        );
+        assert_ne!(there(&pair, contact), before, "{shape}");
+        agree(&pair, contact).await;
+        // The main company moves: HubSpot tells of the new one only.
+        crm.create(
+            "hubspot",
+            "contacts/companies",
+            json!({"from": contact, "to": company, "type": 1}),
+        );
+        agree(&pair, contact).await;
+        crm.delete(
+            "hubspot",
+            "contacts/companies",
+            &format!("{contact}:{company}"),
+        );
+        assert!(
+            there(&pair, contact)
+                .iter()
+                .all(|t| !t.starts_with(&format!("{company}:")))
+        );
+        agree(&pair, contact).await;
+        let writes: i64 = pair.db.one("SELECT count(*) FROM crm.write").await;
+        assert_eq!(writes, 0, "{shape}: what came must not go out");
+    }
+}
+
+/// Rows that were inserted and deleted here stayed here.
+#[tokio::test(flavor = "multi_thread")]
+async fn associations_of_sql_reach_the_crm_once_and_come_back_as_they_are() {
+    let pair = tied("generic").await;
+    let (contacts, companies) = (ids(&pair, "contacts").await, ids(&pair, "companies").await);
+    let contact = contacts.last().expect("a contact");
+    let strange = companies.iter().filter(|c| {
+        let theirs = format!("{c}:");
+        there(&pair, contact)
+            .iter()
+            .all(|t| !t.starts_with(&theirs))
+    });
+    let company = strange.last().expect("a company without the contact");
+    pair.emulator.reset_counts();
+    let insert = format!(
+        "INSERT INTO hubspot.contacts_companies (from_id, to_id) VALUES ('{contact}', '{company}')"
+    );
+    for round in 0..2 {
+        pair.db.exec(&insert).await;
+        pair.db.exec("SELECT crm.wait_synced()").await;
+        assert!(
+            there(&pair, contact).contains(&format!("{company}:279")),
+            "round {round}"
+        );
+        agree(&pair, contact).await;
+        let error = pair
+            .db
+            .error("UPDATE hubspot.contacts_companies SET type_id = 1")
+            .await;
+        assert_eq!(error.code().code(), "0A000", "{error:?}");
+        let delete = format!(
+            "DELETE FROM hubspot.contacts_companies WHERE from_id = '{contact}' AND to_id = '{company}'"
+        );
+        pair.db.exec(&delete).await;
+        pair.db.exec("SELECT crm.wait_synced()").await;
+        assert!(
+            !there(&pair, contact).contains(&format!("{company}:279")),
+            "round {round}"
+        );
+        agree(&pair, contact).await;
+    }
+    let sent: String = pair
+        .db
+        .one("SELECT count(*) FILTER (WHERE kind = 'create') || ' ' || count(*) FILTER (WHERE kind = 'delete') FROM crm.event WHERE source = 'result'")
+        .await;
+    assert_eq!(sent, "2 2", "an echo went out again");
+}
+
+/// One bad id took the whole batch with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_association_with_nothing_is_parked_and_the_others_of_its_batch_arrive() {
+    let pair = tied("generic").await;
+    let (contacts, companies) = (ids(&pair, "contacts").await, ids(&pair, "companies").await);
+    let last = companies.last().expect("a company");
+    pair.db
+        .exec(&format!(
+            "INSERT INTO hubspot.contacts_companies (from_id, to_id) VALUES ('{}', '{last}'), ('{}', '99999999'), ('{}', '{last}')",
+            contacts[0], contacts[1], contacts[2]
+        ))
+        .await;
+    pair.db
+        .wait_true(
+            "the bad one is parked",
+            PATIENCE,
+            "SELECT count(*) = 1 FROM crm.dead_letter WHERE advice IS NOT NULL AND NOT EXISTS (SELECT FROM crm.write WHERE state <> 'dead')",
+        )
+        .await;
+    for contact in [&contacts[0], &contacts[2]] {
+        assert!(
+            there(&pair, contact).contains(&format!("{last}:279")),
+            "{contact}"
+        );
+    }
+    let faulty: i64 = pair
+        .db
+        .one("SELECT count(*) FROM hubspot.contacts_companies WHERE _sync_state = 'error' AND to_id = '99999999'")
+        .await;
+    assert_eq!(faulty, 1);
+}
+
+/// A webhook that never came was an association that never was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refresh_finds_associations_that_no_event_told_of() {
+    let pair = tied("generic").await;
+    let (contacts, companies) = (ids(&pair, "contacts").await, ids(&pair, "companies").await);
+    pair.emulator.webhooks("");
+    let (added, removed) = (&contacts[1], &contacts[3]);
+    let last = companies.last().expect("a company");
+    pair.emulator.create(
+        "hubspot",
+        "contacts/companies",
+        json!({"from": added, "to": last}),
+    );
+    for tie in there(&pair, removed) {
+        let to = tie.split(':').next().expect("a company");
+        pair.emulator
+            .delete("hubspot", "contacts/companies", &format!("{removed}:{to}"));
+    }
+    assert!(there(&pair, removed).is_empty());
+    pair.db
+        .exec("SELECT crm.refresh('hubspot.contacts_companies')")
+        .await;
+    agree(&pair, added).await;
+    agree(&pair, removed).await;
+}
+
+/// A mirror of ties without the records that they start from would have stayed empty without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn associations_without_their_records_are_refused_with_what_to_write() {
+    let pair = small().await;
+    let sql = "SELECT crm.import('hubspot', ARRAY['contacts_companies'], into_schema => 'hubspot')";
+    let error = pair.db.error(sql).await;
+    let hint = error.hint().unwrap_or_default();
+    assert!(
+        hint.contains("'contacts', 'contacts_companies'"),
+        "{error:?}"
+    );
+    let made: i64 = pair.db.one("SELECT count(*) FROM crm.mirror").await;
+    assert_eq!(made, 0);
+}

@@ -270,6 +270,11 @@ pub trait Connector: Send + Sync {
         fields: &[(String, FieldType)],
         since: &Keyset,
     ) -> HttpRequest;
+    /// Most records whose associations one `read_request` of such an object
+    /// names; see [`crate::model::RemoteObject::type_id`].
+    fn pairs_in_a_read(&self) -> usize {
+        self.read_batch()
+    }
     /// Polls of the object list every record there is, with no regard to when it
     /// changed: what a whole poll does not show is gone.
     fn polls_list_all(&self, _object: &str) -> bool {

@@ -74,7 +74,7 @@ pub(crate) extern "C-unwind" fn pg_finfo_crm_capture() -> *const pg_sys::Pg_finf
 
 /// `crm._capture()`: AFTER INSERT, UPDATE or DELETE, for each row; and BEFORE
 /// TRUNCATE, which it refuses. Arguments: mirror number, read-only columns,
-/// `!insert` and `!delete` where rows come and go in the CRM alone.
+/// `!insert`, `!update` and `!delete` for what users must not do.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn crm_capture(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
@@ -140,6 +140,7 @@ fn updated(mirror: &Rc<Mirror>, old: &Tuple<'_>, new: &Tuple<'_>) {
                 continue;
             }
             match attribute.role {
+                Role::Plain if mirror.no_update => refuse_row(mirror, "change rows", REPLACE),
                 Role::Plain => encode::put(out, attribute, was),
                 _ => refuse_column(mirror, attribute),
             }
@@ -150,7 +151,7 @@ fn updated(mirror: &Rc<Mirror>, old: &Tuple<'_>, new: &Tuple<'_>) {
 
 fn inserted(mirror: &Rc<Mirror>, new: &Tuple<'_>) {
     if mirror.no_insert {
-        refuse_row(mirror, "take new rows");
+        refuse_row(mirror, "take new rows", KEPT);
     }
     let mut fields = new.fields();
     let mut row_id = 0;
@@ -175,7 +176,7 @@ fn inserted(mirror: &Rc<Mirror>, new: &Tuple<'_>) {
 /// not in the list was null.
 fn deleted(mirror: &Rc<Mirror>, old: &Tuple<'_>) {
     if mirror.no_delete {
-        refuse_row(mirror, "lose rows");
+        refuse_row(mirror, "lose rows", KEPT);
     }
     let mut fields = old.fields();
     let mut row_id = 0;
@@ -196,13 +197,16 @@ fn deleted(mirror: &Rc<Mirror>, old: &Tuple<'_>) {
     });
 }
 
+const KEPT: &str = "The CRM keeps these records itself and takes no such change: make it in the CRM, the mirror follows.";
+const REPLACE: &str = "Its columns say which record it is: INSERT the other one and DELETE this one, in one transaction if you like.";
+
 #[cold]
-fn refuse_row(mirror: &Mirror, what: &str) -> ! {
+fn refuse_row(mirror: &Mirror, what: &str, hint: &str) -> ! {
     report::refuse(
         PgSqlErrorCode::ERRCODE_FEATURE_NOT_SUPPORTED,
         format!("mirror \"{}\" cannot {what}", mirror.name),
         None,
-        "The CRM keeps these records itself and takes no such change: make it in the CRM, the mirror follows.",
+        hint,
     );
 }
 

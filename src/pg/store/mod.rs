@@ -14,6 +14,7 @@ pub(crate) mod given_up;
 pub(crate) mod ledger;
 pub(crate) mod lives;
 pub(crate) mod matches;
+pub(crate) mod pairs;
 pub(crate) mod past;
 pub(crate) mod policy;
 pub(crate) mod reconciles;

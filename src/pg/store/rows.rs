@@ -88,7 +88,7 @@ pub(super) fn input(column: &ColumnRow, index: usize) -> String {
 }
 
 /// Runs `work` with the owner's rights, not captured.
-pub(super) fn as_owner<T>(table: &Table, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(crate) fn as_owner<T>(table: &Table, work: impl FnOnce() -> Result<T>) -> Result<T> {
     origin::as_engine(table.relid, work)
 }
 

@@ -100,6 +100,7 @@ pub(crate) fn objects(response: &HttpResponse) -> Result<Vec<RemoteObject>, Remo
         .chain(super::reference::objects())
         .collect();
     if response.status == 403 {
+        found.extend(super::association::objects(&[]));
         return Ok(found);
     }
     if !(200..300).contains(&response.status) {
@@ -107,6 +108,7 @@ pub(crate) fn objects(response: &HttpResponse) -> Result<Vec<RemoteObject>, Remo
     }
     let list: Schemas =
         serde_json::from_slice(&response.body).map_err(|e| not_expected(response, &e))?;
+    let standard = found.len();
     for schema in list.results {
         if schema.archived || schema.object_type_id.is_empty() {
             continue;
@@ -129,6 +131,8 @@ pub(crate) fn objects(response: &HttpResponse) -> Result<Vec<RemoteObject>, Remo
             streamable: true,
         });
     }
+    let pairs = super::association::objects(&found[standard..]);
+    found.extend(pairs);
     Ok(found)
 }
 

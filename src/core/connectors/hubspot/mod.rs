@@ -2,6 +2,7 @@
 
 pub mod webhook;
 
+mod association;
 mod catalog;
 mod errors;
 mod push;
@@ -124,6 +125,7 @@ impl Connector for HubSpot {
     fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
         match reference::of(object) {
             Some(r) => reference::list(config, r, false, None, Purpose::Catalog),
+            None if association::of(object).is_some() => association::describe(config, object),
             None => request::properties(config, object),
         }
     }
@@ -135,6 +137,7 @@ impl Connector for HubSpot {
     ) -> Result<Vec<RemoteField>, RemoteError> {
         match reference::of(object) {
             Some(r) => reference::fields(r, response),
+            None if association::of(object).is_some() => association::fields(object, response),
             None => catalog::fields(object, response),
         }
     }
@@ -189,6 +192,10 @@ impl Connector for HubSpot {
         }
     }
 
+    fn pairs_in_a_read(&self) -> usize {
+        association::READ
+    }
+
     fn polls_list_all(&self, object: &str) -> bool {
         reference::of(object).is_some()
     }
@@ -226,7 +233,10 @@ impl Connector for HubSpot {
         fields: &[(String, FieldType)],
         ids: &[String],
     ) -> HttpRequest {
-        request::read(config, object, fields, ids)
+        match association::of(object) {
+            Some(_) => association::read(config, object, ids),
+            None => request::read(config, object, fields, ids),
+        }
     }
 
     fn find_request(
@@ -248,6 +258,7 @@ impl Connector for HubSpot {
     ) -> Result<Page, RemoteError> {
         match reference::of(object) {
             Some(r) => reference::page(r, fields, response),
+            None if association::of(object).is_some() => association::page(fields, response),
             None => response::page(object, fields, response),
         }
     }
@@ -278,7 +289,10 @@ impl Connector for HubSpot {
         unique_field: Option<&str>,
         writes: &[Write],
     ) -> HttpRequest {
-        push::request(config, object, kind, unique_field, writes)
+        match association::of(object) {
+            Some(_) => association::push(config, object, kind, writes),
+            None => push::request(config, object, kind, unique_field, writes),
+        }
     }
 
     fn pushed(
@@ -288,7 +302,10 @@ impl Connector for HubSpot {
         writes: &[Write],
         response: &HttpResponse,
     ) -> Vec<WriteResult> {
-        push::pushed(kind, unique_field, writes, response)
+        match association::is(writes) {
+            true => association::pushed(writes, response),
+            false => push::pushed(kind, unique_field, writes, response),
+        }
     }
 
     fn our_fields(&self) -> OurFields {

@@ -174,7 +174,7 @@ fn archived(write: &Write) -> WriteResult {
 }
 
 /// The same verdict for each write of a batch that was refused whole.
-fn refused(writes: &[Write], error: RemoteError) -> Vec<WriteResult> {
+pub(super) fn refused(writes: &[Write], error: RemoteError) -> Vec<WriteResult> {
     if error.maybe_applied {
         return vec![WriteResult::Unknown(error); writes.len()];
     }
@@ -199,7 +199,7 @@ fn refused(writes: &[Write], error: RemoteError) -> Vec<WriteResult> {
     vec![WriteResult::Failed(error); writes.len()]
 }
 
-fn failed(error: &ErrorBody) -> WriteResult {
+pub(super) fn failed(error: &ErrorBody) -> WriteResult {
     let remote = error.remote_error(207);
     match existing_id(&remote.message) {
         Some(id) if remote.code == "CONFLICT" => WriteResult::Exists {

@@ -207,6 +207,8 @@ struct Event {
     #[serde(default)]
     from_object_type_id: Option<String>,
     #[serde(default)]
+    to_object_type_id: Option<String>,
+    #[serde(default)]
     association_removed: Option<bool>,
 }
 
@@ -233,7 +235,38 @@ pub fn decode(body: &[u8]) -> Result<Vec<Change>, RemoteError> {
         );
         return Err(malformed("too_many_events", &message));
     }
-    events.into_iter().map(change).collect()
+    let mut changes = Vec::with_capacity(events.len());
+    for event in events {
+        let pair = pair(&event);
+        let change = change(event)?;
+        let told = pair.map(|object| Change {
+            identity: format!("{}:pair", change.identity),
+            object,
+            kind: ChangeKind::Reread,
+            ..change.clone()
+        });
+        changes.push(change);
+        changes.extend(told);
+    }
+    Ok(changes)
+}
+
+/// The object that holds the association an event is about, by type ids. What
+/// the event says of it (a type, or in its older form none) is no more than a
+/// reason to read what the record is associated with.
+fn pair(event: &Event) -> Option<String> {
+    let of = |name: &str| standard_object(&name.to_ascii_lowercase()).map(|s| s.type_id.to_owned());
+    event
+        .subscription_type
+        .ends_with(".associationChange")
+        .then_some(())?;
+    let names = event.association_type.as_deref();
+    let names = names.and_then(|t| t.split_once("_TO_"));
+    let from = event.from_object_type_id.clone();
+    let from = from.or_else(|| of(names?.0))?;
+    let to = event.to_object_type_id.clone();
+    let to = to.or_else(|| of(names?.1))?;
+    Some(format!("{from}/{to}"))
 }
 
 /// The type id of a legacy prefix (`contact`), of a generic event's own field,

@@ -6,7 +6,7 @@ use axum::{Router, body::Body, extract::State as Extract, response::Response, ro
 use serde_json::{Map, Value, json};
 
 use super::{
-    State,
+    State, associations,
     directory::Deed,
     error::ApiError,
     merge,
@@ -142,6 +142,9 @@ impl Crm for State {
         fields: &Map<String, Value>,
         actor: &Actor,
     ) -> Result<Value, Refused> {
+        if object.contains('/') {
+            return associations::by_admin(self, object, fields, false, &origin(actor));
+        }
         let table = self.table(object)?;
         let catalog = table.catalog();
         let changes = write::check(self, table, &catalog, fields)?;
@@ -154,6 +157,12 @@ impl Crm for State {
     fn delete(&self, object: &str, id: &str, actor: &Actor) -> Result<Value, Refused> {
         if let Some(done) = self.in_directory(object, id, &Deed::Delete) {
             return done;
+        }
+        if let (true, Some((from, to))) = (object.contains('/'), id.split_once(':')) {
+            let mut ends = Map::new();
+            ends.insert("from".to_owned(), json!(from));
+            ends.insert("to".to_owned(), json!(to));
+            return associations::by_admin(self, object, &ends, true, &origin(actor));
         }
         let table = self.table(object)?;
         let catalog = table.catalog();
@@ -232,6 +241,10 @@ impl Crm for State {
     }
 
     fn record(&self, object: &str, id: &str) -> Result<Value, Refused> {
+        if let Some((from, to)) = object.split_once("--") {
+            let (from, to) = (self.table(from)?.index, self.table(to)?.index);
+            return Ok(associations::shown(&self.links(from, number(id)?, to)));
+        }
         let table = self.table(object)?;
         let catalog = table.catalog();
         let live = table.read();

@@ -21,6 +21,7 @@ use super::{
     webhooks::event::{Event, What},
     write::Origin,
 };
+use crate::admin::Refused;
 use crate::people::{Home, Kind, People, push_number};
 
 /// Links of one record to records of one type: other id to the types of the link.
@@ -340,6 +341,50 @@ pub(crate) fn create_links(
     for link in links {
         state.link((table.index, id), link.to, &link.kinds, origin);
     }
+}
+
+/// Ties (or unties, all types) the records `from` and `to` of the object types in `object`, `contacts/companies`, as a
+/// person does; with the plain type, or the one called `type`, given as `category` and `type`.
+pub(crate) fn by_admin(
+    state: &State,
+    object: &str,
+    fields: &serde_json::Map<String, Value>,
+    removed: bool,
+    origin: &Origin,
+) -> Result<Value, Refused> {
+    let bad = |what: &str| {
+        Refused::Bad(format!(
+            "{what}: expected contacts/companies with fields from and to"
+        ))
+    };
+    let (from, to) = object.split_once('/').ok_or_else(|| bad(object))?;
+    let (from, to) = (state.table(from)?.index, state.table(to)?.index);
+    let id = |name: &str| fields.get(name).and_then(number).ok_or_else(|| bad(name));
+    let (a, b) = ((from, id("from")?), (to, id("to")?));
+    if removed {
+        state.unlink(a, b, &[], origin);
+        return Ok(json!({}));
+    }
+    let kind = match fields.get("type").and_then(number) {
+        Some(id) => {
+            let category = fields.get("category").and_then(Value::as_str);
+            LinkType::parse(category.unwrap_or("HUBSPOT_DEFINED"), id)
+                .ok_or_else(|| bad("category"))?
+        }
+        None => natural(from, to),
+    };
+    state.link(a, b, &[kind], origin);
+    Ok(json!({}))
+}
+
+/// `{"201":[279,1]}`: the types by the other record's id.
+pub(crate) fn shown(links: &Links) -> Value {
+    let types = |kinds: &Vec<LinkType>| kinds.iter().map(|k| k.id).collect::<Vec<_>>();
+    links
+        .iter()
+        .map(|(id, kinds)| (id.to_string(), json!(types(kinds))))
+        .collect::<serde_json::Map<_, _>>()
+        .into()
 }
 
 /// A number given as number or text.
