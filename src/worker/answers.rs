@@ -15,7 +15,6 @@ use crate::worker::doubt::{self, Look};
 use crate::worker::engine::{self, Job, Step};
 use crate::worker::merges;
 use crate::worker::pages::Via;
-use crate::worker::pairs::Why;
 use crate::worker::reading;
 use crate::worker::reviews;
 use crate::worker::session::Session;
@@ -164,6 +163,7 @@ impl Session {
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {
         let job = match job {
             Job::Look { batch, .. } => return self.look_failed(batch, error, now),
+            Job::Pairs(asked) => return self.pairs_failed(*asked, error, now),
             job => job,
         };
         let mirror = match &job {
@@ -180,22 +180,17 @@ impl Session {
             | Job::Fate { mirror, .. }
             | Job::Settle { mirror, .. }
             | Job::FindCreated { mirror, .. } => *mirror,
-            Job::Pairs(asked) => asked.mirror,
             _ => return Ok(()),
         };
         if matches!(job, Job::Backfill { .. }) && self.bulk_lost(mirror, error)? {
             return Ok(());
         }
         let wait = error.retry_after_ms.unwrap_or(0).max(1_000);
-        let backfill_failed = match &job {
-            Job::Backfill { .. } => true,
-            Job::Pairs(asked) => matches!(asked.why, Why::Copy),
-            _ => false,
-        };
+        let backfill_failed = matches!(job, Job::Backfill { .. });
         let mut misnamed = Vec::new();
         let watch = self.engine.watch(mirror);
         match job {
-            _ if backfill_failed => {
+            Job::Backfill { .. } => {
                 watch.backfilling = false;
                 watch.backfill_at = now + wait;
             }
@@ -208,16 +203,6 @@ impl Session {
                 watch.reads_at = now + error.retry_after_ms.unwrap_or(0);
                 watch.reads.extend(ids);
             }
-            Job::Pairs(asked) => match asked.why {
-                Why::Read(ids) => {
-                    watch.reading = false;
-                    watch.reads.extend(ids);
-                }
-                Why::Copy | Why::Poll => {
-                    watch.polling = false;
-                    watch.poll_at = watch.poll_at.max(now + wait);
-                }
-            },
             Job::Fate { ids, .. } => watch.reads.extend(ids),
             // A person named a record whose id the CRM does not even take.
             Job::Settle { writes, .. }

@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 
-use crm_core::model::{Millis, Page};
+use crm_core::model::{Millis, Page, RemoteError};
 
 use crate::pg::store::pairs;
 use crate::pg::store::streams::{self, Advance};
@@ -102,6 +102,7 @@ impl Engine {
             let server = self.server(&p.server)?;
             Some((p, server))
         }) else {
+            self.rest(id, &why, now + LOOK_MS);
             return Ok(());
         };
         let limit = i64::try_from(server.connector.pairs_in_a_read()).unwrap_or(100);
@@ -135,6 +136,25 @@ impl Engine {
             },
             None,
         )
+    }
+
+    /// A read is over without a next one: what it was for is taken up later.
+    fn rest(&mut self, id: i32, why: &Why, until: Millis) {
+        let watch = self.watch(id);
+        match why {
+            Why::Copy => {
+                watch.backfilling = false;
+                watch.backfill_at = until;
+            }
+            Why::Poll => {
+                watch.polling = false;
+                watch.poll_at = watch.poll_at.max(until);
+            }
+            Why::Read(ids) => {
+                watch.reading = false;
+                watch.reads.extend(ids.iter().cloned());
+            }
+        }
     }
 
     /// Sends a read, or what is left of it.
@@ -215,6 +235,28 @@ impl Session {
         self.pairs_done(asked, Some(page), now)
     }
 
+    /// The CRM did not answer as it should.
+    pub(super) fn pairs_failed(
+        &mut self,
+        asked: Asked,
+        error: &RemoteError,
+        now: Millis,
+    ) -> Step<()> {
+        let id = asked.mirror;
+        let wait = error.retry_after_ms.unwrap_or(0).max(LOOK_MS);
+        self.engine.rest(id, &asked.why, now + wait);
+        let Some(m) = self.engine.world.mirrors.get(&id) else {
+            return Ok(());
+        };
+        tx::in_transaction(|| {
+            if matches!(asked.why, Why::Copy) {
+                streams::backfill_error(id, &error.to_string())?;
+            }
+            streams::server_error(&m.server, Some((&error.to_string(), error.advice)))?;
+            Ok(())
+        })
+    }
+
     fn apply_pairs(
         &mut self,
         asked: &Asked,
@@ -235,15 +277,7 @@ impl Session {
         });
         if applied.is_err() {
             // The walk begins again where its rows were last stored.
-            let watch = self.engine.watch(asked.mirror);
-            match &asked.why {
-                Why::Copy => {
-                    watch.backfilling = false;
-                    watch.backfill_at = now + 5_000;
-                }
-                Why::Poll => {}
-                Why::Read(ids) => watch.reads.extend(ids.iter().cloned()),
-            }
+            self.engine.rest(asked.mirror, &asked.why, now + 5_000);
         }
         applied.map(|_| ())
     }

@@ -50,7 +50,12 @@ const AFTER: char = '>';
 
 /// The two object types of an object of this kind.
 pub(crate) fn of(object: &str) -> Option<(&str, &str)> {
-    object.split_once('/')
+    let named = |name: &str| {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-');
+        !name.is_empty() && name.bytes().all(plain)
+    };
+    let pair = object.split_once('/');
+    pair.filter(|(from, to)| named(from) && named(to))
 }
 
 /// What the catalog offers, given the account's own objects.

@@ -4,6 +4,7 @@ use super::*;
 use crate::connectors::by_type;
 use crate::model::ErrorClass;
 
+mod associations;
 mod pages;
 mod pushes;
 mod references;

@@ -174,15 +174,15 @@ fn limits_come_from_the_headers() {
 fn objects_are_the_standard_ones_and_the_accounts_own() {
     let text = r#"{"results":[{"id":"1","objectTypeId":"2-77","fullyQualifiedName":"p62515_car","name":"car","labels":{"singular":"Car","plural":null},"archived":false},{"objectTypeId":"2-78","name":"old","archived":true}]}"#;
     let objects = hubspot().objects(0, &answer(200, text)).unwrap();
-    let car = objects.last().unwrap();
-    assert_eq!(car.name, "p62515_car");
+    let car = objects.iter().find(|o| o.name == "p62515_car").unwrap();
     assert_eq!(car.type_id, "2-77");
     assert_eq!(car.label_plural, "car");
     assert!(car.custom);
     assert!(objects.iter().any(|o| o.name == "contacts"));
     // Without the right to see schemas the standard objects are still there.
     let forbidden = hubspot().objects(0, &answer(403, "{}")).unwrap();
-    assert_eq!(forbidden.len(), objects.len() - 1);
+    let of_car = objects.iter().filter(|o| o.name.contains("p62515_car"));
+    assert_eq!(forbidden.len(), objects.len() - of_car.count());
 }
 
 #[test]

@@ -199,7 +199,12 @@ fn associations_restores_and_privacy_deletions_are_told_apart() {
       {"portalId":1,"occurredAt":5,"subscriptionType":"contact.privacyDeletion","objectId":9},
       {"portalId":1,"occurredAt":5,"subscriptionType":"deal.deletion","objectId":3000000000},
       {"portalId":1,"occurredAt":5,"subscriptionType":"deal.somethingNew","objectId":3}]"#;
-    let changes = decode(text.as_bytes()).unwrap();
+    let mut changes = decode(text.as_bytes()).unwrap();
+    let read = changes.remove(1);
+    assert_eq!(
+        (read.object.as_str(), read.kind),
+        ("0-2/0-1", ChangeKind::Reread)
+    );
     assert_eq!(changes[0].object, "0-2");
     assert_eq!(changes[0].record_id, "7");
     assert_eq!(
