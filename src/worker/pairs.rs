@@ -148,7 +148,8 @@ impl Engine {
             }
             Why::Poll => {
                 watch.polling = false;
-                watch.poll_at = watch.poll_at.max(until);
+                // Not only when the next one is due: it is seldom.
+                watch.poll_at = until;
             }
             Why::Read(ids) => {
                 watch.reading = false;

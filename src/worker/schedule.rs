@@ -221,6 +221,10 @@ impl Engine {
         };
         let asked_at = engine::now();
         if mirror.pairs().is_some() {
+            // What is read while writes are on their way would be read again.
+            if watch.pushes > 0 {
+                return;
+            }
             let size = server.connector.pairs_in_a_read();
             let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
             if self.read_pairs(id, ids.clone()) {
