@@ -191,7 +191,7 @@ impl Engine {
                 Why::Poll | Why::Read(_) => {
                     if let Some(column) = start_column(m) {
                         let lost = pairs::orphans(&m.table, column, &parent.table, ORPHANS)?;
-                        reading::gone(world, m, lost, now)?;
+                        reading::gone(world, m, Via::asked("poll"), lost, now)?;
                     }
                     if let Some(row) = streams::stream(&m.server, "poll", &m.object)? {
                         streams::advance(row.id, Advance::default())?;
@@ -309,10 +309,14 @@ impl Session {
         if let Some(m) = world.mirrors.get(&id).filter(|_| known)
             && let Some(column) = start_column(m)
         {
+            let via = Via::asked(match asked.why {
+                Why::Copy | Why::Poll => "poll",
+                Why::Read(_) => "read",
+            });
             let shown: Vec<String> = asked.shown.iter().cloned().collect();
             tx::in_transaction(|| {
                 let gone = pairs::unshown(&m.table, column, &asked.from, &shown)?;
-                reading::gone(world, m, gone, now)
+                reading::gone(world, m, via, gone, now)
             })?;
         }
         match asked.why {

@@ -129,7 +129,8 @@ impl Engine {
                 continue;
             };
             let connector = self.world.connectors.get(&mirror.server);
-            if connector.is_some_and(|c| c.polls_list_all(&mirror.object)) {
+            let whole = connector.is_some_and(|c| c.polls_list_all(&mirror.object));
+            if whole || mirror.pairs().is_some() {
                 // Every poll compares it whole.
                 tx::in_transaction(|| Ok(reconciles::finish(run.id)?))?;
                 self.watch(run.mirror).poll_at = 0;

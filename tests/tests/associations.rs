@@ -220,13 +220,13 @@ async fn associations_of_sql_reach_the_crm_once_and_come_back_as_they_are() {
     let pair = tied("generic").await;
     let (contacts, companies) = (ids(&pair, "contacts").await, ids(&pair, "companies").await);
     let contact = contacts.last().expect("a contact");
-    let strange = companies.iter().filter(|c| {
+    let mut strange = companies.iter().filter(|c| {
         let theirs = format!("{c}:");
         there(&pair, contact)
             .iter()
             .all(|t| !t.starts_with(&theirs))
     });
-    let company = strange.last().expect("a company without the contact");
+    let company = strange.next_back().expect("a company without the contact");
     pair.emulator.reset_counts();
     let insert = format!(
         "INSERT INTO hubspot.contacts_companies (from_id, to_id) VALUES ('{contact}', '{company}')"
