@@ -123,8 +123,24 @@ impl Engine {
         Ok(())
     }
 
-    /// Reads the pairs that events named.
-    pub(crate) fn read_pairs(&mut self, id: i32, ids: Vec<String>) -> bool {
+    /// Reads the pairs that events named, of so many records at most.
+    pub(crate) fn read_pairs(&mut self, id: i32, size: usize) {
+        let watch = self.watch(id);
+        // What is read while writes are on their way would be read again.
+        if watch.pushes > 0 {
+            return;
+        }
+        let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
+        if self.ask_named(id, ids.clone()) {
+            let watch = self.watch(id);
+            watch.read_for = watch.awaited;
+            for record in ids {
+                watch.reads.remove(&record);
+            }
+        }
+    }
+
+    fn ask_named(&mut self, id: i32, ids: Vec<String>) -> bool {
         let from: BTreeSet<String> = ids.iter().map(|i| start(i)).collect();
         self.ask_pairs(
             Asked {
@@ -154,6 +170,7 @@ impl Engine {
             Why::Read(ids) => {
                 watch.reading = false;
                 watch.reads.extend(ids.iter().cloned());
+                watch.reads_at = until;
             }
         }
     }

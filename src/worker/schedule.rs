@@ -221,20 +221,8 @@ impl Engine {
         };
         let asked_at = engine::now();
         if mirror.pairs().is_some() {
-            // What is read while writes are on their way would be read again.
-            if watch.pushes > 0 {
-                return;
-            }
             let size = server.connector.pairs_in_a_read();
-            let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
-            if self.read_pairs(id, ids.clone()) {
-                let watch = self.watch(id);
-                watch.read_for = watch.awaited;
-                for record in ids {
-                    watch.reads.remove(&record);
-                }
-            }
-            return;
+            return self.read_pairs(id, size);
         }
         let ids: Vec<String> = watch.reads.iter().take(size).cloned().collect();
         let request =
