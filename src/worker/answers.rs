@@ -216,12 +216,11 @@ impl Session {
         let Some(m) = self.engine.world.mirrors.get(&mirror) else {
             return Ok(());
         };
-        let backfill = backfill_failed;
         tx::in_transaction(|| {
             for write in misnamed {
                 doubt::hold_create(m, &write)?;
             }
-            if backfill {
+            if backfill_failed {
                 streams::backfill_error(mirror, &error.to_string())?;
             }
             // A call that was not made says nothing of the CRM.
