@@ -40,6 +40,9 @@ pub struct Observed {
     pub origin: String,
     /// Field of the group, new value, and for SQL the value before, where known.
     pub values: Vec<(usize, Value, Option<Value>)>,
+    /// Fields of which SQL made an earlier edit that was decided just now: their rows
+    /// show what came of that.
+    pub decided: Vec<usize>,
     /// When, by the source's clock.
     pub at: Interval,
     /// How exact that is.
@@ -277,7 +280,10 @@ fn decide_one(
             column,
             value,
             old: old.as_ref(),
-            held: held_before(observed, column, value, old.as_ref(), held),
+            held: match observed.decided.contains(field) {
+                true => held.clone(),
+                false => held_before(observed, column, value, old.as_ref(), held),
+            },
             clock: observed
                 .quality
                 .clock(observed.at, observed.seq, &observed.origin),
@@ -353,7 +359,8 @@ fn decide_field(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &mut 
         timeline::order_by_page(case.here_mut(), value, at, asked_at, field_type, skew);
     }
     let side = case.observed.side;
-    let open = |asked| counted && timeline::awaits_stamps(case.here(), asked);
+    let skew = case.policy.tolerance_ms();
+    let open = |asked| counted && timeline::awaits_stamps(case.here(), asked, skew);
     if case.observed.asked_at.is_some_and(open) && !outcome.reread.contains(&side) {
         outcome.reread.push(side);
     }
@@ -409,7 +416,9 @@ impl<'a> Case<'a> {
         if self.observed.source == Source::Local {
             return;
         }
-        let paged = self.observed.source == Source::Page && self.is_new_in_its_second();
+        // By itself, or by what waited for it.
+        let page = self.observed.source == Source::Page || self.observed.asked_at.is_some();
+        let paged = page && self.is_new_in_its_second();
         if self.merges() {
             timeline::record(self.here_mut(), value, &clock);
         } else {
@@ -431,11 +440,15 @@ impl<'a> Case<'a> {
         }
     }
 
-    /// Whether the event is of the same second as what a page showed, and another.
+    /// Whether the event is of the same second as what a page showed, and another;
+    /// or of the same millisecond as another.
     pub(crate) fn beside_page(&self) -> bool {
         let (here, at) = (self.here(), self.observed.at);
-        let beside = |(v, c): &(Value, Clock)| c.at.overlaps(at) && !self.is(v);
-        here.paged && at.from < at.to && here.seen.as_ref().is_some_and(beside)
+        let beside = |(v, c): &(Value, Clock)| {
+            let paged = here.paged && at.from < at.to && c.at.overlaps(at);
+            !self.is(v) && (paged || (at.from == at.to && c.at == at))
+        };
+        here.seen.as_ref().is_some_and(beside)
     }
 
     /// Whether every edit of the field counts.

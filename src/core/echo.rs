@@ -150,6 +150,24 @@ pub(crate) fn find(
         .or_else(|| places.clone().find(|p| marked && matches(p, true)))
 }
 
+/// Whether another write of the same value may have landed at this time as well.
+pub(crate) fn has_twin(
+    side: &SideState,
+    place: Option<usize>,
+    at: Interval,
+    field_type: FieldType,
+    skew_ms: i64,
+) -> bool {
+    let Some(found) = place.and_then(|p| side.sent.get(p)) else {
+        return false;
+    };
+    let possible = |w: &SentWrite| {
+        w.landed.is_none() && w.window(skew_ms).is_some_and(|window| window.overlaps(at))
+    };
+    let alike = |w: &&SentWrite| same(field_type, w.result(), found.result()) && possible(w);
+    side.sent.iter().filter(alike).count() > 1
+}
+
 /// Notes when a write landed. A later write that seemed to have landed before
 /// was somebody else's doing.
 pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval) {

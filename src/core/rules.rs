@@ -78,6 +78,22 @@ pub(crate) fn merging(case: &mut Case<'_>) -> Option<Keep> {
     })
 }
 
+/// Of the edits of one second the one that was told first has its turn first.
+fn has_turn_before(case: &Case<'_>) -> bool {
+    let (seq, at) = (case.clock.seq, case.observed.at);
+    let before = |(_, c): &(Value, Clock)| c.seq < seq && c.at.overlaps(at);
+    case.here().waiting.iter().any(before)
+}
+
+/// Told late, in the second of one that was counted: a page may have shown that.
+fn late_beside_counted(case: &Case<'_>) -> bool {
+    let at = case.observed.at;
+    let late = case.here().seen.as_ref();
+    let late = late.is_some_and(|(_, c)| at.before(c.at)) && at.from < at.to;
+    let twin = |(v, t): (&Value, Interval)| t.overlaps(at) && !case.is(v);
+    late && timeline::edits(case.here()).any(twin)
+}
+
 /// The value that the writer of an edit at the CRM saw.
 fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
     let (value, at) = (case.value.clone(), case.observed.at);
@@ -87,10 +103,7 @@ fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
     let page = case.observed.source == Source::Page;
     // What stood there before our write is nobody's edit, whatever its stamp.
     let old = echo::known(case.here()).is_some_and(|k| case.is(k));
-    let before = matches!(
-        case.order(),
-        Order::Before | Order::NoWrite | Order::Unclear
-    );
+    let before = case.order() != Order::After;
     if page && old && before && case.here().waiting.is_empty() {
         return Err(Keep::Nothing);
     }
@@ -108,7 +121,11 @@ fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
     if page && case.here().waiting.iter().any(waits) {
         return Err(Keep::Wait);
     }
-    let beside = !page && case.beside_page();
+    let queued = has_turn_before(case);
+    if page && queued {
+        return Err(Keep::Wait);
+    }
+    let beside = !page && (queued || case.beside_page() || late_beside_counted(case));
     let here = case.here_mut();
     let place = match timeline::place(here, &value, at, field_type, skew) {
         Place::After(_) if beside => Place::Unclear { before: false },
@@ -124,7 +141,10 @@ fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
             case.record_seen();
             Ok(saw)
         }
-        Place::Unclear { .. } if timeline::is_decisive(here, asked_at) => {
+        Place::Unclear { .. }
+            if asked_at.is_some_and(|asked| timeline::is_in(at, asked, skew))
+                && timeline::is_decisive(here, asked_at) =>
+        {
             case.record_seen();
             Err(Keep::Review(
                 "whether this edit was made before or after our write cannot be told".to_owned(),

@@ -34,20 +34,14 @@ impl Case<'_> {
         let Some(last) = here.sent.last() else {
             return !clock.at.before(self.observed.at);
         };
-        let after = |w: &SentWrite| {
-            let window = w.window(self.policy.tolerance_ms());
+        let skew = self.policy.tolerance_ms();
+        // It stood there before, though it may have been sent again since.
+        let stood = |w: &SentWrite| {
+            let there = matches!(w.sent, Sent::Answered { .. }) || w.landed.is_some();
+            let window = w.window(skew).filter(|_| there && w.value == last.value);
             window.is_some_and(|window| window.before(self.observed.at))
         };
-        // Sent again to be sure: it stood there already.
-        let stood = |w: &SentWrite| {
-            matches!(w.sent, Sent::Answered { .. }) && w.value == last.value && after(w)
-        };
-        match last.sent {
-            Sent::Answered { .. } => !after(last),
-            Sent::Unknown { .. } if last.landed.is_some() => !after(last),
-            Sent::Queued => !here.sent.iter().any(stood),
-            Sent::InFlight { .. } | Sent::Unknown { .. } | Sent::Failed => true,
-        }
+        !here.sent.iter().any(stood)
     }
 }
 
@@ -85,9 +79,9 @@ pub(crate) fn wait(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut O
         timeline::wait(case.here_mut(), &value, &clock);
     }
     decision.held = Some("waits for what became of our write".to_owned());
-    let answered = echo::last_own(case.here())
-        .is_some_and(|w| matches!(w.sent, Sent::Answered { .. } | Sent::Unknown { .. }));
-    if (answered || case.here().paged) && !outcome.reread.contains(&side) {
+    let under_way =
+        echo::last_own(case.here()).is_some_and(|w| matches!(w.sent, Sent::InFlight { .. }));
+    if (!under_way || case.here().paged) && !outcome.reread.contains(&side) {
         outcome.reread.push(side);
     }
 }

@@ -80,12 +80,14 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         .as_ref()
         .is_some_and(|(_, c)| c.at.overlaps(at));
     let proof = !stood || !(page || (told && !marked));
+    // Which of two it was nobody can tell: where every edit counts it matters.
+    let twins = case.merges() && echo::has_twin(case.here(), place, at, field_type, skew);
     let here = case.here_mut();
     if let Some(place) = place {
         here.sent[place].confirmed |= proof;
         here.sent[place].doubted &= !proof;
         // A page tells when the record changed last, not when this field did.
-        if !page && proof && here.sent[place].landed.is_none() {
+        if !page && proof && !twins && here.sent[place].landed.is_none() {
             echo::landed(here, place, at);
         }
     }
@@ -182,8 +184,17 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     }
     let (field_type, at) = (case.column.field_type, case.observed.at);
     let (value, now, skew) = (case.value.clone(), case.now, case.policy.tolerance_ms());
+    let (event, clock) = (case.observed.source == Source::Remote, case.clock.clone());
     let here = case.here_mut();
     confirm_newest(here, &value, at, field_type, (skew, now));
+    // Its own event tells when it was written: a page's stamp is the record's.
+    let paged = here.paged && event;
+    let of_page =
+        |(v, c): &&mut (Value, Clock)| paged && same(field_type, v, &value) && at.to <= c.at.to;
+    if let Some(seen) = here.seen.as_mut().filter(of_page) {
+        seen.1 = clock;
+        here.paged = false;
+    }
     let ours = echo::last_own(here).is_some_and(|w| same(field_type, &value, w.result()));
     if !ours {
         case.record_seen();
@@ -220,10 +231,7 @@ fn stale(case: &mut Case<'_>) -> Option<Keep> {
 /// another: which of the two came last only the record tells.
 fn unordered(case: &mut Case<'_>) -> Option<Keep> {
     let event = case.observed.source == Source::Remote && !case.merges();
-    let at = case.observed.at;
-    let beside = |(v, c): &(Value, Clock)| c.at == at && at.from == at.to && !case.is(v);
-    let twin = case.here().seen.as_ref().is_some_and(beside);
-    ((event && (twin || case.beside_page())) || page_beside_edit(case)).then_some(Keep::Ignore)
+    ((event && case.beside_page()) || page_beside_edit(case)).then_some(Keep::Ignore)
 }
 
 /// A page of the same second as what is known, that was not surely asked for

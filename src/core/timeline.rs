@@ -156,8 +156,18 @@ pub(crate) fn is_decisive(side: &SideState, asked_at: Option<Millis>) -> bool {
 
 /// Whether edits wait that a page asked for then could not place, as events of
 /// our writes may still tell: should those be lost, a later page has to.
-pub(crate) fn awaits_stamps(side: &SideState, asked: Millis) -> bool {
-    !side.waiting.is_empty() && side.sent.iter().any(|w| is_awaited(w, asked))
+pub(crate) fn awaits_stamps(side: &SideState, asked: Millis, skew_ms: i64) -> bool {
+    !side.waiting.is_empty()
+        && (side.sent.iter().any(|w| is_awaited(w, asked))
+            || side
+                .waiting
+                .iter()
+                .any(|(_, c)| !is_in(c.at, asked, skew_ms)))
+}
+
+/// Whether an edit was surely made before a record was asked for.
+pub(crate) fn is_in(edit: Interval, asked: Millis, skew_ms: i64) -> bool {
+    edit.to.saturating_add(skew_ms) < asked
 }
 
 /// Whether the event of an answered write may still tell when it landed.
@@ -305,16 +315,63 @@ pub(crate) fn wait(side: &mut SideState, value: &Value, clock: &Clock) {
 
 /// What a page showed still stands: the events of its second came before it.
 fn close_second(side: &mut SideState, shown: &Value, field_type: FieldType) {
-    if side.paged
-        && let Some((value, clock)) = side.seen.clone()
+    if let Some((value, clock)) = side.seen.clone()
         && same(field_type, &value, shown)
     {
-        let before = |(_, c): &(Value, Clock)| c.at.overlaps(clock.at);
+        let paged = side.paged;
+        let twin = |at: Interval| at.from == at.to && at == clock.at;
+        let before = |(_, c): &(Value, Clock)| match paged {
+            true => c.at.overlaps(clock.at),
+            false => twin(c.at),
+        };
         for (value, earlier) in side.waiting.extract_if(.., |w| before(w)) {
             side.past.push((value, earlier.at));
         }
         trim(side);
     }
+}
+
+/// Of the edits that wait, the one that a page shows came last in its second.
+fn turn_to_last(side: &mut SideState, shown: &Value, field_type: FieldType) {
+    let is = |(v, _): &(Value, Clock)| same(field_type, v, shown);
+    let newest = side.waiting.iter().map(|(_, c)| c.seq).max();
+    if let (Some(place), Some(newest)) = (side.waiting.iter().position(is), newest)
+        && place + 1 < side.waiting.len()
+    {
+        let (value, mut clock) = side.waiting.remove(place);
+        clock.seq = newest.saturating_add(1);
+        side.waiting.push((value, clock));
+        side.waiting.sort_by_key(|(_, c)| (c.at.from, c.at.to));
+    }
+}
+
+/// A page shows a write of ours: it came after the edits that were surely made
+/// before the record was asked for.
+fn stands_over(
+    write: &mut SentWrite,
+    window: Interval,
+    waiting: Vec<(Value, Interval)>,
+    asked_at: Millis,
+    field_type: FieldType,
+    skew_ms: i64,
+) {
+    let shown = write.result().clone();
+    let mut first = waiting.clone();
+    first.retain(|(_, t)| is_in(*t, asked_at, skew_ms));
+    let last = first.iter().map(|(_, t)| t.to).max();
+    let Some(last) = last else { return };
+    write.after = write.after.max(Some(last));
+    write.confirmed = true;
+    // It landed long after it was given up, and its event has no mark.
+    let own = |(v, t): &&(Value, Interval)| same(field_type, v, &shown) && window.before(*t);
+    if let (Sent::Unknown { .. }, Some((_, late))) = (write.sent, waiting.iter().find(own)) {
+        write.landed = write.landed.or(Some(*late));
+    }
+    let first = first.into_iter().map(|(v, _)| v);
+    let first = first.filter(|v| !same(field_type, v, &shown) && !write.over.contains(v));
+    write.over.extend(first.collect::<Vec<_>>());
+    let surplus = write.over.len().saturating_sub(PAST_MAX);
+    write.over.drain(..surplus);
 }
 
 /// A record that was asked for after our newest write was answered shows what
@@ -328,6 +385,7 @@ pub(crate) fn order_by_page(
     skew_ms: i64,
 ) {
     close_second(side, shown, field_type);
+    turn_to_last(side, shown, field_type);
     // An edit that is newer than all that the page tells of is not in it.
     let waiting: Vec<(Value, Interval)> = side
         .waiting
@@ -357,20 +415,7 @@ pub(crate) fn order_by_page(
         return;
     };
     if same(field_type, write.result(), shown) {
-        let last = waiting.iter().map(|(_, t)| t.to).max();
-        let Some(last) = last else { return };
-        write.after = write.after.max(Some(last));
-        write.confirmed = true;
-        // It landed long after it was given up, and its event has no mark.
-        let own = |(v, t): &&(Value, Interval)| same(field_type, v, shown) && window.before(*t);
-        if let (Sent::Unknown { .. }, Some((_, late))) = (write.sent, waiting.iter().find(own)) {
-            write.landed = write.landed.or(Some(*late));
-        }
-        let first = waiting.into_iter().map(|(v, _)| v);
-        let first = first.filter(|v| !same(field_type, v, shown) && !write.over.contains(v));
-        write.over.extend(first.collect::<Vec<_>>());
-        let surplus = write.over.len().saturating_sub(PAST_MAX);
-        write.over.drain(..surplus);
+        stands_over(write, window, waiting, asked_at, field_type, skew_ms);
     } else if write.landed.is_some() {
         let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
         write.under = edit.map(|(v, _)| vec![v.clone()]).unwrap_or_default();

@@ -320,6 +320,7 @@ impl Local<'_> {
         let record_id = row.record_id.clone();
         let mut event = record::by_sql(mirror, row.row_id, record_id, "update", &cause);
         let mut cells: BTreeMap<usize, Cells> = BTreeMap::new();
+        let mut decided = Vec::new();
         for (attnum, old) in &change.old {
             let Some(column) = mirror.by_attnum.get(attnum).copied() else {
                 continue;
@@ -334,7 +335,9 @@ impl Local<'_> {
             event.old_values.push(old.clone().flatten());
             event.new_values.push(new.clone());
             if let Some(field) = info.field_of[mirror.side].get(&column) {
-                let chained = is_in(earlier, *attnum) || is_in(later, *attnum);
+                let again = is_in(earlier, *attnum);
+                decided.extend(again.then_some(*field));
+                let chained = again || is_in(later, *attnum);
                 cells
                     .entry(*field)
                     .or_default()
@@ -345,10 +348,11 @@ impl Local<'_> {
         let Some(case) = self.case_of.get(&row.row_id).map(|i| &mut self.cases[*i]) else {
             return;
         };
-        // The row shows the last of several edits; each is decided against what
-        // it found itself.
+        // The row shows the last of several edits; the first is decided against what
+        // it found itself, the others against what came of the one before.
         for (field, _, old, chained) in &values {
-            if let (Some(old), true) = (old, chained) {
+            let first = *chained && !decided.contains(field);
+            if let (Some(old), true) = (old, first) {
                 case.entity.records[mirror.side].values[*field].clone_from(old);
             }
         }
@@ -363,6 +367,7 @@ impl Local<'_> {
             seq: engine::order(),
             mark_is_ours: false,
             score: self.headers.get(&change.tx).and_then(|t| t.score),
+            decided,
             held: cause.held,
             ..Observed::default()
         };

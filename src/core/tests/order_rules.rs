@@ -82,9 +82,19 @@ fn who_wrote_over_our_value_knew_it_although_it_is_to_be_sent_again() {
     // Of one second with the edit before it: sent again, to be sure.
     let echo = w.remote(B, "ours", T + 600);
     assert_eq!(writes(&echo), [(B, text("ours"))]);
+    let mut sent = World {
+        group: w.group.clone(),
+        policy: w.policy.clone(),
+        entity: w.entity.clone(),
+        ..w
+    };
     let later = w.remote(B, "y", T + 7_000);
     assert_eq!(only(&later).step, Step::OneSide, "{later:?}");
     assert_eq!(w.row(A), text("y"));
+    // Nor does it matter that it has been.
+    sent.send(B, "ours", T + 10_000);
+    let later = sent.remote(B, "y", T + 7_000);
+    assert_eq!(only(&later).step, Step::OneSide, "{later:?}");
 }
 
 /// Numbers that everybody adds to.
@@ -133,26 +143,18 @@ fn an_edit_of_one_second_with_our_write_on_an_earlier_edit_is_counted_once() {
 #[test]
 fn what_came_before_one_write_of_a_second_may_follow_another() {
     let mut w = sums("0");
-    w.local(A, "100", T);
-    w.claim(B, "100", T + 10);
-    w.answer(B, "100", done(), T + 200);
-    w.remote(B, "1", T + 30);
-    w.remote(B, "100", T + 150);
-    let read = |w: &mut World, value: &str, asked: i64| {
-        w.now = T + asked;
-        let mut page = w.event(B, Source::Page, value, T + 900);
-        page.asked_at = Some(T + asked);
-        w.observe(&page);
-    };
-    // Ours came second.
-    read(&mut w, "100", 300);
-    assert_eq!(w.row(A), text("101"));
-    w.claim(B, "101", T + 310);
+    for (value, at) in [("100", 0), ("101", 310)] {
+        w.local(A, value, T + at);
+        w.claim(B, value, T + at + 10);
+        w.answer(B, value, done(), T + at + 200);
+        w.remote(B, value, T + at + 100);
+    }
     // On top of our first write.
-    w.answer(B, "101", done(), T + 500);
     w.remote(B, "1100", T + 320);
-    w.remote(B, "101", T + 450);
-    read(&mut w, "101", 20_000);
+    w.now = T + 20_000;
+    let mut page = w.event(B, Source::Page, "101", T + 450);
+    page.asked_at = Some(T + 20_000);
+    w.observe(&page);
     assert_ne!(w.row(A), text("1201"), "100 is counted twice");
     let asked = w.state().hold.is_some();
     assert!(asked || w.row(A) == text("1101"), "{:?}", w.state());
@@ -200,4 +202,91 @@ fn the_late_event_of_our_write_in_the_second_of_an_edit_is_no_edit() {
     assert_eq!(w.row(A), text("5"));
     w.remote(B, "1", T + 150);
     assert_eq!(w.row(A), text("5"));
+}
+
+#[test]
+fn an_echo_of_one_of_two_equal_writes_places_neither() {
+    let mut w = sums("0");
+    w.remote(A, "16", T - 1_000);
+    w.local(A, "80", T);
+    w.send(A, "80", T + 50);
+    // A lagging page has it sent again.
+    let again = w.page(A, "16", T - 1_000);
+    assert_eq!(writes(&again), [(A, text("80"))], "{again:?}");
+    w.send(A, "80", T + 2_000);
+    w.remote(A, "80", T + 2_100);
+    // Made on top of the first.
+    w.remote(A, "336", T + 300);
+    assert_ne!(w.row(B), text("400"), "64 is counted twice");
+}
+
+#[test]
+fn an_edit_that_waits_is_not_overtaken_by_the_next_of_its_second() {
+    let mut w = sums("0");
+    w.local(A, "4", T);
+    w.claim(B, "4", T + 10);
+    w.answer(B, "4", done(), T + 500);
+    w.remote(B, "16", T + 100);
+    for asked in [T + 2_300, T + 2_400] {
+        w.now = asked;
+        let mut page = w.event(B, Source::Page, "260", T + 700);
+        page.asked_at = Some(asked);
+        w.observe(&page);
+    }
+    w.now = T + 2_500;
+    w.remote(A, "4", T + 2_000);
+    assert_ne!(w.row(A), text("16"), "256 is lost");
+}
+
+#[test]
+fn of_two_counted_edits_of_one_millisecond_the_record_tells_the_later() {
+    let mut w = sums("0");
+    w.remote(A, "5", T);
+    let other = w.remote(A, "1", T);
+    assert_eq!(only(&other).step, Step::Waiting, "{other:?}");
+    assert_eq!(other.reread, [A]);
+    w.now = T + 9_000;
+    let mut page = w.event(A, Source::Page, "5", T);
+    page.asked_at = Some(T + 9_000);
+    w.observe(&page);
+    assert!(!w.state().has_waiting());
+    assert_eq!(w.row(B), text("5"));
+}
+
+#[test]
+fn a_second_edit_of_sql_is_decided_against_what_came_of_the_first() {
+    let mut w = World::at_rest(policy(Owner, &["alpha"]), "4");
+    for (old, new) in [("4", "1"), ("1", "4"), ("4", "2")] {
+        let mut edit = w.event(A, Source::Local, new, T);
+        edit.values[0].2 = Some(text(old));
+        edit.decided = vec![0];
+        w.observe(&edit);
+        assert_eq!(w.row(A), text("4"), "{old} to {new}");
+    }
+}
+
+#[test]
+fn the_event_of_what_a_page_showed_tells_its_time() {
+    let mut w = World::at_rest(policy(Priority, &["beta", "local"]), "base");
+    // The stamp is of another field.
+    w.page(B, "x", T + 1_500);
+    w.remote(B, "x", T + 100);
+    w.local(A, "ours", T + 9_000);
+    w.send(B, "ours", T + 9_100);
+    let late = w.remote(B, "y", T + 1_600);
+    assert_eq!(only(&late).step, Step::Conflict, "{late:?}");
+    assert_eq!(w.row(A), text("y"));
+}
+
+#[test]
+fn an_event_told_late_in_the_second_of_a_counted_edit_takes_nothing_back() {
+    let mut w = sums("0");
+    w.page(B, "5", T + 500);
+    w.local(A, "105", T + 2_000);
+    w.send(B, "105", T + 3_100);
+    w.remote(B, "105", T + 3_150);
+    w.remote(B, "107", T + 9_000);
+    let late = w.remote(B, "1", T + 100);
+    assert_eq!(only(&late).step, Step::Waiting, "{late:?}");
+    assert_eq!(w.row(A), text("107"));
 }

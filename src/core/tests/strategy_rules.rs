@@ -137,6 +137,10 @@ fn without_an_echo_the_record_is_read_and_tells_what_came_last() {
         let mut page = w.event(A, Source::Page, shown, T + 1_090);
         page.asked_at = Some(T + 2_000);
         w.now = T + 2_100;
+        // Asked for too soon to be sure, by two clocks.
+        assert_eq!(w.observe(&page).reread, [A]);
+        page.asked_at = Some(T + 7_000);
+        w.now = T + 7_100;
         w.observe(&page);
         assert!(!w.state().has_waiting());
         assert_eq!(both(&w), all(result), "shown {shown}");

@@ -175,6 +175,7 @@ impl Engine {
         for (thing, side, edit, at) in log {
             let mut observed = self.observed(side, Source::Local, "local", Interval::instant(at));
             observed.values = vec![(edit.field, edit.new, edit.old)];
+            observed.decided = vec![edit.field];
             self.decide(thing, &observed, now);
         }
     }
