@@ -25,10 +25,10 @@ impl History {
             .record_id
             .as_ref()
             .and_then(|id| id.parse().ok());
+        let is_ours = |r: &crate::crm::Record| r.unique.as_ref() == Some(&flying.unique);
         let found = match (flying.kind, id) {
             (WriteKind::Create, _) => {
-                let ours = |r: &crate::crm::Record| r.unique.as_ref() == Some(&flying.unique);
-                let mine = crm.records.iter().position(ours);
+                let mine = crm.records.iter().position(is_ours);
                 let search = || crm.with_key(flying.key).first().copied();
                 mine.or_else(search)
             }
@@ -41,6 +41,10 @@ impl History {
             (_, None) => None,
         };
         let result = match found {
+            // By its key alone: it may be somebody else's, with other values.
+            Some(id) if flying.kind == WriteKind::Create && !is_ours(&crm.records[id]) => {
+                Answer::Exists(id)
+            }
             Some(id) => Answer::Done(id, None),
             None if flying.kind == WriteKind::Update => Answer::NotSeen,
             // Nothing found is no proof, and nothing keeps a second create from
