@@ -93,3 +93,5 @@ BEGIN
         EXECUTE format('CREATE INDEX %I ON crm.%I (seq)', p || '_seq', p);
     END LOOP;
 END $$;
+-- done: CREATE TABLE crm.write (
+ALTER TABLE crm.write ADD COLUMN job text;

@@ -7,6 +7,8 @@ pub enum Method {
     Get,
     /// Create, search, batch.
     Post,
+    /// Upload.
+    Put,
     /// Change.
     Patch,
     /// Remove.

@@ -68,6 +68,7 @@ impl Client {
         let method = match request.method {
             Method::Get => reqwest::Method::GET,
             Method::Post => reqwest::Method::POST,
+            Method::Put => reqwest::Method::PUT,
             Method::Patch => reqwest::Method::PATCH,
             Method::Delete => reqwest::Method::DELETE,
         };
@@ -77,7 +78,7 @@ impl Client {
             .headers(header_map(&request.headers)?);
         if !request.body.is_empty() {
             builder = builder.body(request.body);
-        } else if matches!(request.method, Method::Post | Method::Patch) {
+        } else if matches!(request.method, Method::Post | Method::Put | Method::Patch) {
             // Servers answer 411 to a POST that does not say that it is empty.
             builder = builder.header(reqwest::header::CONTENT_LENGTH, 0);
         }

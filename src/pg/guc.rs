@@ -38,6 +38,7 @@ static GUARD_WINDOW_ROWS: Int = Int::new(20_000);
 static RETENTION: Int = Int::new(90 * 24 * 60);
 static RETENTION_MAX: Int = Int::new(0);
 static BULK_READ_ROWS: Int = Int::new(50_000);
+static BULK_WRITE_ROWS: Int = Int::new(2_000);
 static CHANGE_SEGMENT_SIZE: Int = Int::new(64 * 1024);
 
 /// Defines every setting and reserves the prefix, so that a typo is an error.
@@ -179,6 +180,13 @@ fn register_worker_limits() {
         c"pg_crm_sync.bulk_read_rows",
         c"Records of an object from which on its first copy is a bulk job, where the CRM has such; 0 means never.",
         &BULK_READ_ROWS,
+        (0, i32::MAX),
+        GucFlags::default(),
+    );
+    int(
+        c"pg_crm_sync.bulk_write_rows",
+        c"Waiting writes of a mirror from which on they go out as a bulk job, where the CRM has such; 0 means never.",
+        &BULK_WRITE_ROWS,
         (0, i32::MAX),
         GucFlags::default(),
     );
@@ -377,6 +385,11 @@ pub(crate) fn guard_window_rows() -> Option<u64> {
 /// Records from which on a first copy is a bulk job.
 pub(crate) fn bulk_read_rows() -> Option<u64> {
     limit(&BULK_READ_ROWS)
+}
+
+/// Waiting writes from which on they go out as a bulk job.
+pub(crate) fn bulk_write_rows() -> Option<u64> {
+    limit(&BULK_WRITE_ROWS)
 }
 
 /// Bytes above which a segment of `crm.change` is closed.

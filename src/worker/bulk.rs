@@ -167,6 +167,7 @@ impl Session {
             Job::Count { mirror } => self.counted(mirror, result.as_ref(), now),
             Job::BulkStart { mirror } => self.bulk_started(mirror, result, now),
             Job::BulkAsk { mirror, place } => self.bulk_told(mirror, &place, result, now),
+            Job::BulkWrite { id } => self.bulk_written(id, result, now),
             Job::BulkEnd => Ok(()),
             job => servers::on_answer(&mut self.engine, job, result),
         }

@@ -46,12 +46,8 @@ pub(super) fn kind_of(row: &WriteRow) -> WriteKind {
     }
 }
 
-/// Takes writes of a mirror for sending, as batches of one kind each.
-pub(crate) fn claim(
-    mirror: &Mirror,
-    connector_batch: impl Fn(WriteKind) -> usize,
-    limit: i64,
-) -> Result<Vec<Batch>> {
+/// Takes writes of a mirror for sending, as a batch for each kind.
+pub(crate) fn claim(mirror: &Mirror, limit: i64) -> Result<Vec<Batch>> {
     let mut by_kind: BTreeMap<u8, (WriteKind, Vec<WriteRow>)> = BTreeMap::new();
     let mut orphans = Vec::new();
     for row in unique::one_by_one(mirror, writes::claim(mirror.id, limit)?)? {
@@ -74,14 +70,12 @@ pub(crate) fn claim(
     writes::set_back(&orphans)?;
     let mut batches = Vec::new();
     for (kind, rows) in by_kind.into_values() {
-        for chunk in rows.chunks(connector_batch(kind).max(1)) {
-            batches.push(Batch {
-                mirror: mirror.id,
-                kind,
-                rows: chunk.to_vec(),
-                looked: 0,
-            });
-        }
+        batches.push(Batch {
+            mirror: mirror.id,
+            kind,
+            rows,
+            looked: 0,
+        });
     }
     Ok(batches)
 }

@@ -16,6 +16,7 @@ use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
 use crate::worker::budgets::Budgets;
 use crate::worker::bulk::Bulk;
+use crate::worker::bulk_writes::BulkWrite;
 use crate::worker::deliver::Batch;
 pub(crate) use crate::worker::handle::IoHandle;
 use crate::worker::pairs::Asked;
@@ -52,6 +53,8 @@ pub(crate) enum Job {
     BulkStart { mirror: i32 },
     /// How far the bulk job of a first copy is: the place of its rows.
     BulkAsk { mirror: i32, place: String },
+    /// A request of a bulk job that writes.
+    BulkWrite { id: u64 },
     /// The end of a bulk job, whose answer does not matter.
     BulkEnd,
     /// A page of changes.
@@ -143,6 +146,7 @@ impl Job {
             Self::Push(_)
             | Self::BulkEnd
             | Self::Zone { .. }
+            | Self::BulkWrite { .. }
             | Self::Catalog { .. }
             | Self::Check { .. }
             | Self::Account { .. } => None,
@@ -200,6 +204,8 @@ pub(crate) struct Watch {
     pub(crate) bulk: Option<Bulk>,
     /// Bulk jobs of this mirror lead nowhere: its first copy goes by pages.
     pub(crate) no_bulk: bool,
+    /// Writes of this mirror do not go out in bulk jobs.
+    pub(crate) no_bulk_writes: bool,
     /// A page of the first copy failed: look for the record that did it.
     pub(crate) careful: bool,
     /// A page of the first copy held records that have rows already.
@@ -244,6 +250,8 @@ pub(crate) struct Engine {
     pub(crate) next_refreshes: HashMap<u32, NextRefresh>,
     /// By ticket: the server, the check, and how many requests were sent.
     pub(crate) checks: HashMap<i64, (u32, ServerCheck, usize)>,
+    /// Bulk jobs that write.
+    pub(crate) bulk_writes: BTreeMap<u64, BulkWrite>,
     /// Batches that were refused whole and go again in halves.
     pub(crate) halves: VecDeque<Batch>,
     pub(crate) next_job: u64,
@@ -290,6 +298,7 @@ impl Engine {
             refreshes: HashMap::new(),
             next_refreshes: HashMap::new(),
             checks: HashMap::new(),
+            bulk_writes: BTreeMap::new(),
             halves: VecDeque::new(),
             next_job: 0,
             webhook_rows: HashMap::new(),

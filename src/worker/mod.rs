@@ -12,6 +12,7 @@ mod backfill;
 mod batch;
 mod budgets;
 mod bulk;
+mod bulk_writes;
 pub(crate) mod cases;
 mod counterparts;
 mod creates;

@@ -28,6 +28,7 @@ enum Sending {
 impl Engine {
     /// Claims and sends what is ready; the time when more will be.
     pub(super) fn deliver(&mut self, now: Millis) -> Step<Millis> {
+        let bulk = self.step_bulk_writes(now);
         // Batches of a server that was paused meanwhile hold nobody up.
         let mut resting = 0;
         while resting < self.halves.len()
@@ -37,16 +38,16 @@ impl Engine {
             if mirror.is_some_and(|m| self.server(&m.server).is_none()) {
                 self.halves.push_back(batch);
                 resting += 1;
-            } else if !self.push(batch.clone()) {
+            } else if !self.push_in_portions(batch.clone(), now) {
                 self.halves.push_front(batch);
                 return Ok(now + 100);
             }
         }
         if !self.may_send {
-            return Ok(Millis::MAX);
+            return Ok(bulk);
         }
         let ready = tx::in_transaction(|| Ok(writes::ready()?))?;
-        let mut next = Millis::MAX;
+        let mut next = bulk;
         let mut full = false;
         for (id, wait) in ready {
             if wait > 0 {
@@ -64,7 +65,7 @@ impl Engine {
             }
         }
         // Claimed nothing and nothing is due: wait for the next cause.
-        self.may_send = full || next != Millis::MAX;
+        self.may_send = full || next != bulk;
         Ok(if full { now } else { next })
     }
 
@@ -84,24 +85,48 @@ impl Engine {
         {
             return Ok(Sending::Done);
         }
+        let Some(limit) = self.claim_size(mirror, CLAIM)? else {
+            return Ok(Sending::Done);
+        };
         let batches = tx::in_transaction(|| {
             if !config::may_send(id)? {
                 return Ok(None);
             }
             arrivals::wait_for_news(&self.world, mirror)?;
-            let size = |kind| connector.push_batch(kind);
-            Ok(Some(deliver::claim(mirror, size, CLAIM)?))
+            Ok(Some(deliver::claim(mirror, limit)?))
         })?;
         let Some(batches) = batches else {
             return Ok(Sending::Later);
         };
         let more = !batches.is_empty();
-        for batch in batches {
-            if !self.push(batch.clone()) {
+        for batch in self.portions(batches, |kind| connector.push_batch(kind)) {
+            if self.is_bulk(&batch) {
+                self.push_bulk(batch, now);
+            } else if !self.push(batch.clone()) {
                 self.halves.push_back(batch);
             }
         }
         Ok(if more { Sending::More } else { Sending::Done })
+    }
+
+    /// Sends a batch, in several if it is larger than one may be; false if not.
+    fn push_in_portions(&mut self, batch: Batch, now: Millis) -> bool {
+        let size = |kind| {
+            let mirror = self.world.mirrors.get(&batch.mirror);
+            let server = mirror.and_then(|m| self.server(&m.server));
+            server.map_or(1, |s| s.connector.push_batch(kind))
+        };
+        if batch.rows.len() <= size(batch.kind) {
+            return self.push(batch);
+        }
+        if self.is_bulk(&batch) {
+            self.push_bulk(batch, now);
+            return true;
+        }
+        let rest = self.portions(vec![batch.clone()], size);
+        // They wait their turn, and are sent with the next look.
+        self.halves.extend(rest);
+        true
     }
 
     /// Sends one batch.

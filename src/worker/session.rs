@@ -186,8 +186,10 @@ impl Session {
         let io = IoHandle(Rc::new(RefCell::new(Some(thread))));
         let for_stop = io.clone();
         context.on_stop(move || for_stop.stop());
+        let mut engine = Engine::new(io);
+        engine.resume_bulk_writes()?;
         Ok(Self {
-            engine: Engine::new(io),
+            engine,
             stale: true,
             maintain_at: 0,
             requests: VecDeque::new(),

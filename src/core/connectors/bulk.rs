@@ -1,11 +1,12 @@
-//! Reading many records as one job of the CRM's own, where it has such a way:
-//! start a job, ask how far it is, read its rows as they arrive, end it.
+//! Reading or writing many records as one job of the CRM's own, where it has
+//! such a way: start a job, ask how far it is, read its rows as they arrive or
+//! what became of those handed over, end it.
 
 use std::sync::Arc;
 
 use crate::connectors::ServerConfig;
 use crate::http::{HttpRequest, HttpResponse};
-use crate::model::{FieldType, Millis, Page, RemoteError};
+use crate::model::{FieldType, Millis, Page, RemoteError, Write, WriteKind, WriteResult};
 
 /// Requested fields: the order of the values.
 pub type Fields = Arc<Vec<(String, FieldType)>>;
@@ -66,4 +67,65 @@ pub trait Rows: Send {
     /// Takes them as a page. Its `next` is this answer's own place until `end`
     /// was called, and then what follows it.
     fn take(&mut self) -> Page;
+}
+
+/// Code of the error of a write that its job did not come to.
+pub const UNTOUCHED: &str = "unprocessed";
+
+/// How far a job that writes is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It waits for its rows to be complete.
+    Open,
+    /// At work, or in a queue.
+    Waiting,
+    /// Nothing more will be written: ask for its results.
+    Ended,
+}
+
+/// A CRM that writes in bulk. A job is named by a text that can be stored.
+pub trait BulkWriter: Send + Sync {
+    /// Most writes of a job.
+    fn most(&self) -> usize;
+    /// Whether these writes can be rows of one job, and their results be told apart.
+    fn fits(&self, kind: WriteKind, unique_field: Option<&str>, writes: &[Write]) -> bool;
+    /// Makes a job for writes of one kind.
+    fn open(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+    ) -> HttpRequest;
+    /// Its name.
+    fn opened(&self, response: &HttpResponse) -> Result<String, RemoteError>;
+    /// Hands over its rows; nothing is written yet.
+    fn upload(
+        &self,
+        config: &ServerConfig,
+        job: &str,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+    ) -> HttpRequest;
+    /// Lets it begin (`true`), or stops it where it is.
+    fn set(&self, config: &ServerConfig, job: &str, go: bool) -> HttpRequest;
+    /// Asks how far it is.
+    fn state(&self, config: &ServerConfig, job: &str) -> HttpRequest;
+    /// Parses it.
+    fn stage(&self, response: &HttpResponse) -> Result<Stage, RemoteError>;
+    /// Asks what became of its rows, part by part.
+    fn results(&self, config: &ServerConfig, job: &str) -> Vec<HttpRequest>;
+    /// What became of each write, from the answers to `results` in their order.
+    fn outcomes(
+        &self,
+        kind: WriteKind,
+        unique_field: Option<&str>,
+        writes: &[Write],
+        answers: &[HttpResponse],
+    ) -> Result<Vec<WriteResult>, RemoteError>;
+    /// Removes a job that ended.
+    fn remove(&self, config: &ServerConfig, job: &str) -> HttpRequest;
+    /// Whether an error says that such jobs lead nowhere.
+    fn hopeless(&self, error: &RemoteError) -> bool;
 }

@@ -247,6 +247,10 @@ pub trait Connector: Send + Sync {
     fn bulk(&self) -> Option<&dyn bulk::BulkReader> {
         None
     }
+    /// The way to write many records as one job, where the CRM has one.
+    fn bulk_writer(&self) -> Option<&dyn bulk::BulkWriter> {
+        None
+    }
     /// A page that shows the highest id, where copies may go by ranges of ids.
     fn highest_request(&self, _config: &ServerConfig, _object: &str) -> Option<HttpRequest> {
         None

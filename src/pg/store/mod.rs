@@ -11,6 +11,7 @@ pub(crate) mod creates;
 pub(crate) mod ends;
 pub(crate) mod functions;
 pub(crate) mod given_up;
+pub(crate) mod jobs;
 pub(crate) mod ledger;
 pub(crate) mod lives;
 pub(crate) mod matches;

@@ -37,10 +37,10 @@ pub(crate) struct WriteRow {
     pub(crate) origin: String,
 }
 
-const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, \
+pub(super) const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, \
      w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror, w.origin";
 
-fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
+pub(super) fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
     Ok(WriteRow {
         id: row.get(1)?.unwrap_or_default(),
         row_id: row.get(2)?.unwrap_or_default(),
@@ -160,7 +160,7 @@ pub(crate) fn enqueue(writes: Vec<NewWrite>) -> Result<()> {
 /// only if the record is not made yet: the fields of held updates are others.
 pub(crate) fn claim(mirror: i32, limit: i64) -> Result<Vec<WriteRow>> {
     let sql = format!(
-        "UPDATE crm.write w SET state = 'in_flight', claimed_at = clock_timestamp(), attempts = w.attempts + 1 \
+        "UPDATE crm.write w SET state = 'in_flight', job = NULL, claimed_at = clock_timestamp(), attempts = w.attempts + 1 \
          WHERE w.id IN (SELECT q.id FROM crm.write q WHERE q.mirror = $1 AND q.state = 'queued' \
            AND (q.not_before IS NULL OR q.not_before <= now()) \
            AND q.id = (SELECT min(e.id) FROM crm.write e WHERE e.mirror = q.mirror AND e.row_id = q.row_id \
@@ -200,10 +200,11 @@ pub(crate) fn pending(mirrors: Vec<i32>, row_ids: Vec<i64>) -> Result<Vec<WriteR
     spi::write_rows(&sql, &[mirrors.into(), row_ids.into()], row)
 }
 
-/// After a restart nobody knows what became of writes that were in flight.
+/// After a restart nobody knows what became of writes that were in flight,
+/// unless a job can be asked.
 pub(crate) fn in_flight_to_unknown() -> Result<usize> {
     spi::write(
-        "UPDATE crm.write SET state = 'unknown' WHERE state = 'in_flight'",
+        "UPDATE crm.write SET state = 'unknown' WHERE state = 'in_flight' AND job IS NULL",
         &[],
     )
 }

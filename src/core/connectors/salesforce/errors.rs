@@ -138,7 +138,7 @@ impl ErrorItem {
 }
 
 /// The id after `with id:` in a message.
-fn id_in(message: &str) -> Option<String> {
+pub(crate) fn id_in(message: &str) -> Option<String> {
     let at = message.find("with id:")? + "with id:".len();
     let id: String = message[at..]
         .trim_start()

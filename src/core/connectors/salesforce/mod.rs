@@ -7,6 +7,7 @@ mod avro;
 mod bulk;
 mod catalog;
 mod errors;
+mod ingest;
 mod push;
 mod request;
 mod response;
@@ -14,7 +15,7 @@ mod response;
 pub use request::event_schema;
 
 use crate::budget::Exhausted;
-use crate::connectors::bulk::BulkReader;
+use crate::connectors::bulk::{BulkReader, BulkWriter};
 use crate::connectors::{
     Account, Connector, Credential, ErrorRule, Keyset, LimitHint, OurFields, ServerConfig,
     SignatureError, Token, table,
@@ -196,6 +197,10 @@ impl Connector for Salesforce {
     }
 
     fn bulk(&self) -> Option<&dyn BulkReader> {
+        Some(self)
+    }
+
+    fn bulk_writer(&self) -> Option<&dyn BulkWriter> {
         Some(self)
     }
 

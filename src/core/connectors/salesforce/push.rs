@@ -176,35 +176,38 @@ fn result(
         return WriteResult::Unknown(unmentioned(status, "a failed row without an error"));
     };
     let existing = errors.iter().find_map(|e| Some((e.existing()?, e)));
-    match existing {
-        Some((id, error)) if kind == WriteKind::Create => WriteResult::Exists {
+    if let (Some((id, error)), WriteKind::Create) = (existing, kind) {
+        return WriteResult::Exists {
             id,
             message: error.remote_error(400).message,
-        },
-        // Row errors come under status 200; by themselves they are refusals.
-        _ => {
-            let mut error = first.remote_error(400);
-            // Deleting what is gone is what was wanted.
-            if kind == WriteKind::Delete && first.code() == "ENTITY_IS_DELETED" {
-                return WriteResult::Done {
-                    id: write.record_id.as_deref().map(id18).unwrap_or_default(),
-                    created: false,
-                    modified_at: None,
-                    echoed: Vec::new(),
-                };
-            }
-            // Without a blamed field, the id that leads nowhere is the row's own.
-            if kind != WriteKind::Create
-                && first.code() == "INVALID_CROSS_REFERENCE_KEY"
-                && error.fields.is_empty()
-            {
-                error.class = ErrorClass::Gone;
-                error.advice = "The record is gone in Salesforce; it is read again.";
-            }
-            error.status = status;
-            WriteResult::Failed(error)
-        }
+        };
     }
+    // Row errors come under status 200; by themselves they are refusals.
+    let mut error = first.remote_error(400);
+    error.status = status;
+    failed(kind, write, error)
+}
+
+/// What the error of a row means for its write.
+pub(crate) fn failed(kind: WriteKind, write: &Write, mut error: RemoteError) -> WriteResult {
+    // Deleting what is gone is what was wanted.
+    if kind == WriteKind::Delete && error.code == "ENTITY_IS_DELETED" {
+        return WriteResult::Done {
+            id: write.record_id.as_deref().map(id18).unwrap_or_default(),
+            created: false,
+            modified_at: None,
+            echoed: Vec::new(),
+        };
+    }
+    // Without a blamed field, the id that leads nowhere is the row's own.
+    if kind != WriteKind::Create
+        && error.code == "INVALID_CROSS_REFERENCE_KEY"
+        && error.fields.is_empty()
+    {
+        error.class = ErrorClass::Gone;
+        error.advice = "The record is gone in Salesforce; it is read again.";
+    }
+    WriteResult::Failed(error)
 }
 
 /// The same verdict for each row of a call that was refused whole.
@@ -224,7 +227,7 @@ fn refused(writes: &[Write], error: RemoteError) -> Vec<WriteResult> {
     vec![WriteResult::Failed(error); writes.len()]
 }
 
-fn unmentioned(status: u16, message: &str) -> RemoteError {
+pub(crate) fn unmentioned(status: u16, message: &str) -> RemoteError {
     let rule = Rule::new(
         0,
         "",

@@ -4,6 +4,7 @@ use super::*;
 use crate::connectors::by_type;
 
 mod bulk;
+mod ingest;
 mod pages;
 mod pushes;
 mod requests;
