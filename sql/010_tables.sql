@@ -380,11 +380,11 @@ CREATE TABLE crm.write (
     error_code  text,
     error       text,
     advice      text,
+    -- Bulk job that carries a write in flight: after a crash it is asked what became of it.
     job         text
 );
 CREATE INDEX write_record ON crm.write (mirror, row_id);
 CREATE INDEX write_queue ON crm.write (mirror, id) WHERE state = 'queued';
-COMMENT ON COLUMN crm.write.job IS 'Bulk job of the CRM that carries a write in flight: after a crash it is asked what became of the write.';
 COMMENT ON TABLE crm.write IS 'Outgoing writes that are not finished; a finished one leaves and stands in crm.event. See the views crm.outbox and crm.dead_letter.';
 
 CREATE TABLE crm.poison (
