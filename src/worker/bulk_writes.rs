@@ -209,10 +209,12 @@ impl Engine {
         let Some((server, request)) = self.bulk_request(bulk, mirror, next) else {
             return;
         };
+        let tag = self.tag(mirror.id);
         let job = self.job(Job::BulkWrite { id });
         let sent = self.submit(Command::Call {
             job,
             server,
+            tag,
             request,
         });
         if !sent {
@@ -260,10 +262,11 @@ impl Engine {
             Some((server.id, request))
         });
         if let Some((server, request)) = request {
-            let job = self.job(Job::BulkEnd);
+            let (job, tag) = (self.job(Job::BulkEnd), self.tag(bulk.batch.mirror));
             if !self.submit(Command::Call {
                 job,
                 server,
+                tag,
                 request,
             }) {
                 self.jobs.remove(&job);
