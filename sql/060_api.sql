@@ -469,7 +469,8 @@ BEGIN
     PERFORM crm._wake();
     -- What happened in the CRMs since the copy was taken is unknown: nothing that was sent or about to be is trusted.
     IF before = 'inert' THEN
-        UPDATE crm.write w SET state = 'unknown' WHERE w.state = 'in_flight' OR (w.state = 'queued' AND w.kind = 'create');
+        -- A bulk job can be asked what became of its writes.
+        UPDATE crm.write w SET state = 'unknown' WHERE w.state = 'in_flight' AND w.job IS NULL OR (w.state = 'queued' AND w.kind = 'create');
         -- Rows that are lost here may have been sent: their numbers, of which unique values are made, are not given again.
         FOR m IN SELECT * FROM crm.mirror LOOP
             PERFORM setval(s, nextval(s) + 1000000) FROM pg_get_serial_sequence(format('%I.%I', m.schema_name, m.table_name), '_id') AS s WHERE s IS NOT NULL;

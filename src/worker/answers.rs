@@ -1,24 +1,23 @@
-//! What the session does with answers: pages, results, ends of streams.
+//! What the session does with answers: pages, ends of streams. Results of writes
+//! are [`crate::worker::outcomes`].
 
 use std::cell::RefCell;
 
 use crm_core::connectors::{self, Keyset};
-use crm_core::model::{ErrorClass, Millis, Page, RemoteError, WriteResult};
+use crm_core::model::{ErrorClass, Millis, Page, RemoteError};
 
-use crate::pg::store::config;
 use crate::pg::store::lives;
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes::{self, WriteRow};
-use crate::pg::tx::{self, SqlError};
+use crate::pg::tx;
 use crate::worker::deliver;
 use crate::worker::doubt::{self, Look};
-use crate::worker::engine::{self, Job, Step};
+use crate::worker::engine::{Job, Step};
 use crate::worker::merges;
 use crate::worker::pages::Via;
 use crate::worker::reading;
 use crate::worker::reviews;
 use crate::worker::session::Session;
-use crate::worker::usage::Way;
 
 impl Session {
     pub(super) fn stream_up(&mut self, stream: u64) {
@@ -394,102 +393,6 @@ impl Session {
         self.engine.may_send |= taken > 0;
         if taken > 0 {
             self.engine.reconcile_at = 0;
-        }
-        Ok(())
-    }
-
-    pub(super) fn pushed(
-        &mut self,
-        batch: deliver::Batch,
-        results: Vec<WriteResult>,
-        now: Millis,
-    ) -> Step<()> {
-        let watch = self.engine.watch(batch.mirror);
-        watch.pushes = watch.pushes.saturating_sub(1);
-        watch.pushed_at = engine::now();
-        let kept = (batch.clone(), results.clone());
-        let recorded = self.record(batch, results, now);
-        if recorded.is_err() {
-            // The CRM's answer cannot be had twice: it waits here.
-            self.unrecorded.push_back(kept);
-        }
-        recorded
-    }
-
-    /// Records results that could not be recorded before.
-    pub(super) fn record_again(&mut self, now: Millis) -> Step<()> {
-        while let Some((batch, results)) = self.unrecorded.front().cloned() {
-            self.record(batch, results, now)?;
-            self.unrecorded.pop_front();
-        }
-        Ok(())
-    }
-
-    fn record(
-        &mut self,
-        batch: deliver::Batch,
-        results: Vec<WriteResult>,
-        now: Millis,
-    ) -> Step<()> {
-        let id = batch.mirror;
-        let Some(mirror) = self.engine.world.mirrors.get(&id) else {
-            return Ok(());
-        };
-        let world = &self.engine.world;
-        let server = mirror.server.clone();
-        let attempt = (batch.clone(), results.clone());
-        let recorded =
-            tx::in_transaction(|| Ok(deliver::record(world, mirror, attempt.0, attempt.1, now)?));
-        let after = match recorded {
-            Ok(after) => after,
-            Err(error) if config::is_passing(&error) => return Err(error),
-            Err(error) => return self.record_apart(batch, results, &error, now),
-        };
-        self.engine.usage.changed(id, Way::Push, after.done);
-        self.engine.halves.extend(after.resend);
-        self.engine.watch(id).reads.extend(after.read);
-        self.engine.may_send = true;
-        if let Some((message, advice)) = after.stop {
-            self.engine.watch(id).push_at = now + 30_000;
-            tx::in_transaction(|| {
-                streams::server_error(&server, Some((&message, advice)))?;
-                Ok(())
-            })?;
-        } else if after.done > 0 {
-            tx::in_transaction(|| {
-                streams::server_error(&server, None)?;
-                Ok(())
-            })?;
-        }
-        Ok(())
-    }
-
-    /// Records the answers of a batch one by one, so that a row which refuses its
-    /// own keeps nobody waiting.
-    fn record_apart(
-        &mut self,
-        batch: deliver::Batch,
-        results: Vec<WriteResult>,
-        error: &SqlError,
-        now: Millis,
-    ) -> Step<()> {
-        if let ([row], [result]) = (batch.rows.as_slice(), results.as_slice()) {
-            let doubt = deliver::unrecordable(row.id, result, error);
-            return tx::in_transaction(|| {
-                writes::set_back(&[doubt])?;
-                Ok(())
-            });
-        }
-        for (row, result) in batch.rows.into_iter().zip(results) {
-            let one = deliver::Batch {
-                mirror: batch.mirror,
-                kind: batch.kind,
-                rows: vec![row],
-                looked: batch.looked,
-            };
-            if self.record(one.clone(), vec![result.clone()], now).is_err() {
-                self.unrecorded.push_back((one, vec![result]));
-            }
         }
         Ok(())
     }

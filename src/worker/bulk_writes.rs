@@ -7,76 +7,24 @@
 
 use std::collections::BTreeMap;
 
-use crm_core::connectors::bulk::{BulkWriter, Stage, UNTOUCHED};
+use crm_core::connectors::bulk::{BulkWriter, UNTOUCHED};
 use crm_core::http::{HttpRequest, HttpResponse};
-use crm_core::model::{ErrorClass, Millis, RemoteError, Write, WriteKind, WriteResult};
+use crm_core::model::{Millis, RemoteError, WriteKind, WriteResult};
+use crm_core::transport;
 use crm_io::Command;
 
 use crate::pg::guc;
-use crate::pg::store::jobs;
 use crate::pg::store::writes::WriteRow;
+use crate::pg::store::{jobs, streams};
 use crate::pg::tx;
+use crate::worker::bulk_turn::{AGAIN_MS, BulkWrite, Next, Turn};
 use crate::worker::deliver::{self, Batch};
-use crate::worker::engine::{Engine, Job, Server, Step};
+use crate::worker::engine::{self, Engine, Job, Server, Step};
 use crate::worker::session::Session;
 use crate::worker::world::Mirror;
 
-/// First and longest wait before a job is asked about again.
-const ASK_MS: (Millis, Millis) = (100, 30_000);
-/// Pause after trouble that passes.
-const AGAIN_MS: Millis = 2_000;
-/// How often a job is told to begin, or its results are read, in vain.
-const TRIES: u32 = 5;
-
-/// What is to be asked of a job next.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Next {
-    Open,
-    Upload,
-    Begin,
-    Stop,
-    State,
-    Result(usize),
-}
-
-/// A bulk job under way.
-pub(crate) struct BulkWrite {
-    batch: Batch,
-    /// Its name, once it has one.
-    job: Option<String>,
-    next: Next,
-    /// Not before.
-    at: Millis,
-    /// A request of it is on its way.
-    busy: bool,
-    /// Its rows were handed over by this session.
-    uploaded: bool,
-    stopped: bool,
-    asked: u32,
-    tries: u32,
-    answers: Vec<HttpResponse>,
-}
-
-impl BulkWrite {
-    fn new(batch: Batch, job: Option<String>) -> Self {
-        Self {
-            next: if job.is_some() {
-                Next::State
-            } else {
-                Next::Open
-            },
-            batch,
-            job,
-            at: 0,
-            busy: false,
-            uploaded: false,
-            stopped: false,
-            asked: 0,
-            tries: 0,
-            answers: Vec::new(),
-        }
-    }
-}
+/// Pause in jobs of a mirror after one that led nowhere: its writes go in batches.
+const FUTILE_MS: Millis = 3_600_000;
 
 /// How a mirror's server writes in bulk.
 fn writer<'e>(
@@ -108,46 +56,55 @@ impl Engine {
     }
 
     fn no_bulk_writes(&self, mirror: &Mirror) -> bool {
-        let refused = self.watches.get(&mirror.id);
-        refused.is_some_and(|w| w.no_bulk_writes) || writer(self, mirror).is_none()
+        let rests = |w: &engine::Watch| w.bulk_writes_at > engine::now();
+        self.watches.get(&mirror.id).is_some_and(rests) || writer(self, mirror).is_none()
     }
 
-    /// Splits what was claimed into batches: one that a job can carry stays whole.
-    pub(super) fn portions(
-        &self,
-        batches: Vec<Batch>,
-        usual: impl Fn(WriteKind) -> usize,
-    ) -> Vec<Batch> {
-        let mut out = Vec::new();
-        for batch in batches {
-            if self.is_bulk(&batch) {
-                out.push(batch);
-                continue;
-            }
-            for rows in batch.rows.chunks(usual(batch.kind).max(1)) {
-                out.push(Batch {
-                    rows: rows.to_vec(),
-                    ..batch.clone()
-                });
-            }
+    /// Splits what was claimed: what goes as jobs, and what goes in batches of the
+    /// size of a call.
+    pub(super) fn portions(&self, batch: Batch) -> (Vec<Batch>, Vec<Batch>) {
+        let mut rest = batch;
+        let mut jobs = Vec::new();
+        while let Some(fit) = self.fitting(&rest) {
+            let mut fit = fit.into_iter();
+            let rows = std::mem::take(&mut rest.rows);
+            let (job, left) = rows.into_iter().partition(|_| fit.next().unwrap_or(false));
+            jobs.push(Batch {
+                rows: job,
+                ..rest.clone()
+            });
+            rest.rows = left;
         }
-        out
+        let size = self.call_size(&rest);
+        let calls = rest.rows.chunks(size).map(|rows| Batch {
+            mirror: rest.mirror,
+            kind: rest.kind,
+            rows: rows.to_vec(),
+            looked: rest.looked,
+        });
+        (jobs, calls.collect())
     }
 
-    /// Whether a batch is for a job: so many writes, and such that it can carry.
-    pub(super) fn is_bulk(&self, batch: &Batch) -> bool {
-        let Some(mirror) = self.world.mirrors.get(&batch.mirror) else {
-            return false;
-        };
-        let many = guc::bulk_write_rows().is_some_and(|least| batch.rows.len() as u64 >= least);
+    /// Writes that a call of the batch's kind takes.
+    pub(super) fn call_size(&self, batch: &Batch) -> usize {
+        let mirror = self.world.mirrors.get(&batch.mirror);
+        let server = mirror.and_then(|m| self.server(&m.server));
+        server.map_or(1, |s| s.connector.push_batch(batch.kind).max(1))
+    }
+
+    /// Which writes of a batch can go as a job, if so many can that it is worth it.
+    fn fitting(&self, batch: &Batch) -> Option<Vec<bool>> {
+        let mirror = self.world.mirrors.get(&batch.mirror)?;
+        let least = usize::try_from(guc::bulk_write_rows()?).ok()?;
         // Creates that are looked for by other keys go in the portions of searches.
         let looked = batch.kind == WriteKind::Create && !mirror.unique_keys.is_empty();
-        if !many || looked || self.no_bulk_writes(mirror) {
-            return false;
+        if looked || batch.rows.len() < least || self.no_bulk_writes(mirror) {
+            return None;
         }
         let writes = deliver::to_writes(&self.world, mirror, batch);
-        let unique = mirror.unique_field.as_deref();
-        writer(self, mirror).is_some_and(|(_, bulk)| bulk.fits(batch.kind, unique, &writes))
+        let (_, bulk) = writer(self, mirror)?;
+        let fit = bulk.fits(batch.kind, mirror.unique_field.as_deref(), &writes);
+        (fit.iter().filter(|fits| **fits).count() >= least).then_some(fit)
     }
 
     /// Sends a batch as a job.
@@ -169,7 +126,7 @@ impl Engine {
         for ((mirror, job), rows) in by_job {
             let batch = Batch {
                 mirror,
-                kind: rows.first().map_or(WriteKind::Update, deliver::kind_of),
+                kind: kind_of(&rows),
                 rows,
                 looked: 0,
             };
@@ -189,9 +146,7 @@ impl Engine {
             self.step_bulk_write(id, now);
         }
         let idle = self.bulk_writes.values().filter(|b| !b.busy);
-        idle.map(|b| b.at.max(now + 100))
-            .min()
-            .unwrap_or(Millis::MAX)
+        idle.map(|b| b.at).min().unwrap_or(Millis::MAX)
     }
 
     fn step_bulk_write(&mut self, id: u64, now: Millis) {
@@ -206,23 +161,19 @@ impl Engine {
         // What waits in a queue of the CRM is called back when its mirror is paused.
         let stop = mirror.paused && bulk.next == Next::State && !bulk.stopped;
         let next = if stop { Next::Stop } else { bulk.next };
-        let Some((server, request)) = self.bulk_request(bulk, mirror, next) else {
-            return;
-        };
-        let tag = self.tag(mirror.id);
-        let job = self.job(Job::BulkWrite { id });
-        let sent = self.submit(Command::Call {
-            job,
-            server,
-            tag,
-            request,
+        // A copy of the database says nothing to jobs of the original.
+        let request = (self.active).then(|| self.bulk_request(bulk, mirror, next));
+        let mirror = mirror.id;
+        let sent = request.flatten().is_some_and(|(server, request)| {
+            self.call_for(mirror, server, request, Job::BulkWrite { id })
         });
-        if !sent {
-            self.jobs.remove(&job);
-        }
         if let Some(bulk) = self.bulk_writes.get_mut(&id) {
             bulk.busy = sent;
             bulk.next = next;
+            if !sent {
+                // A paused server, or a full I/O thread.
+                bulk.at = now + AGAIN_MS;
+            }
         }
     }
 
@@ -251,9 +202,9 @@ impl Engine {
     }
 
     /// Ends a job at the CRM, whatever the answer: it would be forgotten there in a few days.
-    fn leave_bulk_write(&mut self, bulk: &BulkWrite, done: bool) {
-        let mirror = self.world.mirrors.get(&bulk.batch.mirror);
-        let request = mirror.zip(bulk.job.as_deref()).and_then(|(mirror, job)| {
+    fn leave_bulk_write(&mut self, mirror: i32, job: Option<&str>, done: bool) {
+        let asked = self.world.mirrors.get(&mirror).zip(job);
+        let request = asked.and_then(|(mirror, job)| {
             let (server, writer) = writer(self, mirror)?;
             let request = match done {
                 true => writer.remove(&server.config, job),
@@ -262,125 +213,32 @@ impl Engine {
             Some((server.id, request))
         });
         if let Some((server, request)) = request {
-            let (job, tag) = (self.job(Job::BulkEnd), self.tag(bulk.batch.mirror));
-            if !self.submit(Command::Call {
-                job,
-                server,
-                tag,
-                request,
-            }) {
-                self.jobs.remove(&job);
-            }
+            self.call_for(mirror, server, request, Job::BulkEnd);
         }
+    }
+
+    fn call_for(&mut self, mirror: i32, server: u32, request: HttpRequest, job: Job) -> bool {
+        let (job, tag) = (self.job(job), self.tag(mirror));
+        let sent = self.submit(Command::Call {
+            job,
+            server,
+            tag,
+            request,
+        });
+        if !sent {
+            self.jobs.remove(&job);
+        }
+        sent
     }
 }
 
-/// What an answer means for a job.
-enum Turn {
-    /// This is to be asked next, so much later.
-    Next(Next, Millis),
-    /// Every write has its result; the job is done with, or must be stopped.
-    Results(Vec<WriteResult>, bool),
-    /// Such jobs are not possible here.
-    Refused,
-}
-
-/// The same result for all writes.
-fn all(bulk: &BulkWrite, result: WriteResult) -> Turn {
-    Turn::Results(vec![result; bulk.batch.rows.len()], true)
-}
-
-/// Nothing was written: the writes wait for another try.
-fn nothing(bulk: &BulkWrite, mut error: RemoteError) -> Turn {
-    error.maybe_applied = false;
-    if !matches!(
-        error.class,
-        ErrorClass::Wait | ErrorClass::Reauth | ErrorClass::Stop
-    ) {
-        error.class = ErrorClass::Retry;
-    }
-    match all(bulk, WriteResult::Failed(error)) {
-        Turn::Results(results, _) => Turn::Results(results, false),
-        turn => turn,
-    }
-}
-
-/// Decides what follows an answer.
-fn turn(
-    bulk: &mut BulkWrite,
-    writer: &dyn BulkWriter,
-    (unique, writes): (Option<&str>, &[Write]),
-    result: Result<HttpResponse, RemoteError>,
-) -> Turn {
-    match (bulk.next, result) {
-        (Next::Open, Ok(answer)) => match writer.opened(&answer) {
-            Ok(job) => {
-                bulk.job = Some(job);
-                Turn::Next(Next::Upload, 0)
-            }
-            Err(error) => nothing(bulk, error),
-        },
-        (Next::Upload, Ok(_)) => {
-            bulk.uploaded = true;
-            Turn::Next(Next::Begin, 0)
-        }
-        (Next::Open | Next::Upload, Err(error)) if writer.hopeless(&error) => Turn::Refused,
-        (Next::Open | Next::Upload, Err(error)) => nothing(bulk, error),
-        // Whether it began is what its state tells.
-        (Next::Begin, _) => Turn::Next(Next::State, 0),
-        (Next::Stop, _) => {
-            bulk.stopped = true;
-            Turn::Next(Next::State, 0)
-        }
-        (Next::State, Ok(answer)) => stage(bulk, writer.stage(&answer)),
-        (Next::Result(part), Ok(answer)) => {
-            bulk.answers.truncate(part);
-            bulk.answers.push(answer);
-            if part < 2 {
-                return Turn::Next(Next::Result(part + 1), 0);
-            }
-            let answers = std::mem::take(&mut bulk.answers);
-            match writer.outcomes(bulk.batch.kind, unique, writes, &answers) {
-                Ok(results) => Turn::Results(results, true),
-                Err(error) => again(bulk, Next::Result(0), error),
-            }
-        }
-        // Nobody tells any more what became of them: their records do.
-        (Next::State | Next::Result(_), Err(error)) if error.class == ErrorClass::Gone => {
-            all(bulk, WriteResult::Unknown(error))
-        }
-        (next, Err(error)) => {
-            let wait = error.retry_after_ms.unwrap_or(0).max(AGAIN_MS);
-            Turn::Next(next, wait)
-        }
-    }
-}
-
-/// Asks the same once more, a few times.
-fn again(bulk: &mut BulkWrite, next: Next, error: RemoteError) -> Turn {
-    bulk.tries += 1;
-    match bulk.tries <= TRIES {
-        true => Turn::Next(next, AGAIN_MS),
-        false => all(bulk, WriteResult::Unknown(error)),
-    }
-}
-
-fn stage(bulk: &mut BulkWrite, stage: Result<Stage, RemoteError>) -> Turn {
-    match stage {
-        Ok(Stage::Ended) => Turn::Next(Next::Result(0), 0),
-        // Its rows may not have arrived before a crash: better none of them.
-        Ok(Stage::Open) if !bulk.uploaded || bulk.stopped => Turn::Next(Next::Stop, AGAIN_MS),
-        Ok(Stage::Open) if bulk.tries < TRIES => {
-            bulk.tries += 1;
-            Turn::Next(Next::Begin, AGAIN_MS)
-        }
-        Ok(Stage::Open) => Turn::Next(Next::Stop, 0),
-        Ok(Stage::Waiting) => {
-            let wait = (ASK_MS.0 << bulk.asked.min(16)).min(ASK_MS.1);
-            bulk.asked += 1;
-            Turn::Next(Next::State, wait)
-        }
-        Err(error) => again(bulk, Next::State, error),
+/// What the writes of a job are. Creates whose records came as events meanwhile
+/// call themselves updates.
+fn kind_of(rows: &[WriteRow]) -> WriteKind {
+    let kinds = || rows.iter().map(deliver::kind_of);
+    match kinds().find(|kind| *kind == WriteKind::Create) {
+        Some(create) => create,
+        None => kinds().next().unwrap_or(WriteKind::Update),
     }
 }
 
@@ -399,57 +257,63 @@ impl Session {
         let engine = &self.engine;
         let mirror = engine.world.mirrors.get(&bulk.batch.mirror);
         let Some((mirror, (_, writer))) = mirror.and_then(|m| Some((m, writer(engine, m)?))) else {
-            // Asked again when the server is back.
+            // The server was paused: asked again when it is back.
             bulk.at = now + AGAIN_MS;
             self.engine.bulk_writes.insert(id, bulk);
             return Ok(());
         };
         let writes = match bulk.next {
-            Next::Result(_) => deliver::to_writes(&engine.world, mirror, &bulk.batch),
+            Next::Result(2) => deliver::to_writes(&engine.world, mirror, &bulk.batch),
             _ => Vec::new(),
         };
-        let unique = mirror.unique_field.clone();
-        let named = bulk.job.is_some();
-        match turn(&mut bulk, writer, (unique.as_deref(), &writes), result) {
-            Turn::Next(next, wait) => {
-                if !named && let Some(job) = &bulk.job {
-                    let ids = bulk.batch.rows.iter().map(|r| r.id).collect();
-                    let carried = tx::in_transaction(|| Ok(jobs::carry(ids, job)?));
-                    if let Err(error) = carried {
-                        // A job that nobody would know of must not begin.
-                        self.engine.leave_bulk_write(&bulk, false);
-                        self.engine.halves.push_back(bulk.batch);
-                        return Err(error);
-                    }
-                }
-                bulk.next = next;
-                bulk.at = now + wait;
-                self.engine.bulk_writes.insert(id, bulk);
-                self.engine.step_bulk_write(id, now);
-                Ok(())
-            }
-            Turn::Results(results, done) => {
-                self.engine.leave_bulk_write(&bulk, done);
-                let untouched =
-                    |r: &WriteResult| matches!(r, WriteResult::Failed(e) if e.code == UNTOUCHED);
-                if !bulk.stopped && results.iter().all(untouched) {
-                    // The job did nothing at all: something is wrong with such jobs.
-                    self.engine.watch(bulk.batch.mirror).no_bulk_writes = true;
-                }
-                self.pushed(bulk.batch, results, now)
-            }
-            Turn::Refused => {
-                self.engine.leave_bulk_write(&bulk, false);
-                let watch = self.engine.watch(bulk.batch.mirror);
-                watch.no_bulk_writes = true;
-                watch.pushes = watch.pushes.saturating_sub(1);
-                // Not possible: in batches, then.
-                let ids = bulk.batch.rows.iter().map(|r| r.id).collect();
-                self.engine.halves.push_back(bulk.batch);
-                self.engine.may_send = true;
-                tx::in_transaction(|| Ok(jobs::put_down(ids)?))?;
-                Ok(())
+        let (unique, server) = (mirror.unique_field.clone(), mirror.server.clone());
+        let nameless = bulk.job.is_none();
+        let (next, wait, trouble) = match bulk.turn(writer, (unique.as_deref(), &writes), result) {
+            Turn::Results(results, done) => return self.bulk_done(bulk, results, done, now),
+            Turn::Next(next, wait) => (next, wait, None),
+            Turn::Troubled(next, wait, error) => (next, wait, Some(error)),
+        };
+        if let Some(job) = bulk.job.as_ref().filter(|_| nameless) {
+            let ids = bulk.batch.rows.iter().map(|r| r.id).collect();
+            if let Err(error) = tx::in_transaction(|| Ok(jobs::carry(ids, job)?)) {
+                // A job that nobody would know of must not begin.
+                let why = transport::error("internal", "internal", &error.message);
+                let results = bulk.nothing(why);
+                self.bulk_done(bulk, results, false, now)?;
+                return Err(error);
             }
         }
+        bulk.next = next;
+        bulk.at = now + wait;
+        self.engine.bulk_writes.insert(id, bulk);
+        self.engine.step_bulk_write(id, now);
+        let Some(error) = trouble.filter(|e| e.code != "rate_limited") else {
+            return Ok(());
+        };
+        tx::in_transaction(|| {
+            streams::server_error(&server, Some((&error.to_string(), error.advice)))?;
+            Ok(())
+        })
+    }
+
+    /// Every write of a job has its result: they are recorded, then the job goes.
+    fn bulk_done(
+        &mut self,
+        bulk: BulkWrite,
+        results: Vec<WriteResult>,
+        done: bool,
+        now: Millis,
+    ) -> Step<()> {
+        let untouched =
+            |r: &WriteResult| matches!(r, WriteResult::Failed(e) if e.code == UNTOUCHED);
+        let mirror = bulk.batch.mirror;
+        if bulk.futile || !bulk.stopped && results.iter().all(untouched) {
+            // Something is wrong with such jobs.
+            self.engine.watch(mirror).bulk_writes_at = now + FUTILE_MS;
+        }
+        let job = bulk.job;
+        let recorded = self.pushed(bulk.batch, results, now);
+        self.engine.leave_bulk_write(mirror, job.as_deref(), done);
+        recorded
     }
 }

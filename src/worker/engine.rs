@@ -16,7 +16,7 @@ use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
 use crate::worker::budgets::Budgets;
 use crate::worker::bulk::Bulk;
-use crate::worker::bulk_writes::BulkWrite;
+use crate::worker::bulk_turn::BulkWrite;
 use crate::worker::deliver::Batch;
 pub(crate) use crate::worker::handle::IoHandle;
 use crate::worker::pairs::Asked;
@@ -204,8 +204,8 @@ pub(crate) struct Watch {
     pub(crate) bulk: Option<Bulk>,
     /// Bulk jobs of this mirror lead nowhere: its first copy goes by pages.
     pub(crate) no_bulk: bool,
-    /// Writes of this mirror do not go out in bulk jobs.
-    pub(crate) no_bulk_writes: bool,
+    /// Writes of this mirror go out in no bulk job before.
+    pub(crate) bulk_writes_at: Millis,
     /// A page of the first copy failed: look for the record that did it.
     pub(crate) careful: bool,
     /// A page of the first copy held records that have rows already.

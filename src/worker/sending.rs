@@ -38,7 +38,9 @@ impl Engine {
             if mirror.is_some_and(|m| self.server(&m.server).is_none()) {
                 self.halves.push_back(batch);
                 resting += 1;
-            } else if !self.push_in_portions(batch.clone(), now) {
+            } else if batch.rows.len() > self.call_size(&batch) {
+                self.push_in_portions(batch, now);
+            } else if !self.push(batch.clone()) {
                 self.halves.push_front(batch);
                 return Ok(now + 100);
             }
@@ -47,7 +49,7 @@ impl Engine {
             return Ok(bulk);
         }
         let ready = tx::in_transaction(|| Ok(writes::ready()?))?;
-        let mut next = bulk;
+        let mut next = Millis::MAX;
         let mut full = false;
         for (id, wait) in ready {
             if wait > 0 {
@@ -65,8 +67,8 @@ impl Engine {
             }
         }
         // Claimed nothing and nothing is due: wait for the next cause.
-        self.may_send = full || next != bulk;
-        Ok(if full { now } else { next })
+        self.may_send = full || next != Millis::MAX;
+        Ok(if full { now } else { next.min(bulk) })
     }
 
     /// Sends what one mirror has.
@@ -74,10 +76,9 @@ impl Engine {
         let Some(mirror) = self.world.mirrors.get(&id).filter(|m| m.live && !m.paused) else {
             return Ok(Sending::Done);
         };
-        let Some(server) = self.server(&mirror.server) else {
+        if self.server(&mirror.server).is_none() {
             return Ok(Sending::Done);
-        };
-        let connector = server.connector;
+        }
         if self
             .watches
             .get(&id)
@@ -99,34 +100,24 @@ impl Engine {
             return Ok(Sending::Later);
         };
         let more = !batches.is_empty();
-        for batch in self.portions(batches, |kind| connector.push_batch(kind)) {
-            if self.is_bulk(&batch) {
-                self.push_bulk(batch, now);
-            } else if !self.push(batch.clone()) {
-                self.halves.push_back(batch);
-            }
+        for batch in batches {
+            self.push_in_portions(batch, now);
         }
         Ok(if more { Sending::More } else { Sending::Done })
     }
 
-    /// Sends a batch, in several if it is larger than one may be; false if not.
-    fn push_in_portions(&mut self, batch: Batch, now: Millis) -> bool {
-        let size = |kind| {
-            let mirror = self.world.mirrors.get(&batch.mirror);
-            let server = mirror.and_then(|m| self.server(&m.server));
-            server.map_or(1, |s| s.connector.push_batch(kind))
-        };
-        if batch.rows.len() <= size(batch.kind) {
-            return self.push(batch);
-        }
-        if self.is_bulk(&batch) {
+    /// Sends a batch of any size: as jobs, or call by call. What the I/O thread does
+    /// not take waits its turn.
+    fn push_in_portions(&mut self, batch: Batch, now: Millis) {
+        let (jobs, calls) = self.portions(batch);
+        for batch in jobs {
             self.push_bulk(batch, now);
-            return true;
         }
-        let rest = self.portions(vec![batch.clone()], size);
-        // They wait their turn, and are sent with the next look.
-        self.halves.extend(rest);
-        true
+        for batch in calls {
+            if !self.push(batch.clone()) {
+                self.halves.push_back(batch);
+            }
+        }
     }
 
     /// Sends one batch.

@@ -130,30 +130,127 @@ async fn creates_and_deletes_go_as_jobs_too() {
     assert_eq!(pair.live("salesforce", "Contact"), before - 300);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn after_kill_9_the_job_is_asked_what_became_of_its_rows() {
-    let mut pair = pair(json!({"bulk_queue_ms": 3_000})).await;
-    edit_all(&pair).await;
-    let carried =
-        "SELECT EXISTS (SELECT FROM crm.write WHERE job IS NOT NULL AND state = 'in_flight')";
+/// Edits everybody while nothing may leave, so that all goes as one job.
+async fn edit_all_at_once(pair: &Pair) {
     pair.db
-        .wait_true("a job carries writes", PATIENCE, carried)
+        .exec("SELECT crm.pause('mirror', 'salesforce.contact')")
         .await;
-    crm_tests::wait_until("the job may begin", PATIENCE, async || {
-        (calls(&pair, "PATCH", "jobs/ingest/{job}") > 0).then_some(())
+    edit_all(pair).await;
+    let queued = format!("SELECT count(*) = {PEOPLE} FROM crm.write WHERE state = 'queued'");
+    pair.db.wait_true("all wait", PATIENCE, &queued).await;
+    pair.db
+        .exec("SELECT crm.resume('mirror', 'salesforce.contact')")
+        .await;
+}
+
+/// Waits until a route was called.
+async fn called(pair: &Pair, method: &str, route: &str) {
+    crm_tests::wait_until(route, PATIENCE, async || {
+        (calls(pair, method, route) > 0).then_some(())
     })
     .await;
-    let jobs = calls(&pair, "POST", "jobs/ingest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_comes_back_of_a_job_is_known_as_our_own() {
+    let pair = pair(json!({})).await;
+    pair.db
+        .exec("UPDATE salesforce.contact SET title = 'Chief ' || _id")
+        .await;
+    pair.agree().await;
+    assert!(calls(&pair, "POST", "jobs/ingest") >= 1, "by a job");
+    let sent = || {
+        (
+            calls(&pair, "POST", "jobs/ingest"),
+            calls(&pair, "PATCH", "composite/sobjects"),
+        )
+    };
+    let before = sent();
+    // All events of the job were read: nothing follows from them.
+    pair.worker_has_read().await;
+    pair.agree().await;
+    assert_eq!(sent(), before);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_kill_9_the_job_is_asked_and_nothing_is_sent_anew() {
+    let mut pair = pair(json!({"bulk_queue_ms": 600_000})).await;
+    edit_all_at_once(&pair).await;
+    called(&pair, "PATCH", "jobs/ingest/{job}").await;
     pair.cluster
         .crash_session_worker(&pair.db, Duration::ZERO)
         .await;
     pair.db = pair.cluster.connect("app").await;
+    let state = json!({"bulk_queue_ms": 0});
+    pair.emulator
+        .admin("POST", "/_admin/salesforce/settings", Some(&state));
     arrived(&pair).await;
-    assert!(calls(&pair, "POST", "jobs/ingest") >= jobs);
-    crm_tests::wait_until("the results were read", PATIENCE, async || {
-        (calls(&pair, "GET", "jobs/ingest/{job}/{part}") >= 3).then_some(())
-    })
-    .await;
+    assert_eq!(calls(&pair, "POST", "jobs/ingest"), 1);
+    assert_eq!(calls(&pair, "PUT", "jobs/ingest/{job}/batches"), 1);
+    assert_eq!(calls(&pair, "PATCH", "composite/sobjects"), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kill_9_at_any_step_of_a_job_loses_nothing_and_makes_nothing_twice() {
+    let mut pair = pair(json!({"bulk_work_ms": 200})).await;
+    let steps = [
+        ("POST", "jobs/ingest"),
+        ("PUT", "jobs/ingest/{job}/batches"),
+        ("PATCH", "jobs/ingest/{job}"),
+        ("GET", "jobs/ingest/{job}"),
+        ("GET", "jobs/ingest/{job}/{part}"),
+    ];
+    let before = pair.live("salesforce", "Contact");
+    for (round, (method, route)) in steps.into_iter().enumerate() {
+        pair.emulator.reset_counts();
+        pair.db
+            .exec(&format!(
+                "UPDATE salesforce.contact SET department = 'Bulk {round} ' || _id;
+                 INSERT INTO salesforce.contact (lastname, department) SELECT 'New {round} ' || n, 'Bulk' FROM generate_series(1, 120) n"
+            ))
+            .await;
+        called(&pair, method, route).await;
+        pair.cluster
+            .crash_session_worker(&pair.db, Duration::ZERO)
+            .await;
+        pair.db = pair.cluster.connect("app").await;
+    }
+    pair.db
+        .wait_true("everything was sent", PATIENCE, DONE)
+        .await;
+    assert_eq!(pair.live("salesforce", "Contact"), before + 5 * 120);
+    let dead = "SELECT count(*) FROM crm.write";
+    assert_eq!(pair.db.one::<i64>(dead).await, 0);
+    let names = "SELECT count(DISTINCT lastname) FROM salesforce.contact WHERE lastname LIKE 'New %' AND id LIKE '003%'";
+    assert_eq!(pair.db.one::<i64>(names).await, 5 * 120);
+    let rows = pair
+        .db
+        .table("SELECT id, department FROM salesforce.contact WHERE _deleted_at IS NULL")
+        .await;
+    for row in rows {
+        let there = (pair.emulator).field("salesforce", "Contact", &row[0], "Department");
+        assert_eq!(there.as_deref(), Some(row[1].as_str()), "{}", row[0]);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_job_that_fails_half_way_only_the_other_half_goes_again() {
+    let pair = pair(json!({"bulk_fail": true})).await;
+    edit_all_at_once(&pair).await;
+    arrived(&pair).await;
+    // The half that it did not come to is as many as a job needs, and meets the same.
+    let jobs = calls(&pair, "POST", "jobs/ingest");
+    assert!((1..=2).contains(&jobs), "{jobs} jobs");
+    assert!(calls(&pair, "PATCH", "composite/sobjects") >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_batches_left_for_the_day_writes_go_by_calls() {
+    let pair = pair(json!({"bulk_batches": 0})).await;
+    edit_all_at_once(&pair).await;
+    arrived(&pair).await;
+    assert_eq!(calls(&pair, "POST", "jobs/ingest"), 1);
+    assert!(calls(&pair, "PATCH", "composite/sobjects") >= 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -177,6 +274,7 @@ async fn answers_that_are_lost_on_the_way_cost_nothing_but_time() {
         lost("GET", 0),
         lost("GET", 1),
         lost("GET", 2),
+        json!({"crm": "salesforce", "method": "GET", "path_prefix": "/services/data/v62.0/jobs/ingest/", "skip": 1, "remaining": 2, "action": {"garbage": "html"}}),
     ];
     pair.emulator.fault(json!({ "rules": rules }));
     edit_all(&pair).await;
@@ -187,10 +285,7 @@ async fn answers_that_are_lost_on_the_way_cost_nothing_but_time() {
 async fn pausing_a_mirror_stops_a_job_and_what_it_did_not_reach_goes_later() {
     let pair = pair(json!({"bulk_queue_ms": 600_000})).await;
     edit_all(&pair).await;
-    crm_tests::wait_until("the job may begin", PATIENCE, async || {
-        (calls(&pair, "PATCH", "jobs/ingest/{job}") > 0).then_some(())
-    })
-    .await;
+    called(&pair, "PATCH", "jobs/ingest/{job}").await;
     pair.db
         .exec("SELECT crm.pause('mirror', 'salesforce.contact')")
         .await;

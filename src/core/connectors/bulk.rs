@@ -87,8 +87,9 @@ pub enum Stage {
 pub trait BulkWriter: Send + Sync {
     /// Most writes of a job.
     fn most(&self) -> usize;
-    /// Whether these writes can be rows of one job, and their results be told apart.
-    fn fits(&self, kind: WriteKind, unique_field: Option<&str>, writes: &[Write]) -> bool;
+    /// Which of these writes can be rows of one job: what cannot be said in a row, or be told
+    /// apart in the results, cannot, nor can what is beyond the size of a job.
+    fn fits(&self, kind: WriteKind, unique_field: Option<&str>, writes: &[Write]) -> Vec<bool>;
     /// Makes a job for writes of one kind.
     fn open(
         &self,

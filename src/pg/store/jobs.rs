@@ -24,14 +24,6 @@ pub(crate) fn carry(ids: Vec<i64>, job: &str) -> Result<usize> {
     )
 }
 
-/// These writes go without a job.
-pub(crate) fn put_down(ids: Vec<i64>) -> Result<usize> {
-    spi::write(
-        "UPDATE crm.write SET job = NULL WHERE id = ANY($1) AND job IS NOT NULL",
-        &[ids.into()],
-    )
-}
-
 /// Writes in flight that jobs carry, with their jobs.
 pub(crate) fn carried() -> Result<Vec<(String, WriteRow)>> {
     let sql = format!(

@@ -1,6 +1,6 @@
 //! Bulk API 2.0, ingest jobs: rows as CSV, and what became of each.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use serde::Deserialize;
 use serde_json::json;
@@ -21,6 +21,10 @@ use super::{Salesforce, id18};
 const MOST: usize = 10_000;
 /// Longest upload. Its results are as long and more, and are read whole.
 const MOST_BYTES: usize = 6 << 20;
+/// Bytes of a cell without its text: two quotes and a comma.
+const EMPTY: usize = 3;
+/// Longest value and longest row of a job, in characters.
+const MOST_CHARS: (usize, usize) = (32_000, 400_000);
 /// What a cell says to empty its field; an empty cell leaves it alone.
 const NULL: &str = "#N/A";
 
@@ -57,12 +61,14 @@ fn key_column(kind: WriteKind, unique: Option<&str>) -> &str {
     }
 }
 
-/// A value as a cell; null where the field is to be left alone.
+/// A value as a cell.
 fn cell(field_type: FieldType, value: &Value) -> String {
     match (field_type, value) {
         // A checkbox knows no null: to clear it is to untick it.
         (FieldType::Boolean, None) => "false".to_owned(),
         (_, None) => NULL.to_owned(),
+        // No text to Salesforce, which in a cell would leave the field alone.
+        (_, Some(text)) if text.trim().is_empty() => NULL.to_owned(),
         (FieldType::Time, Some(text)) if !text.ends_with('Z') => format!("{text}Z"),
         (_, Some(text)) => text.clone(),
     }
@@ -119,10 +125,20 @@ fn csv(kind: WriteKind, unique: Option<&str>, writes: &[Write]) -> String {
     out
 }
 
-/// Whether the text can be a cell: it must not say something else there.
-fn plain(value: &Value) -> bool {
-    // A blank text is no text to Salesforce, but here it would be no change.
-    value.as_deref().is_none_or(|t| t != NULL && !t.is_empty())
+/// Bytes of the values of a row, inner quotes doubled; `None` where it cannot be one.
+fn row_bytes(write: &Write) -> Option<usize> {
+    let mut bytes = 0;
+    for (_, _, value) in &write.values {
+        let text = value.as_deref().unwrap_or_default();
+        // Counted only if it can be: no text has more characters than bytes.
+        let long = text.len() > MOST_CHARS.0 && text.chars().count() > MOST_CHARS.0;
+        if long || text == NULL {
+            return None;
+        }
+        let quotes = text.bytes().filter(|b| *b == b'"').count();
+        bytes += (text.len() + quotes).max(NULL.len());
+    }
+    (bytes <= MOST_CHARS.1).then_some(bytes)
 }
 
 impl BulkWriter for Salesforce {
@@ -130,25 +146,27 @@ impl BulkWriter for Salesforce {
         MOST
     }
 
-    fn fits(&self, kind: WriteKind, unique_field: Option<&str>, writes: &[Write]) -> bool {
-        let mut keys = HashMap::with_capacity(writes.len());
-        let mut bytes = 0;
-        for write in writes {
-            let Some(key) = key(kind, unique_field, write) else {
+    fn fits(&self, kind: WriteKind, unique_field: Option<&str>, writes: &[Write]) -> Vec<bool> {
+        let mut keys = HashSet::with_capacity(writes.len());
+        let mut columns = HashSet::new();
+        let (mut rows, mut bytes) = (0, 0);
+        let fits = writes.iter().map(|write| {
+            let key = key(kind, unique_field, write);
+            let Some((key, own)) = key.zip(row_bytes(write)) else {
                 return false;
             };
-            bytes += key.len() + write.values.len() * 8;
-            for (_, _, value) in &write.values {
-                if !plain(value) {
-                    return false;
-                }
-                bytes += value.as_ref().map_or(4, String::len);
-            }
-            if keys.insert(key, ()).is_some() {
+            let names = || write.values.iter().map(|(field, ..)| field.as_str());
+            let wide = columns.len() + names().filter(|f| !columns.contains(f)).count() + 1;
+            // Every row has a cell, if an empty one, for every column of any.
+            let size = bytes + key.len() + own + (rows + 1) * wide * EMPTY;
+            if rows == MOST || size > MOST_BYTES || !keys.insert(key) {
                 return false;
             }
-        }
-        writes.len() <= MOST && bytes <= MOST_BYTES
+            columns.extend(names());
+            (rows, bytes) = (rows + 1, bytes + key.len() + own);
+            true
+        });
+        fits.collect()
     }
 
     fn open(
@@ -277,12 +295,19 @@ impl Results<'_> {
     /// Reads a part: successful rows, failed ones, those not reached.
     fn read(&mut self, part: usize, answer: &HttpResponse) -> Result<(), RemoteError> {
         let rows = rows_of(&answer.body)?;
-        let Some((header, rows)) = rows.split_first().filter(|(_, rows)| !rows.is_empty()) else {
+        let Some((header, rows)) = rows.split_first() else {
             return Ok(());
         };
         let find = |name: &str| header.iter().position(|h| h.eq_ignore_ascii_case(name));
-        let key = find(self.column).ok_or_else(|| broken("results without their key"))?;
         let (id, made, text) = (find("sf__Id"), find("sf__Created"), find("sf__Error"));
+        if part < 2 && id.is_none() {
+            return Err(broken("results without the ids of records"));
+        }
+        // A job that has no data knows no columns.
+        let Some(key) = find(self.column) else {
+            let broken = || broken("results without what names their rows");
+            return rows.is_empty().then_some(()).ok_or_else(broken);
+        };
         for row in rows {
             let cell = |at: Option<usize>| at.and_then(|at| row.get(at)).map_or("", String::as_str);
             let Some(at) = self.places.get(&id18(cell(Some(key)))).copied() else {
@@ -299,7 +324,10 @@ impl Results<'_> {
                 1 => self.refused(at, cell(text)),
                 _ => WriteResult::Failed(unprocessed()),
             };
-            self.found[at] = Some(result);
+            // Whatever else is said of it: what was written must not be sent again.
+            if !matches!(self.found[at], Some(WriteResult::Done { .. })) {
+                self.found[at] = Some(result);
+            }
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ pub(crate) struct Settings {
     pub(crate) bulk_header_every_page: bool,
     /// Times in a query job's results end in `Z`; off: in `+0000`, as elsewhere.
     pub(crate) bulk_zulu: bool,
-    /// Query jobs fail when they are worked on.
+    /// Jobs fail when they are worked on, ingest jobs half way.
     pub(crate) bulk_fail: bool,
     /// Query jobs per day.
     pub(crate) bulk_query_jobs: u64,

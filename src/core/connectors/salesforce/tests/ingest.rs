@@ -52,6 +52,7 @@ fn rows_say_what_to_empty_and_what_to_leave_alone() {
             B,
             &[
                 ("DoNotCall", FieldType::Boolean, None),
+                ("Title", FieldType::Text, Some(" ")),
                 ("At__c", FieldType::Time, Some("10:30:00.000")),
             ],
         ),
@@ -70,7 +71,7 @@ fn rows_say_what_to_empty_and_what_to_leave_alone() {
     let expected = format!(
         "\"Id\",\"LastName\",\"Title\",\"DoNotCall\",\"At__c\"\n\
          \"{A}\",\"O\"\"Neil,\nJr\",\"#N/A\",\"\",\"\"\n\
-         \"{B}\",\"\",\"\",\"false\",\"10:30:00.000Z\"\n"
+         \"{B}\",\"\",\"#N/A\",\"false\",\"10:30:00.000Z\"\n"
     );
     assert_eq!(rows(&upload), expected);
     let deletes = bulk().upload(&config(), "750x", WriteKind::Delete, None, &writes);
@@ -92,26 +93,60 @@ fn rows_say_what_to_empty_and_what_to_leave_alone() {
 #[test]
 fn writes_whose_rows_would_say_something_else_or_could_not_be_told_apart_do_not_fit() {
     let fits = |kind, unique, writes: &[Write]| bulk().fits(kind, unique, writes);
-    let plain = write(A, &[("Title", FieldType::Text, Some("x"))]);
-    assert!(fits(WriteKind::Update, None, std::slice::from_ref(&plain)));
-    let marker = write(B, &[("Title", FieldType::Text, Some("#N/A"))]);
-    assert!(!fits(WriteKind::Update, None, &[plain.clone(), marker]));
-    assert!(
-        !fits(WriteKind::Update, None, &[plain.clone(), plain]),
-        "twice the same record"
+    let titled = |id, title: &str| write(id, &[("Title", FieldType::Text, Some(title))]);
+    let writes = [
+        titled(A, "x"),
+        titled(B, "#N/A"),
+        titled(A, "twice the same record"),
+        titled(C, ""),
+    ];
+    assert_eq!(
+        fits(WriteKind::Update, None, &writes),
+        [true, false, false, true]
     );
-    assert!(
-        !fits(WriteKind::Create, None, &[create("k-1")]),
+    let unique = Some("pg_crm_sync_id__c");
+    let creates = [create("k-1")];
+    assert_eq!(
+        fits(WriteKind::Create, None, &creates),
+        [false],
         "nothing names the row"
     );
-    assert!(fits(
-        WriteKind::Create,
-        Some("pg_crm_sync_id__c"),
-        &[create("k-1")]
-    ));
-    let long = "x".repeat(4 << 20);
-    let large = [A, B].map(|id| write(id, &[("Title", FieldType::Text, Some(&long))]));
-    assert!(!fits(WriteKind::Update, None, &large));
+    assert_eq!(fits(WriteKind::Create, unique, &creates), [true]);
+}
+
+#[test]
+fn what_a_job_may_not_hold_goes_otherwise() {
+    let fits = |writes: &[Write]| bulk().fits(WriteKind::Update, None, writes);
+    // Salesforce counts characters, 32,000 a field and 400,000 a record.
+    let long = "ö".repeat(32_000);
+    let longer = "x".repeat(32_001);
+    let many: Vec<String> = (0..13).map(|n| format!("F{n}__c")).collect();
+    let cells: Vec<_> = (many.iter())
+        .map(|f| (f.as_str(), FieldType::Text, Some(&longer[1..])))
+        .collect();
+    let writes = [
+        write(A, &[("Title", FieldType::Text, Some(&long))]),
+        write(B, &[("Title", FieldType::Text, Some(&longer))]),
+        write(C, &cells),
+        write("003xx0000000004AAA", &cells[1..]),
+    ];
+    assert_eq!(fits(&writes), [true, false, false, true]);
+    // A field of its own for every row: each row has a cell for all of them.
+    let wide: Vec<Write> = (0..5_000)
+        .map(|n| {
+            write(
+                &format!("003xx{n:010}AAA"),
+                &[(&format!("F{n}__c"), FieldType::Text, Some("x"))],
+            )
+        })
+        .collect();
+    let taken = fits(&wide);
+    let fit: Vec<Write> = (wide.into_iter().zip(&taken))
+        .filter_map(|(w, t)| t.then_some(w))
+        .collect();
+    let upload = bulk().upload(&config(), "750x", WriteKind::Update, None, &fit);
+    assert!(fit.len() > 1_000 && fit.len() < 5_000);
+    assert!(upload.body.len() < 7 << 20, "{} bytes", upload.body.len());
 }
 
 #[test]
@@ -234,7 +269,12 @@ fn a_delete_of_what_is_gone_is_done() {
 #[test]
 fn results_that_are_no_table_are_asked_for_again() {
     let writes = [write(A, &[])];
-    for text in ["<html>\n</html>\n", "\"other\"\n\"x\"\n"] {
+    for text in [
+        "<html></html>",
+        "<html>\n</html>\n",
+        "\"other\"\n\"x\"\n",
+        "\"Id\"\n\"x\"\n",
+    ] {
         let refused = bulk().outcomes(WriteKind::Update, None, &writes, &[answer(200, text)]);
         assert_eq!(refused.unwrap_err().class, ErrorClass::Retry, "{text}");
     }

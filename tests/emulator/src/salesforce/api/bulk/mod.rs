@@ -311,8 +311,13 @@ fn advance(org: &State, job: &mut Job, now: i64) {
             } else {
                 at_work as f64 / work as f64
             };
+            let fails = org.settings().bulk_fail;
+            let share = if fails { share / 2.0 } else { share };
             ingest::run(org, ingest, &job.operation, &job.writer, share);
-            Ok(())
+            match done && fails {
+                true => Err(Error::bad("INTERNAL_ERROR", "The job failed")),
+                false => Ok(()),
+            }
         }
     };
     if let Err(error) = result {
