@@ -186,7 +186,7 @@ async fn after_kill_9_the_job_is_asked_and_nothing_is_sent_anew() {
         .admin("POST", "/_admin/salesforce/settings", Some(&state));
     arrived(&pair).await;
     assert_eq!(calls(&pair, "POST", "jobs/ingest"), 1);
-    assert_eq!(calls(&pair, "PUT", "jobs/ingest/{job}/batches"), 1);
+    assert_eq!(calls(&pair, "PUT", "jobs/ingest/{job}/{part}"), 1);
     assert_eq!(calls(&pair, "PATCH", "composite/sobjects"), 0);
 }
 
@@ -195,7 +195,7 @@ async fn kill_9_at_any_step_of_a_job_loses_nothing_and_makes_nothing_twice() {
     let mut pair = pair(json!({"bulk_work_ms": 200})).await;
     let steps = [
         ("POST", "jobs/ingest"),
-        ("PUT", "jobs/ingest/{job}/batches"),
+        ("PUT", "jobs/ingest/{job}/{part}"),
         ("PATCH", "jobs/ingest/{job}"),
         ("GET", "jobs/ingest/{job}"),
         ("GET", "jobs/ingest/{job}/{part}"),
