@@ -10,55 +10,11 @@ CREATE TABLE crm.standard_map (
     to_right    text NOT NULL DEFAULT 'identity',
     value_map   jsonb,
     match_order smallint,
+    value_map_back jsonb,
+    direction   text NOT NULL DEFAULT 'both' CHECK (direction IN ('both', 'to_left', 'to_right')),
     PRIMARY KEY (pair, left_field)
 );
 COMMENT ON TABLE crm.standard_map IS 'Field maps that crm.link starts from: left is HubSpot, right is Salesforce. Part of the extension; edit crm.field_map instead.';
-INSERT INTO crm.standard_map (pair, left_object, right_object, left_field, right_field, to_left, to_right, value_map, match_order)
-SELECT pair, left_object, right_object, left_field, right_field, coalesce(to_left, 'identity'), coalesce(to_right, 'identity'), value_map::jsonb, match_order
-FROM (VALUES
-    ('contact', 'contacts', 'Contact', 'email', 'Email', NULL, NULL, NULL, 1::smallint),
-    ('contact', 'contacts', 'Contact', 'firstname', 'FirstName', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'lastname', 'LastName', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'phone', 'Phone', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'mobilephone', 'MobilePhone', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'jobtitle', 'Title', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'address', 'MailingStreet', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'city', 'MailingCity', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'state', 'MailingState', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'zip', 'MailingPostalCode', NULL, NULL, NULL, NULL),
-    ('contact', 'contacts', 'Contact', 'country', 'MailingCountry', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'domain', 'Website', 'domain_of_url', 'url_of_domain', NULL, 1),
-    ('company', 'companies', 'Account', 'name', 'Name', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'phone', 'Phone', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'annualrevenue', 'AnnualRevenue', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'numberofemployees', 'NumberOfEmployees', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'description', 'Description', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'address', 'BillingStreet', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'city', 'BillingCity', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'state', 'BillingState', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'zip', 'BillingPostalCode', NULL, NULL, NULL, NULL),
-    ('company', 'companies', 'Account', 'country', 'BillingCountry', NULL, NULL, NULL, NULL),
-    ('deal', 'deals', 'Opportunity', 'dealname', 'Name', NULL, NULL, NULL, 1),
-    ('deal', 'deals', 'Opportunity', 'amount', 'Amount', NULL, NULL, NULL, NULL),
-    ('deal', 'deals', 'Opportunity', 'closedate', 'CloseDate', 'midnight_of', 'date_of', NULL, NULL),
-    ('deal', 'deals', 'Opportunity', 'description', 'Description', NULL, NULL, NULL, NULL),
-    ('deal', 'deals', 'Opportunity', 'dealstage', 'StageName', NULL, NULL,
-     '{"appointmentscheduled": "Prospecting", "qualifiedtobuy": "Qualification", "presentationscheduled": "Value Proposition",
-       "decisionmakerboughtin": "Id. Decision Makers", "contractsent": "Negotiation/Review", "closedwon": "Closed Won", "closedlost": "Closed Lost"}', NULL),
-    ('ticket', 'tickets', 'Case', 'subject', 'Subject', NULL, NULL, NULL, 1),
-    ('ticket', 'tickets', 'Case', 'content', 'Description', NULL, NULL, NULL, NULL),
-    ('ticket', 'tickets', 'Case', 'hs_ticket_priority', 'Priority', NULL, NULL, '{"LOW": "Low", "MEDIUM": "Medium", "HIGH": "High"}', NULL),
-    ('ticket', 'tickets', 'Case', 'hs_pipeline_stage', 'Status', NULL, NULL,
-     '{"1": "New", "2": "Working", "3": "Escalated", "4": "Closed"}', NULL),
-    -- Many tasks have one subject: they are made on the other side, not matched.
-    ('task', 'tasks', 'Task', 'hs_task_subject', 'Subject', NULL, NULL, NULL, NULL),
-    ('task', 'tasks', 'Task', 'hs_task_body', 'Description', NULL, NULL, NULL, NULL),
-    ('task', 'tasks', 'Task', 'hs_timestamp', 'ActivityDate', 'midnight_of', 'date_of', NULL, NULL),
-    ('task', 'tasks', 'Task', 'hs_task_priority', 'Priority', NULL, NULL, '{"LOW": "Low", "MEDIUM": "Normal", "HIGH": "High"}', NULL),
-    ('task', 'tasks', 'Task', 'hs_task_status', 'Status', NULL, NULL,
-     '{"NOT_STARTED": "Not Started", "IN_PROGRESS": "In Progress", "WAITING": "Waiting on someone else", "DEFERRED": "Deferred",
-       "COMPLETED": "Completed"}', NULL)
-) AS v (pair, left_object, right_object, left_field, right_field, to_left, to_right, value_map, match_order);
 
 -- Scripts of pg_dump switch this off; rows that they bring were checked when
 -- they were made, and the tables they refer to may come later. Anybody can
@@ -131,9 +87,10 @@ BEGIN
         RAISE EXCEPTION 'link "%" exists', name USING ERRCODE = '42710', DETAIL = 'Names of links are unique in a database.', HINT = 'Give another one: crm.link(left, right, name => …).';
     END IF;
     INSERT INTO crm.link (name, left_mirror, right_mirror) VALUES (link.name, l.id, r.id) RETURNING * INTO k;
-    INSERT INTO crm.field_map (link, left_field, right_field, direction, to_left, to_right, value_map, match_order)
+    INSERT INTO crm.field_map (link, left_field, right_field, direction, to_left, to_right, value_map, value_map_back, match_order)
     SELECT k.name, s.* FROM crm._standard_maps(k) s;
     GET DIAGNOSTICS n = ROW_COUNT;
+    PERFORM crm._standard_link_apply(k);
     INSERT INTO crm.conflict_policy (link, field, strategy) VALUES (k.name, '*', 'last_write_wins');
     IF n = 0 THEN
         RAISE NOTICE 'link "%" maps no field yet', k.name USING HINT = 'There is no standard map for these objects: INSERT INTO crm.field_map (link, left_field, right_field, match_order) VALUES (…).';
@@ -141,7 +98,7 @@ BEGIN
     PERFORM crm._wake();
     RETURN k.name;
 END $$;
-COMMENT ON FUNCTION crm.link(text, text, text) IS 'Links two mirrors (schema.table) with the standard field maps for the columns both have. Starts in shadow: shows what it would send, sends nothing until crm.go_live.';
+COMMENT ON FUNCTION crm.link(text, text, text) IS 'Links two mirrors (schema.table) with the standard field maps, scopes and defaults for the columns both have. Starts in shadow: shows what it would send, sends nothing until crm.go_live.';
 
 CREATE FUNCTION crm._pause_set(kind text, name text, value boolean) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

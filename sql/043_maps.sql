@@ -347,36 +347,3 @@ END $$;
 COMMENT ON FUNCTION crm._field_default_check() IS 'Checks a default against the mirror: field, type, choices.';
 CREATE TRIGGER field_default_check BEFORE INSERT OR UPDATE ON crm.field_default FOR EACH ROW EXECUTE FUNCTION crm._field_default_check();
 COMMENT ON TRIGGER field_default_check ON crm.field_default IS 'Refuses defaults that no record could be made with.';
-
-INSERT INTO crm.standard_map (pair, left_object, right_object, left_field, right_field, value_map, match_order)
-SELECT 'lead', 'contacts', 'Lead', l, r, v::jsonb, m::smallint FROM (VALUES
-    ('email', 'Email', NULL, 1), ('firstname', 'FirstName', NULL, NULL), ('lastname', 'LastName', NULL, NULL), ('phone', 'Phone', NULL, NULL),
-    ('mobilephone', 'MobilePhone', NULL, NULL), ('jobtitle', 'Title', NULL, NULL), ('company', 'Company', NULL, NULL), ('website', 'Website', NULL, NULL),
-    ('address', 'Street', NULL, NULL), ('city', 'City', NULL, NULL), ('state', 'State', NULL, NULL), ('zip', 'PostalCode', NULL, NULL), ('country', 'Country', NULL, NULL)
-) AS x (l, r, v, m);
-
-CREATE FUNCTION crm._standard_maps(k crm.link)
-RETURNS TABLE (left_field text, right_field text, direction text, to_left text, to_right text, value_map jsonb, match_order smallint)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    WITH sides AS (
-        SELECT lm.object AS lo, rm.object AS ro, ls.server_type AS lt, rs.server_type AS rt
-        FROM crm.mirror lm JOIN crm._server ls ON ls.server = lm.server, crm.mirror rm JOIN crm._server rs ON rs.server = rm.server
-        WHERE lm.id = k.left_mirror AND rm.id = k.right_mirror
-    ), maps AS (
-        SELECT s.left_field AS lf, s.right_field AS rf, s.to_left, s.to_right, s.value_map, s.match_order
-        FROM crm.standard_map s, sides d
-        WHERE d.lt = 'hubspot' AND d.rt = 'salesforce' AND s.left_object = d.lo AND s.right_object = d.ro
-        UNION ALL
-        SELECT s.right_field, s.left_field, s.to_right, s.to_left,
-               (SELECT jsonb_object_agg(e.v, e.f) FROM jsonb_each_text(s.value_map) AS e (f, v)), s.match_order
-        FROM crm.standard_map s, sides d
-        WHERE d.rt = 'hubspot' AND d.lt = 'salesforce' AND s.left_object = d.ro AND s.right_object = d.lo
-    )
-    SELECT m.lf, m.rf, CASE WHEN l.read_only THEN 'to_right' WHEN r.read_only THEN 'to_left' ELSE 'both' END,
-           m.to_left, m.to_right, m.value_map, m.match_order
-    FROM maps m
-    JOIN crm.mirror_column l ON l.mirror = k.left_mirror AND l.field = m.lf
-    JOIN crm.mirror_column r ON r.mirror = k.right_mirror AND r.field = m.rf
-    WHERE NOT (l.read_only AND r.read_only) AND crm._map_problem(l, r, m.to_left, m.to_right) IS NULL
-$$;
-COMMENT ON FUNCTION crm._standard_maps(crm.link) IS 'Standard maps of a link for the columns that both mirrors have, whichever side is left.';

@@ -228,6 +228,11 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
            format('New rows of %s are made over link "%s" too: give each link a left_scope, so that every row belongs to one.', crm._table_of(k.left_mirror), o.name)
     FROM crm.link o JOIN crm.mirror a ON a.id = o.right_mirror JOIN crm.mirror b ON b.id = k.right_mirror
     WHERE o.id <> k.id AND o.left_mirror = k.left_mirror AND a.server = b.server AND o.create_right AND k.create_right AND (o.left_scope IS NULL OR k.left_scope IS NULL)
+    UNION ALL
+    SELECT 'two targets', crm._table_of(k.right_mirror), NULL, NULL, ARRAY[o.name],
+           format('New rows of %s are made over link "%s" too: give each link a right_scope, so that every row belongs to one.', crm._table_of(k.right_mirror), o.name)
+    FROM crm.link o JOIN crm.mirror a ON a.id = o.left_mirror JOIN crm.mirror b ON b.id = k.left_mirror
+    WHERE o.id <> k.id AND o.right_mirror = k.right_mirror AND a.server = b.server AND o.create_left AND k.create_left AND (o.right_scope IS NULL OR k.right_scope IS NULL)
 $$;
 COMMENT ON FUNCTION crm._check_link(crm.link) IS 'What is wrong with a link whatever its rows hold.';
 

@@ -56,9 +56,14 @@ extension_sql_file!(
     requires = ["matching"]
 );
 extension_sql_file!(
+    "../sql/047_presets.sql",
+    name = "presets",
+    requires = ["check_mapping"]
+);
+extension_sql_file!(
     "../sql/048_stamps.sql",
     name = "stamps",
-    requires = ["check_mapping"]
+    requires = ["presets"]
 );
 extension_sql_file!(
     "../sql/050_delivery.sql",

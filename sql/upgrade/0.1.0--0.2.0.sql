@@ -29,6 +29,8 @@ ALTER TABLE crm.field_map
     ADD COLUMN unique_key boolean NOT NULL DEFAULT false;
 UPDATE crm.link SET on_left_delete = on_delete, on_right_delete = on_delete;
 ALTER TABLE crm.link DROP COLUMN on_delete;
+-- done: CREATE TABLE crm.standard_map (
+ALTER TABLE crm.standard_map ADD COLUMN value_map_back jsonb, ADD COLUMN direction text NOT NULL DEFAULT 'both' CHECK (direction IN ('both', 'to_left', 'to_right'));
 -- done: CREATE TABLE crm.conflict_policy (
 ALTER TABLE crm.conflict_policy ADD COLUMN function text, ADD COLUMN min_score numeric CHECK (min_score >= 0 AND min_score <= 1);
 -- done: CREATE TABLE crm.policy_history (

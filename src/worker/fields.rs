@@ -215,6 +215,7 @@ fn placed<'m>(
         default: None,
         field: None,
     };
+    let mut mapped = false;
     for link in links {
         let is_right = link.right_mirror == mirror.id;
         if !is_right && link.left_mirror != mirror.id {
@@ -227,14 +228,23 @@ fn placed<'m>(
         else {
             continue;
         };
-        (out.inbound, out.outbound) = match (map.direction.as_str(), is_right) {
+        let flows = match (map.direction.as_str(), is_right) {
             ("to_right", true) | ("to_left", false) => (false, true),
             ("to_right", false) | ("to_left", true) => (true, false),
             _ => (true, true),
         };
-        if is_right {
-            out.to_side = transform(world, &map.to_right, &Words::of(map, false));
-            out.from_side = transform(world, &map.to_left, &Words::of(map, true));
+        // What flows over one of several links flows; their other ends say the rest.
+        (out.inbound, out.outbound) = match mapped {
+            true => (out.inbound || flows.0, out.outbound || flows.1),
+            false => flows,
+        };
+        mapped = true;
+        let forth = transform(world, &map.to_right, &Words::of(map, false));
+        let back = transform(world, &map.to_left, &Words::of(map, true));
+        match (is_right, spelled_by_right(links, link, map)) {
+            (true, false) => (out.to_side, out.from_side) = (forth, back),
+            (false, true) => (out.to_side, out.from_side) = (back, forth),
+            _ => {}
         }
         let own_default = match is_right {
             true => &map.default_right,
@@ -264,6 +274,28 @@ fn placed<'m>(
         out.field = out.field.or(there);
     }
     out
+}
+
+/// Whose spelling the group's value has: the left side's, as a rule. Where several
+/// kinds of object meet in one field on the right (tasks and calls in one object),
+/// each with words of its own, it is the right side's.
+fn spelled_by_right(links: &[LinkRow], link: &LinkRow, map: &FieldMapRow) -> bool {
+    let ends = |mirror: i32| {
+        let of = |l: &&LinkRow| l.left_mirror == mirror || l.right_mirror == mirror;
+        links.iter().filter(of).count()
+    };
+    let rivals: Vec<&LinkRow> = links
+        .iter()
+        .filter(|l| l.right_mirror == link.right_mirror)
+        .collect();
+    let otherwise = |l: &&LinkRow| {
+        let theirs = l.maps.iter().find(|m| m.right_field == map.right_field);
+        theirs.is_some_and(|m| {
+            (&m.to_left, &m.to_right) != (&map.to_left, &map.to_right)
+                || (&m.value_map, &m.value_map_back) != (&map.value_map, &map.value_map_back)
+        })
+    };
+    rivals.iter().all(|l| ends(l.left_mirror) == 1) && rivals.iter().any(otherwise)
 }
 
 /// A value map in one direction.

@@ -181,9 +181,9 @@ impl World {
                 .filter(|l| mirrors.contains(&l.left_mirror))
                 .cloned()
                 .collect();
-            // The left side of the first link names the fields of the group.
             if let Some(first) = own.first() {
-                mirrors.sort_by_key(|m| (*m != first.left_mirror, *m));
+                mirrors = along_links(&own, first.left_mirror);
+                mirrors.retain(|m| self.mirrors.contains_key(m));
             }
             let info = self.group_of(root, &mirrors, own, policies);
             let index = self.groups.len();
@@ -235,6 +235,28 @@ impl World {
         info.policy = policies.of(&info, &self.mirrors);
         info
     }
+}
+
+/// The mirrors of a group in an order in which each but the first has a link to one
+/// before it: that is how its columns find their fields. The left side of the first
+/// link names the fields of the group.
+fn along_links(links: &[LinkRow], first: i32) -> Vec<i32> {
+    let mut order = vec![first];
+    let mut at = 0;
+    while let Some(&from) = order.get(at) {
+        for link in links {
+            for (one, other) in [
+                (link.left_mirror, link.right_mirror),
+                (link.right_mirror, link.left_mirror),
+            ] {
+                if one == from && !order.contains(&other) {
+                    order.push(other);
+                }
+            }
+        }
+        at += 1;
+    }
+    order
 }
 
 /// Parses our name of a field type.

@@ -4,15 +4,27 @@
 use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
 use serde_json::{Value, json};
 
-const HUBSPOT: [&str; 6] = [
+#[path = "objects/edits.rs"]
+mod edits;
+
+use edits::{Edit, HUBSPOT_EDITS, SALESFORCE_EDITS};
+
+const HUBSPOT: [&str; 13] = [
     "contacts",
     "companies",
     "deals",
     "tickets",
     "tasks",
+    "meetings",
+    "calls",
+    "notes",
+    "emails",
+    "products",
+    "line_items",
+    "leads",
     "p62515_subscriptions",
 ];
-const SALESFORCE: [&str; 8] = [
+const SALESFORCE: [&str; 12] = [
     "Account",
     "Contact",
     "Lead",
@@ -21,7 +33,13 @@ const SALESFORCE: [&str; 8] = [
     "Task",
     "User",
     "Subscription__c",
+    "Event",
+    "Product2",
+    "PricebookEntry",
+    "OpportunityLineItem",
 ];
+/// No event tells of their changes, or not of all: polls do.
+const POLLED: [&str; 3] = ["emails", "PricebookEntry", "OpportunityLineItem"];
 
 async fn small() -> Pair {
     Pair::start(PairOptions {
@@ -35,6 +53,13 @@ async fn small() -> Pair {
 async fn everything(crm: &str, objects: &[&str]) -> Pair {
     let pair = small().await;
     pair.import(crm, objects).await;
+    for object in POLLED.iter().filter(|o| objects.contains(o)) {
+        pair.db
+            .exec(&format!(
+                "SELECT crm.import('{crm}', ARRAY['{object}'], into_schema => '{crm}', poll_interval => '2 seconds')"
+            ))
+            .await;
+    }
     pair.backfilled().await;
     pair
 }
@@ -137,116 +162,6 @@ async fn every_salesforce_object_is_copied_whole_and_travels_both_ways() {
     read_only_refuses(&pair).await;
 }
 
-/// Object, a field to edit with what a person and what SQL write there, and a new record in SQL.
-struct Edit {
-    object: &'static str,
-    field: &'static str,
-    by_person: &'static str,
-    by_sql: &'static str,
-    columns: &'static str,
-    row: &'static str,
-}
-
-const fn edit(
-    object: &'static str,
-    (field, by_person, by_sql): (&'static str, &'static str, &'static str),
-    columns: &'static str,
-    row: &'static str,
-) -> Edit {
-    Edit {
-        object,
-        field,
-        by_person,
-        by_sql,
-        columns,
-        row,
-    }
-}
-
-const HUBSPOT_EDITS: [Edit; 6] = [
-    edit(
-        "contacts",
-        ("city", "Bath", "Wells"),
-        "email, lastname",
-        "'new.person@example.com', 'New'",
-    ),
-    edit(
-        "companies",
-        ("annualrevenue", "1250000.5", "7"),
-        "name, domain",
-        "'New Ltd', 'new-ltd.example'",
-    ),
-    edit(
-        "deals",
-        ("amount", "99.95", "100.5"),
-        "dealname, pipeline, dealstage, closedate",
-        "'New deal', 'default', 'qualifiedtobuy', '2027-01-31 12:00Z'",
-    ),
-    edit(
-        "tickets",
-        ("subject", "It arrived", "It arrived late"),
-        "subject, hs_pipeline, hs_pipeline_stage",
-        "'New ticket', '0', '1'",
-    ),
-    edit(
-        "tasks",
-        ("hs_task_status", "COMPLETED", "WAITING"),
-        "hs_task_subject, hs_timestamp",
-        "'New task', '2027-01-31 12:00Z'",
-    ),
-    edit(
-        "p62515_subscriptions",
-        ("seats", "12", "13"),
-        "subscription_name, start_date, auto_renew",
-        "'New subscription', '2027-01-31', true",
-    ),
-];
-
-const SALESFORCE_EDITS: [Edit; 7] = [
-    edit(
-        "Account",
-        ("Website", "https://a.example", "https://b.example"),
-        "name",
-        "'New Ltd'",
-    ),
-    edit(
-        "Contact",
-        ("Title", "Poet", "Critic"),
-        "lastname, email",
-        "'New', 'new.person@example.com'",
-    ),
-    edit(
-        "Lead",
-        ("Title", "Poet", "Critic"),
-        "lastname, company",
-        "'New', 'New Ltd'",
-    ),
-    edit(
-        "Opportunity",
-        ("Amount", "99.95", "100.5"),
-        "name, stagename, closedate",
-        "'New deal', 'Prospecting', '2027-01-31'",
-    ),
-    edit(
-        "Case",
-        ("Subject", "It arrived", "It arrived late"),
-        "subject",
-        "'New case'",
-    ),
-    edit(
-        "Task",
-        ("Subject", "Call back", "Call again"),
-        "subject, status, priority",
-        "'New task', 'Not Started', 'Normal'",
-    ),
-    edit(
-        "Subscription__c",
-        ("Name", "Gold", "Silver"),
-        "name",
-        "'New subscription'",
-    ),
-];
-
 fn like(there: Option<String>, wanted: &str) -> bool {
     let number = |text: &str| text.parse::<f64>().ok();
     there.is_some_and(|t| t == wanted || (number(&t).is_some() && number(&t) == number(wanted)))
@@ -330,10 +245,23 @@ async fn columns_have_the_types_that_queries_need() {
     let pair = small().await;
     pair.import(
         "hubspot",
-        &["contacts", "deals", "tickets", "p62515_subscriptions"],
+        &[
+            "contacts",
+            "deals",
+            "tickets",
+            "p62515_subscriptions",
+            "calls",
+            "meetings",
+            "notes",
+            "products",
+        ],
     )
     .await;
-    pair.import("salesforce", &["Contact", "Opportunity"]).await;
+    pair.import(
+        "salesforce",
+        &["Contact", "Opportunity", "Event", "OpportunityLineItem"],
+    )
+    .await;
     let expected = [
         ("hubspot.deals", "amount", "numeric"),
         ("hubspot.deals", "closedate", "timestamp with time zone"),
@@ -343,6 +271,17 @@ async fn columns_have_the_types_that_queries_need() {
         ("hubspot.p62515_subscriptions", "auto_renew", "boolean"),
         ("hubspot.p62515_subscriptions", "start_date", "date"),
         ("hubspot.p62515_subscriptions", "monthly_price", "numeric"),
+        ("hubspot.calls", "hs_call_duration", "numeric"),
+        (
+            "hubspot.meetings",
+            "hs_meeting_end_time",
+            "timestamp with time zone",
+        ),
+        ("hubspot.notes", "hs_attachment_ids", "text[]"),
+        ("hubspot.products", "price", "numeric"),
+        ("salesforce.event", "isalldayevent", "boolean"),
+        ("salesforce.event", "activitydate", "date"),
+        ("salesforce.opportunitylineitem", "quantity", "numeric"),
         ("salesforce.opportunity", "amount", "numeric"),
         ("salesforce.opportunity", "closedate", "date"),
         ("salesforce.opportunity", "isclosed", "boolean"),

@@ -49,6 +49,13 @@ pub(crate) enum Kind {
     Ticket,
     Task,
     Subscription,
+    Meeting,
+    Call,
+    Note,
+    Email,
+    Product,
+    LineItem,
+    SalesLead,
 }
 
 /// Parameters of the base data.
@@ -131,7 +138,7 @@ impl People {
         match kind {
             Kind::Person => self.contacts,
             Kind::Deal => self.contacts / 5,
-            Kind::Company | Kind::Ticket | Kind::Task | Kind::Subscription => self.contacts / 10,
+            _ => self.contacts / 10,
         }
     }
 

@@ -384,3 +384,45 @@ async fn a_write_is_found_by_search_only_after_the_lag() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn activities_products_and_leads_are_objects_like_others() {
+    let emulator = Emulator::start(&["--rate-limits", "off"]);
+    for (name, type_id) in [
+        ("notes", "0-46"),
+        ("meetings", "0-47"),
+        ("calls", "0-48"),
+        ("emails", "0-49"),
+        ("products", "0-7"),
+        ("line_items", "0-8"),
+        ("leads", "0-136"),
+    ] {
+        let base = "/crm/v3/objects";
+        let listed = emulator.get(&format!("{base}/{name}?limit=100")).await;
+        assert_eq!(
+            listed.body["results"].as_array().unwrap().len(),
+            5,
+            "{name}"
+        );
+        let one = emulator.get(&format!("{base}/{type_id}/1")).await;
+        assert_eq!(one.body["id"], "1", "{name}");
+        let found = emulator
+            .post(&format!("{base}/{name}/search"), json!({"limit": 1}))
+            .await;
+        assert_eq!(found.body["total"], 5, "{name}");
+    }
+    // An activity without its time is refused; one with it may be tied to a contact at once.
+    let notes = "/crm/v3/objects/notes";
+    let new = json!({"properties": {"hs_note_body": "Rang twice"}});
+    assert_eq!(emulator.post(notes, new).await.status, 400);
+    let new = json!({"properties": {"hs_note_body": "Rang twice", "hs_timestamp": "2027-01-31T12:00:00Z"},
+        "associations": [{"to": {"id": "1"}, "types": [{"associationCategory": "HUBSPOT_DEFINED", "associationTypeId": 202}]}]});
+    let note = emulator.post(notes, new).await;
+    assert_eq!(note.status, 201, "{}", note.body);
+    let id = note.body["id"].as_str().unwrap();
+    let read = emulator
+        .get(&format!("{notes}/{id}?associations=contacts"))
+        .await;
+    let tied = &read.body["associations"]["contacts"]["results"][0];
+    assert_eq!(tied, &json!({"id": "1", "type": "note_to_contact"}));
+}

@@ -351,3 +351,42 @@ async fn a_skewed_clock_dates_events_and_stamps() {
     let ahead = event["occurredAt"].as_i64().unwrap() - now["now_ms"].as_i64().unwrap();
     assert!((0..60_000).contains(&ahead), "{ahead}");
 }
+
+#[tokio::test]
+async fn activities_have_generic_events_only_and_an_emails_subject_has_none() {
+    let edit = |object: &str, fields: Value| json!({"object": object, "id": "1", "fields": fields});
+    let (emulator, receiver) = connected(&["--webhook-shape", "both"]).await;
+    let subject = json!({"hs_email_subject": "Offer"});
+    emulator
+        .admin("hubspot/edit", edit("emails", subject))
+        .await;
+    emulator
+        .admin(
+            "hubspot/edit",
+            edit("calls", json!({"hs_call_title": "Offer"})),
+        )
+        .await;
+    emulator
+        .admin("hubspot/edit", edit("products", json!({"hs_sku": "S-1-B"})))
+        .await;
+    let events = receiver.expect(3).await;
+    let mut kinds: Vec<String> = events
+        .iter()
+        .map(|e| {
+            format!(
+                "{} {}",
+                e["subscriptionType"].as_str().unwrap(),
+                e["propertyName"].as_str().unwrap()
+            )
+        })
+        .collect();
+    kinds.sort();
+    assert_eq!(
+        kinds,
+        [
+            "object.propertyChange hs_call_title",
+            "object.propertyChange hs_sku",
+            "product.propertyChange hs_sku",
+        ]
+    );
+}

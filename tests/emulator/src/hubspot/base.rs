@@ -21,6 +21,9 @@ pub(crate) enum Source {
     Choice,
     Date,
     DateTime,
+    /// The same instant for all such properties of a record, or an hour later.
+    Starts,
+    Ends,
     Owner,
     /// A field of the person, company or deal.
     Field(Field),
@@ -62,6 +65,8 @@ impl Source {
             "pick" => return Source::Choice,
             "date" => return Source::Date,
             "datetime" => return Source::DateTime,
+            "starts" => return Source::Starts,
+            "ends" => return Source::Ends,
             "owner" => return Source::Owner,
             "first" => Field::First,
             "last" => Field::Last,
@@ -113,7 +118,7 @@ impl Subject {
             }
             Kind::Company => Subject::Company(people.company(n, Home::Common)),
             Kind::Deal => Subject::Deal(people.deal(n)),
-            Kind::Ticket | Kind::Task | Kind::Subscription => Subject::Other,
+            _ => Subject::Other,
         }
     }
 }
@@ -199,6 +204,12 @@ pub(crate) fn push_base(
             out.truncate(out.len() - ".000Z".len());
             out.push(b'Z');
         }
+        Source::Starts | Source::Ends => {
+            let hour = people.draw(kind, n, 0, 8_000) + u64::from(property.source == Source::Ends);
+            push_iso(out, FIRST_MS + hour as i64 * 3_600_000);
+            out.truncate(out.len() - ".000Z".len());
+            out.push(b'Z');
+        }
         Source::Owner => push_number(out, super::directory::owner_id(draw(3)), 1),
         Source::Field(field) => return push_field(*field, n, subject, property, out),
     }
@@ -220,6 +231,7 @@ fn push_field(
             let text: &[u8] = match field {
                 Field::Subject => b"About order ",
                 Field::Number => b"S-",
+                Field::Name => b"Part ",
                 _ => return false,
             };
             out.extend_from_slice(text);

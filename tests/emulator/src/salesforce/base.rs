@@ -32,6 +32,9 @@ fn kind(obj: Obj) -> Option<Kind> {
         Obj::Case | Obj::Lead => Some(Kind::Ticket),
         Obj::Task => Some(Kind::Task),
         Obj::Subscription => Some(Kind::Subscription),
+        Obj::Event => Some(Kind::Meeting),
+        Obj::Product | Obj::Price => Some(Kind::Product),
+        Obj::LineItem => Some(Kind::LineItem),
         Obj::User => None,
     }
 }
@@ -293,6 +296,21 @@ impl<'a> Gen<'a> {
     /// The contact a case, task or subscription is about.
     pub(crate) fn contact(&self) -> Value {
         refer(Obj::Contact, self.whom())
+    }
+
+    /// The opportunity that a line item belongs to.
+    pub(crate) fn opportunity(&self) -> Value {
+        refer(Obj::Opportunity, self.n)
+    }
+
+    /// The product of a price, and of a line item.
+    pub(crate) fn product(&self) -> Value {
+        refer(Obj::Product, self.n)
+    }
+
+    /// The price of a line item.
+    pub(crate) fn price(&self) -> Value {
+        refer(Obj::Price, self.n)
     }
 
     pub(crate) fn deal_name(&self) -> Value {

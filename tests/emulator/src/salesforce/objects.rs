@@ -2,6 +2,7 @@
 //! Salesforce's own documentation of `AccountChangeEvent`, custom fields last.
 
 use super::base::Gen;
+use super::sales_objects::{event, line_item, price, product};
 use super::schema::{Field, Kind, Obj, Object, Schema, flag};
 use super::value::Value;
 use super::work_objects::{case, opportunity, subscription, task, user};
@@ -415,6 +416,20 @@ pub(crate) fn schema(external_id: bool) -> Schema {
                 "Subscription",
                 "Subscriptions",
                 subscription(),
+            ),
+            finish(Obj::Event, "Event", "Events", event()),
+            finish(Obj::Product, "Product", "Products", product()),
+            finish(
+                Obj::Price,
+                "Price Book Entry",
+                "Price Book Entries",
+                price(),
+            ),
+            finish(
+                Obj::LineItem,
+                "Opportunity Product",
+                "Opportunity Product",
+                line_item(),
             ),
         ],
     }

@@ -15,11 +15,15 @@ pub(crate) enum Obj {
     Task,
     User,
     Subscription,
+    Event,
+    Product,
+    Price,
+    LineItem,
 }
 
 impl Obj {
     /// All objects, in the order of their numbers.
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 12] = [
         Self::Account,
         Self::Contact,
         Self::Lead,
@@ -28,6 +32,10 @@ impl Obj {
         Self::Task,
         Self::User,
         Self::Subscription,
+        Self::Event,
+        Self::Product,
+        Self::Price,
+        Self::LineItem,
     ];
 
     /// API name.
@@ -41,6 +49,10 @@ impl Obj {
             Self::Task => "Task",
             Self::User => "User",
             Self::Subscription => "Subscription__c",
+            Self::Event => "Event",
+            Self::Product => "Product2",
+            Self::Price => "PricebookEntry",
+            Self::LineItem => "OpportunityLineItem",
         }
     }
 
@@ -55,6 +67,10 @@ impl Obj {
             Self::Task => b"00T",
             Self::User => b"005",
             Self::Subscription => b"a00",
+            Self::Event => b"00U",
+            Self::Product => b"01t",
+            Self::Price => b"01u",
+            Self::LineItem => b"00k",
         }
     }
 
@@ -69,6 +85,11 @@ impl Obj {
             Some(stem) => format!("{stem}__ChangeEvent"),
             None => format!("{}ChangeEvent", self.name()),
         }
+    }
+
+    /// Whether Change Data Capture offers it; the others must be polled.
+    pub(crate) const fn streams(self) -> bool {
+        !matches!(self, Self::Price | Self::LineItem)
     }
 
     /// Whether an administrator made it.

@@ -1,13 +1,13 @@
 //! Writes. A transaction holds the store, can take back what it did, and raises its change events when it commits.
 
 use super::State;
+use super::derive::{defaults, derive};
 use super::error::Error;
 use super::ids::SfId;
-use super::schema::{Field, Kind, Obj, Object, at, flag};
+use super::schema::{Obj, Object, at, flag};
 use super::store::{Hit, Row, Store};
 use super::validate::{self, Mode, Values};
 use super::value::Value;
-use super::work_objects;
 use std::sync::{Arc, RwLockWriteGuard};
 
 /// What happened to a record.
@@ -403,76 +403,4 @@ fn duplicates_detected(obj: Obj, found: &[Hit]) -> Error {
     // The misspelling is Salesforce's.
     error.extra = Some(Box::new(("duplicateResut", result)));
     error
-}
-
-/// A new record before the caller's values.
-fn defaults(object: &Object) -> Vec<Value> {
-    let value = |field: &Field| match (field.kind, field.name) {
-        (Kind::Boolean, _) => Value::Bool(false),
-        (_, "Status") => Value::text(field.picklist.first().copied().unwrap_or_default()),
-        (_, "Priority") => Value::text(field.picklist.get(1).copied().unwrap_or_default()),
-        _ => Value::Null,
-    };
-    object.fields.iter().map(value).collect()
-}
-
-/// Fields that follow from others.
-fn derive(object: &Object, row: &mut [Value], now: i64, old: Option<&[Value]>) {
-    let text = |row: &[Value], name: &str| {
-        object
-            .index(name)
-            .and_then(|at| row[at].as_text().map(str::to_owned))
-            .unwrap_or_default()
-    };
-    let set = |row: &mut [Value], name: &str, value: Value| {
-        if let Some(at) = object.index(name) {
-            row[at] = value;
-        }
-    };
-    match object.obj {
-        Obj::Contact | Obj::Lead | Obj::User => {
-            let full = format!("{} {}", text(row, "FirstName"), text(row, "LastName"));
-            set(row, "Name", Value::text(full.trim()));
-        }
-        Obj::Opportunity => {
-            let stage = text(row, "StageName");
-            set(row, "IsClosed", Value::Bool(stage.starts_with("Closed")));
-            set(row, "IsWon", Value::Bool(stage == "Closed Won"));
-            let (Some(probability), Some(at)) =
-                (object.index("Probability"), object.index("StageName"))
-            else {
-                return;
-            };
-            let moved =
-                old.is_some_and(|old| old[at] != row[at] && old[probability] == row[probability]);
-            if moved || row[probability].is_null() {
-                row[probability] = work_objects::probability(&stage);
-            }
-        }
-        Obj::Case => {
-            let closed = text(row, "Status") == "Closed";
-            set(row, "IsClosed", Value::Bool(closed));
-            if let Some(at) = object.index("ClosedDate")
-                && closed == row[at].is_null()
-            {
-                row[at] = if closed {
-                    Value::DateTime(now)
-                } else {
-                    Value::Null
-                };
-            }
-        }
-        Obj::Task => {
-            let done = text(row, "Status") == "Completed";
-            set(row, "IsClosed", Value::Bool(done));
-        }
-        Obj::Subscription => {
-            if text(row, "Name").is_empty()
-                && let Some(id) = row[at::ID].as_id()
-            {
-                set(row, "Name", Value::text(&id.to_string()));
-            }
-        }
-        Obj::Account => {}
-    }
 }

@@ -333,6 +333,18 @@ pub(crate) fn required(object: &Object, row: &[Value]) -> Result<(), Error> {
         .filter(|(index, field)| field.has(flag::REQUIRED) && row[*index].is_null())
         .map(|(_, field)| field.name)
         .collect();
+    let empty = |name: &str| object.index(name).is_some_and(|at| row[at].is_null());
+    let missing = match object.obj {
+        // A meeting needs a start, and an end or a length: what it has of them, the others follow from.
+        Obj::Event if empty("StartDateTime") || empty("EndDateTime") => {
+            vec!["DurationInMinutes", "ActivityDateTime"]
+        }
+        Obj::LineItem if missing.is_empty() && empty("PricebookEntryId") && empty("Product2Id") => {
+            let message = "field integrity exception: PricebookEntryId, unknown (versions 3.0 and higher must specify pricebook entry id, others must specify product id)";
+            return Err(Error::bad("FIELD_INTEGRITY_EXCEPTION", message).on(&["PricebookEntryId"]));
+        }
+        _ => missing,
+    };
     if missing.is_empty() {
         return Ok(());
     }

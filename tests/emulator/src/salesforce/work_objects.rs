@@ -145,6 +145,18 @@ pub(super) fn task() -> Vec<Field> {
         owner(),
         field("Description", Kind::TextArea, 32_000, NONE),
         flagged("IsClosed", |_| Value::Bool(false)).read_only(),
+        // Told when a task is made, and the same from then on.
+        pick(
+            "TaskSubtype",
+            &["Task", "Email", "ListEmail", "Cadence", "Call"],
+            |_| Value::text("Task"),
+        )
+        .without(flag::UPDATE)
+        .with(flag::RESTRICTED | flag::DEFAULTED),
+        pick("Type", &["Call", "Email", "Meeting", "Other"], NONE),
+        number("CallDurationInSeconds", Kind::Int, 8, 0, NONE),
+        text("CallDisposition", 255, NONE),
+        pick("CallType", &["Internal", "Inbound", "Outbound"], NONE).with(flag::RESTRICTED),
     ]);
     fields
 }

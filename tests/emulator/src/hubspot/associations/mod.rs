@@ -67,11 +67,13 @@ fn base_links(people: &People, id_base: u64, from: usize, id: u64, to: usize) ->
         (Kind::Company, Kind::Deal) => ((n - 1) * 2 + 1..=n * 2 + 2)
             .filter(|d| *d <= people.count(Kind::Deal) && people.deal(*d).company == n)
             .collect(),
-        // The nth ticket, task and subscription belong to the first person of company n.
-        (Kind::Ticket | Kind::Task | Kind::Subscription, Kind::Person) => vec![(n - 1) * 10 + 1],
-        (Kind::Person, Kind::Ticket | Kind::Task | Kind::Subscription) if n % 10 == 1 => {
-            vec![(n - 1) / 10 + 1]
-        }
+        // The nth line item belongs to the nth deal.
+        (Kind::LineItem, Kind::Deal) | (Kind::Deal, Kind::LineItem) => vec![n],
+        (Kind::LineItem | Kind::Product, _) | (_, Kind::LineItem | Kind::Product) => Vec::new(),
+        // The nth ticket, task, subscription and so on belong to the first person of company n.
+        (Kind::Person, Kind::Person) => Vec::new(),
+        (_, Kind::Person) => vec![(n - 1) * 10 + 1],
+        (Kind::Person, _) if n % 10 == 1 => vec![(n - 1) / 10 + 1],
         _ => Vec::new(),
     };
     for number in numbers {

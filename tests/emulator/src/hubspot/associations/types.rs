@@ -34,9 +34,15 @@ const COMPANY: usize = 1;
 const DEAL: usize = 2;
 const TICKET: usize = 3;
 const TASK: usize = 4;
+const MEETING: usize = 5;
+const CALL: usize = 6;
+const NOTE: usize = 7;
+const EMAIL: usize = 8;
+const LINE_ITEM: usize = 10;
 
 /// From, to, id of the plain type, id of the primary type (0: none).
-const DEFINED: [(usize, usize, u64, u64); 20] = [
+#[rustfmt::skip]
+const DEFINED: [(usize, usize, u64, u64); 54] = [
     (CONTACT, COMPANY, 279, 1),
     (COMPANY, CONTACT, 280, 2),
     (DEAL, CONTACT, 3, 0),
@@ -57,6 +63,40 @@ const DEFINED: [(usize, usize, u64, u64); 20] = [
     (COMPANY, TASK, 191, 0),
     (DEAL, TASK, 215, 0),
     (TICKET, TASK, 229, 0),
+    (NOTE, CONTACT, 202, 0),
+    (CONTACT, NOTE, 201, 0),
+    (NOTE, COMPANY, 190, 0),
+    (COMPANY, NOTE, 189, 0),
+    (NOTE, DEAL, 214, 0),
+    (DEAL, NOTE, 213, 0),
+    (NOTE, TICKET, 228, 0),
+    (TICKET, NOTE, 227, 0),
+    (EMAIL, CONTACT, 198, 0),
+    (CONTACT, EMAIL, 197, 0),
+    (EMAIL, COMPANY, 186, 0),
+    (COMPANY, EMAIL, 185, 0),
+    (EMAIL, DEAL, 210, 0),
+    (DEAL, EMAIL, 209, 0),
+    (EMAIL, TICKET, 224, 0),
+    (TICKET, EMAIL, 223, 0),
+    (MEETING, CONTACT, 200, 0),
+    (CONTACT, MEETING, 199, 0),
+    (MEETING, COMPANY, 188, 0),
+    (COMPANY, MEETING, 187, 0),
+    (MEETING, DEAL, 212, 0),
+    (DEAL, MEETING, 211, 0),
+    (MEETING, TICKET, 226, 0),
+    (TICKET, MEETING, 225, 0),
+    (CALL, CONTACT, 194, 0),
+    (CONTACT, CALL, 193, 0),
+    (CALL, COMPANY, 182, 0),
+    (COMPANY, CALL, 181, 0),
+    (CALL, DEAL, 206, 0),
+    (DEAL, CALL, 205, 0),
+    (CALL, TICKET, 220, 0),
+    (TICKET, CALL, 219, 0),
+    (DEAL, LINE_ITEM, 19, 0),
+    (LINE_ITEM, DEAL, 20, 0),
 ];
 
 /// First id of types between pairs the table does not name, such as those of custom objects.

@@ -91,15 +91,20 @@ impl Event {
         }
     }
 
-    /// `contact.creation` or `object.creation`. Custom objects have the generic form only, and
-    /// privacy deletions the legacy one.
+    /// `contact.creation` or `object.creation`. Activities, leads and custom objects have the generic
+    /// form only, privacy deletions the legacy one; an e-mail's subject and HTML are told by neither.
     pub(crate) fn subscription_type(&self, generic: bool) -> Option<String> {
         let facts = &OBJECTS[self.table];
         let privacy = matches!(self.what, What::PrivacyDeletion);
         if generic {
-            return (!privacy).then(|| format!("object.{}", self.what.name()));
+            let silent = matches!(&self.what, What::Property { name, .. }
+                if matches!(&**name, "hs_email_html" | "hs_email_subject"));
+            return (!privacy && !silent).then(|| format!("object.{}", self.what.name()));
         }
-        let known = matches!(facts.singular, "contact" | "company" | "deal" | "ticket");
+        let known = matches!(
+            facts.singular,
+            "contact" | "company" | "deal" | "ticket" | "product" | "line_item"
+        );
         let allowed = known && (!privacy || facts.singular == "contact");
         allowed.then(|| format!("{}.{}", facts.singular, self.what.name()))
     }

@@ -118,7 +118,9 @@ pub(crate) fn global(org: &State, call: &Call<'_>) -> Reply {
     let mut list: Vec<Value> = Vec::new();
     for object in &org.schema.objects {
         list.push(Value::Object(summary(object, &root)));
-        list.push(Value::Object(change_event(object, &root)));
+        if object.obj.streams() {
+            list.push(Value::Object(change_event(object, &root)));
+        }
     }
     dated(
         call,
@@ -192,7 +194,9 @@ pub(crate) fn schema_by_id(org: &State, id: &str) -> Answer {
 
 /// `GET /sobjects/XChangeEvent/eventSchema`
 pub(crate) fn schema_of(org: &State, event: &str) -> Answer {
-    let found = Obj::ALL.into_iter().find(|obj| obj.change_event() == event);
+    let found = Obj::ALL
+        .into_iter()
+        .find(|obj| obj.streams() && obj.change_event() == event);
     let codec = org.codecs.of(found.ok_or_else(Error::not_found)?);
     Ok(Reply::bytes(codec.schema_json.clone().into_bytes()))
 }

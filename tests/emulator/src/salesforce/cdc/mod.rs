@@ -105,6 +105,7 @@ impl State {
         let drafts = bodies
             .iter()
             .enumerate()
+            .filter(|(_, body)| body.header.obj.streams())
             .map(|(place, body)| self.draft(&commit, place, body))
             .collect();
         self.send(drafts);

@@ -78,7 +78,7 @@ impl PubSub {
         }
         let found = Obj::ALL
             .into_iter()
-            .find(|obj| obj.change_event() == channel);
+            .find(|obj| obj.streams() && obj.change_event() == channel);
         found.map(Topic::One).ok_or_else(|| {
             failure(
                 Code::NotFound,

@@ -4,6 +4,7 @@ mod bulk;
 mod events;
 mod pubsub;
 mod queries;
+mod sales;
 mod writes;
 
 use super::State;
