@@ -171,3 +171,47 @@ async fn four_writers_of_a_group_within_200_ms_converge_and_their_additions_all_
         portals.agree(who, "city", named).await;
     }
 }
+
+/// Mirrors are numbered as they are imported: the second portal's came before the organisation's and found nothing to join.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_of_imports_does_not_leave_a_portal_out() {
+    let pair = Pair::start(PairOptions {
+        emulator: EmulatorOptions::default().contacts(10),
+        ..PairOptions::default()
+    })
+    .await;
+    let second = Emulator::start(&EmulatorOptions::default().contacts(10));
+    pair.db
+        .exec(&format!(
+            "CREATE SERVER portal2 TYPE 'hubspot' FOREIGN DATA WRAPPER pg_crm_sync
+                 OPTIONS (credentials 'file:hubspot.json', base_url '{}')",
+            second.http
+        ))
+        .await;
+    for (server, object) in [
+        ("hubspot", "contacts"),
+        ("portal2", "contacts"),
+        ("salesforce", "Contact"),
+    ] {
+        pair.import(server, &[object]).await;
+    }
+    pair.backfilled().await;
+    pair.db
+        .exec(
+            "SELECT crm.link('hubspot.contacts', 'salesforce.contact', name => 'first');
+             SELECT crm.link('portal2.contacts', 'salesforce.contact', name => 'second');
+             SELECT crm.go_live('first'); SELECT crm.go_live('second')",
+        )
+        .await;
+    pair.worker_has_read().await;
+    let (ours, theirs) = pair.known_to_both().await;
+    pair.db
+        .exec(&format!(
+            "UPDATE portal2.contacts SET jobtitle = 'From the second' WHERE id = '{ours}'"
+        ))
+        .await;
+    pair.reaches("salesforce", "Contact", &theirs, "Title", "From the second")
+        .await;
+    pair.reaches("hubspot", "contacts", &ours, "jobtitle", "From the second")
+        .await;
+}
