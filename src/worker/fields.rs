@@ -228,11 +228,7 @@ fn placed<'m>(
         else {
             continue;
         };
-        let flows = match (map.direction.as_str(), is_right) {
-            ("to_right", true) | ("to_left", false) => (false, true),
-            ("to_right", false) | ("to_left", true) => (true, false),
-            _ => (true, true),
-        };
+        let flows = flows(map, is_right);
         // What flows over one of several links flows; their other ends say the rest.
         (out.inbound, out.outbound) = match mapped {
             true => (out.inbound || flows.0, out.outbound || flows.1),
@@ -263,17 +259,35 @@ fn placed<'m>(
                 out.to_side = Transform::Split(structure, width);
             }
         }
-        let (other, other_field) = match is_right {
-            true => (link.left_mirror, &map.left_field),
-            false => (link.right_mirror, &map.right_field),
-        };
-        let there = mirrors.iter().position(|m| *m == other).and_then(|s| {
-            let column = world.mirrors.get(&other)?.by_field.get(other_field)?;
-            info.field_of.get(s)?.get(column).copied()
-        });
-        out.field = out.field.or(there);
+        let there = || field_there(world, info, mirrors, (link, map, is_right));
+        out.field = out.field.or_else(there);
     }
     out
+}
+
+/// The field of the group that the column at the other end of a map was put under, if it was.
+fn field_there(
+    world: &World,
+    info: &GroupInfo,
+    mirrors: &[i32],
+    (link, map, is_right): (&LinkRow, &FieldMapRow, bool),
+) -> Option<usize> {
+    let (mirror, field) = match is_right {
+        true => (link.left_mirror, &map.left_field),
+        false => (link.right_mirror, &map.right_field),
+    };
+    let side = mirrors.iter().position(|m| *m == mirror)?;
+    let column = world.mirrors.get(&mirror)?.by_field.get(field)?;
+    info.field_of.get(side)?.get(column).copied()
+}
+
+/// Whether values of a map flow from this side, and whether they flow to it.
+fn flows(map: &FieldMapRow, is_right: bool) -> (bool, bool) {
+    match (map.direction.as_str(), is_right) {
+        ("to_right", true) | ("to_left", false) => (false, true),
+        ("to_right", false) | ("to_left", true) => (true, false),
+        _ => (true, true),
+    }
 }
 
 /// Whose spelling the group's value has: the left side's, as a rule. Where several
