@@ -85,12 +85,14 @@ CREATE TABLE crm.mirror (
     reconcile_patience interval NOT NULL DEFAULT '1 minute' CHECK (reconcile_patience >= '0' AND reconcile_patience <= '1 day'),
     missing_limit bigint NOT NULL DEFAULT 1000 CHECK (missing_limit >= 0),
     missing_share numeric NOT NULL DEFAULT 0.1 CHECK (missing_share >= 0 AND missing_share <= 1),
+    on_schema_change text NOT NULL DEFAULT 'ask' CHECK (on_schema_change IN ('ignore', 'add', 'ask', 'pause')),
     UNIQUE (schema_name, table_name),
     UNIQUE (server, object, schema_name)
 );
 COMMENT ON TABLE crm.mirror IS 'One row per mirror: which object type of which server a table holds, and whether its changes go out (mode live) or are only shown (shadow).';
 COMMENT ON COLUMN crm.mirror.unique_field IS 'Our own unique property or External ID in that CRM, if the account has it: creates become upserts on it, so a lost answer makes no duplicate.';
 COMMENT ON COLUMN crm.mirror.api_share IS 'Of the calls that this database may make to the account, per window and per 24 hours, the part that this mirror may use at most; null for all.';
+COMMENT ON COLUMN crm.mirror.on_schema_change IS 'What follows when the CRM changes a field of the object: ignore, add, ask (the default) or pause; see crm.schema_policy.';
 COMMENT ON COLUMN crm.mirror.source_field IS 'The property in that CRM that says who wrote last (sync_source), if the account has it.';
 COMMENT ON COLUMN crm.mirror.reconcile_at IS 'When a day the mirror is compared with its CRM, by the clock of the account; null for never. See crm.reconcile.';
 COMMENT ON COLUMN crm.mirror.reconcile_zone IS 'The time zone of reconcile_at; null for the account''s own (crm.server_state.time_zone), UTC until that is known.';
@@ -107,8 +109,10 @@ CREATE TABLE crm.mirror_column (
     max_length  integer,
     read_only   boolean NOT NULL,
     required    boolean NOT NULL,
+    gone_at     timestamptz,
     PRIMARY KEY (mirror, column_name)
 );
+COMMENT ON COLUMN crm.mirror_column.gone_at IS 'Since when the CRM does not have the field any more, or hides it from our user: the column keeps its last values and is neither read nor written.';
 COMMENT ON TABLE crm.mirror_column IS 'Which field of the CRM each column of a mirror holds.';
 
 CREATE TABLE crm.backfill (
@@ -328,9 +332,9 @@ COMMENT ON COLUMN crm.event.mirror IS 'The mirror whose record changed; null for
 COMMENT ON COLUMN crm.event.stream IS 'The row of crm.stream that brought it; null for SQL, reads and results.';
 COMMENT ON COLUMN crm.event.policy_version IS 'Version of the policy that decided, see crm.policy_history.';
 COMMENT ON COLUMN crm.event.identity IS 'Stands for the source''s own event: equal for two deliveries of one change, see crm.event_seen; null where the source names none.';
-COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), resolved (a steward''s answer), discard (values that were given up: the row keeps them, see decision), policy (a change of policy), tombstone (a row made only to remember that its record is deleted).';
+COMMENT ON COLUMN crm.event.kind IS 'create, update, delete, restore, privacy_delete, association, merge, convert (a lead that goes on as a contact), join (records that became one thing), schema (the CRM changed a field, see crm.schema_change), resolved (a steward''s answer), discard (values that were given up: the row keeps them, see decision), policy (a change of policy), tombstone (a row made only to remember that its record is deleted).';
 COMMENT ON COLUMN crm.event.origin IS 'Who wrote the value: a server''s name, local for SQL, or a named application; for a result, who caused our write.';
-COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, reconcile (read because a reconciliation found a difference), replay, sql, link (it followed from a linked record), review (a steward''s answer), reject (crm.reject put old values back; actor, application and reason are those of who rejected), or result (the CRM''s answer to a write of ours).';
+COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, reconcile (read because a reconciliation found a difference), replay, catalog, sql, link (it followed from a linked record), review (a steward''s answer), reject (crm.reject put old values back; actor, application and reason are those of who rejected), or result (the CRM''s answer to a write of ours).';
 COMMENT ON COLUMN crm.event.actor IS 'The CRM''s user, or session_user of the SQL session; null if unknown.';
 COMMENT ON COLUMN crm.event.application IS 'What the CRM tells of the program that wrote, or application_name of the SQL session.';
 COMMENT ON COLUMN crm.event.reason IS 'pg_crm_sync.reason of the SQL session.';

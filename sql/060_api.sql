@@ -299,21 +299,26 @@ DECLARE
     added  integer;
     -- What is listed whole, and changes seldom or tells of it, is polled seldom.
     seldom boolean := NOT remote.streamable AND EXISTS (SELECT FROM crm._server s WHERE s.server = remote.server AND s.server_type = 'hubspot');
+    fields text[];
 BEGIN
     PERFORM crm._pairs_checked(remote, columns, row_filter);
     m := crm._mirror_upsert(server, remote, into_schema, coalesce(poll_interval, CASE WHEN seldom THEN interval '1 hour' ELSE interval '60 seconds' END));
     t := format('%I.%I', m.schema_name, m.table_name)::regclass;
+    fields := ARRAY(SELECT c.field FROM crm.mirror_column c WHERE c.mirror = m.id);
     added := crm._mirror_columns_add(m, CASE WHEN wanted IS NULL AND EXISTS (SELECT FROM crm.mirror_column c WHERE c.mirror = m.id)
                                              THEN '{}' ELSE wanted END);
     UPDATE crm.mirror x SET row_filter = coalesce(_import_one.row_filter, m.row_filter), poll_interval = coalesce(_import_one.poll_interval, m.poll_interval) WHERE x.id = m.id RETURNING * INTO m;
     IF added > 0 THEN
+        fields := ARRAY(SELECT c.field FROM crm.mirror_column c WHERE c.mirror = m.id AND c.field <> ALL (fields) ORDER BY c.field);
         PERFORM crm._mirror_detach(t) WHERE EXISTS (SELECT FROM crm.backfill b WHERE b.mirror = m.id);
         PERFORM crm._mirror_attach(m.id, t, (SELECT coalesce(array_agg(c.column_name::text), '{}') FROM crm.mirror_column c WHERE c.mirror = m.id AND c.read_only)
             || CASE WHEN remote.createable THEN '{}' ELSE '{!insert}' END::text[] || CASE WHEN remote.type_id LIKE '%/%' THEN '{!update}' ELSE '{}' END::text[]
             || CASE WHEN remote.deletable THEN '{}' ELSE '{!delete}' END::text[]);
         PERFORM crm._pairs_prepared(m, t) WHERE remote.type_id LIKE '%/%';
-        INSERT INTO crm.backfill AS b (mirror) VALUES (m.id)
-        ON CONFLICT (mirror) DO UPDATE SET state = 'waiting', cursor = NULL, done = 0, total = NULL, started_at = NULL, finished_at = NULL, error = NULL;
+        INSERT INTO crm.backfill AS b (mirror) VALUES (m.id) ON CONFLICT (mirror) DO NOTHING;
+        -- What is there already need not be copied again for the sake of new columns.
+        INSERT INTO crm.column_fill (mirror, fields, total)
+        SELECT m.id, fields, b.total FROM crm.backfill b WHERE b.mirror = m.id AND b.started_at IS NOT NULL;
     END IF;
     RETURN m;
 END $$;

@@ -14,9 +14,10 @@ SELECT format('%I.%I', m.schema_name, m.table_name) AS mirror, b.state, b.done, 
             THEN round(b.done / greatest(extract(epoch FROM coalesce(b.finished_at, clock_timestamp()) - b.started_at), 0.001), 1) END AS rows_per_second,
        CASE WHEN b.state = 'running' AND b.done > 0 AND b.total > b.done
             THEN date_trunc('seconds', (clock_timestamp() - b.started_at) * ((b.total - b.done)::float8 / b.done)) END AS eta,
-       b.started_at, b.finished_at, b.error
-FROM crm.backfill b JOIN crm.mirror m ON m.id = b.mirror;
-COMMENT ON VIEW crm.progress IS 'First copy of each mirror: rows done and in all, rows per second, time left (eta).';
+       b.started_at, b.finished_at, b.error, b.fields
+FROM (SELECT mirror, state, done, total, started_at, finished_at, error, NULL::text[] AS fields FROM crm.backfill
+      UNION ALL SELECT mirror, state, done, total, started_at, finished_at, error, fields FROM crm.column_fill) b JOIN crm.mirror m ON m.id = b.mirror;
+COMMENT ON VIEW crm.progress IS 'First copy of each mirror, and copies of columns that were added later (fields): rows done and in all, rows per second, time left (eta).';
 
 CREATE VIEW crm.outbox AS
 SELECT w.id, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id, w.record_id, w.kind,
@@ -110,11 +111,13 @@ SELECT 4, 'mirror', format('%I.%I', m.schema_name, m.table_name),
             WHEN c.uncaptured THEN 'not captured' WHEN c.unseen THEN 'partly captured'
             WHEN m.paused THEN 'paused' WHEN b.state IN ('waiting', 'running', 'failed') THEN 'backfill ' || b.state ELSE m.mode END,
        concat_ws(', ', m.server || '.' || m.object, format('%s of %s rows copied', b.done, coalesce(b.total::text, '?')),
-                 nullif(n.held, 0) || ' held', nullif(n.shadow, 0) || ' would be sent', nullif(n.dead, 0) || ' dead'),
-       n.waiting, crm._span(n.oldest), b.error, b.finished_at,
+                 nullif(n.held, 0) || ' held', nullif(n.shadow, 0) || ' would be sent', nullif(n.dead, 0) || ' dead',
+                 'gone in the CRM: ' || d.gone, 'being filled: ' || d.filling, nullif(d.asked, 0) || ' changes of fields to answer', nullif(d.failed, 0) || ' failed'),
+       n.waiting, crm._span(n.oldest), coalesce(b.error, d.error), b.finished_at,
        CASE WHEN crm._relation_of(m.schema_name, m.table_name) IS NULL THEN format('SELECT crm.mirror_drop(%L);', format('%I.%I', m.schema_name, m.table_name))
             WHEN c.uncaptured THEN format('ALTER TABLE %I.%I ENABLE TRIGGER zz_crm_capture; what was written meanwhile was not seen and goes nowhere.', m.schema_name, m.table_name)
             WHEN c.unseen THEN format('A subscription writes this table unseen. To send its changes too: ALTER TABLE %I.%I ENABLE ALWAYS TRIGGER zz_crm_capture;', m.schema_name, m.table_name)
+            WHEN d.asked + d.failed > 0 THEN 'See SELECT * FROM crm.schema_change WHERE state IN (''asked'', ''failed'');'
             WHEN m.paused THEN format('SELECT crm.resume(''mirror'', %L);', format('%I.%I', m.schema_name, m.table_name))
             WHEN n.dead > 0 THEN 'See crm.dead_letter.' WHEN n.held > 0 THEN 'See crm.held.'
             WHEN m.mode = 'shadow' THEN 'Shadow: changes are shown in crm.outbox and not sent. crm.preview, then crm.go_live.' END
@@ -131,6 +134,11 @@ LEFT JOIN LATERAL (
            count(*) FILTER (WHERE w.state = 'would_send') AS shadow, count(*) FILTER (WHERE w.state = 'dead') AS dead,
            min(w.queued_at) FILTER (WHERE w.state IN ('queued', 'in_flight', 'unknown')) AS oldest
     FROM crm.write w WHERE w.mirror = m.id) n ON true
+CROSS JOIN LATERAL (
+    SELECT (SELECT string_agg(k.field, ', ' ORDER BY k.field) FROM crm.mirror_column k WHERE k.mirror = m.id AND k.gone_at IS NOT NULL) AS gone,
+           (SELECT string_agg(array_to_string(f.fields, ', '), ', ' ORDER BY f.id) FROM crm.column_fill f WHERE f.mirror = m.id AND f.state <> 'done') AS filling,
+           count(*) FILTER (WHERE c.state = 'asked') AS asked, count(*) FILTER (WHERE c.state = 'failed') AS failed, max(c.error) AS error
+    FROM crm.schema_change c WHERE c.mirror = m.id AND c.state IN ('asked', 'applying', 'failed')) d
 UNION ALL
 SELECT 5, 'link', l.name, CASE WHEN l.paused THEN 'paused' ELSE l.mode END,
        concat_ws(', ', crm._table_of(l.left_mirror) || ' <-> ' || crm._table_of(l.right_mirror),

@@ -87,7 +87,12 @@ extension_sql_file!(
     name = "reconcile",
     requires = ["consumers"]
 );
-extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["reconcile"]);
+extension_sql_file!(
+    "../sql/065_drift.sql",
+    name = "drift",
+    requires = ["reconcile"]
+);
+extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["drift"]);
 extension_sql_file!(
     "../sql/070_views.sql",
     name = "views",

@@ -9,6 +9,9 @@ ALTER TABLE crm.mirror
     ADD COLUMN reconcile_patience interval NOT NULL DEFAULT '1 minute' CHECK (reconcile_patience >= '0' AND reconcile_patience <= '1 day'),
     ADD COLUMN missing_limit bigint NOT NULL DEFAULT 1000 CHECK (missing_limit >= 0),
     ADD COLUMN missing_share numeric NOT NULL DEFAULT 0.1 CHECK (missing_share >= 0 AND missing_share <= 1);
+ALTER TABLE crm.mirror ADD COLUMN on_schema_change text NOT NULL DEFAULT 'ask' CHECK (on_schema_change IN ('ignore', 'add', 'ask', 'pause'));
+-- done: CREATE TABLE crm.mirror_column (
+ALTER TABLE crm.mirror_column ADD COLUMN gone_at timestamptz;
 -- done: CREATE TABLE crm.server_state (
 ALTER TABLE crm.server_state ADD COLUMN time_zone text;
 -- done: CREATE TABLE crm.link (

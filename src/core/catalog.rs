@@ -5,7 +5,7 @@ use crate::connectors::{Account, Connector, ServerConfig};
 use crate::http::{HttpRequest, HttpResponse};
 use crate::model::{ErrorClass, RemoteError, RemoteField, RemoteObject};
 use sha2::{Digest, Sha256};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 
 /// Objects whose fields one refresh describes, at most: one call each.
 const MAX_OBJECTS: usize = 200;
@@ -19,6 +19,11 @@ pub struct Wanted {
     pub objects: Vec<String>,
     /// What `crm.import` asked for: see [`object_hash`].
     pub hashes: Vec<String>,
+    /// Describe these objects alone, without asking which there are.
+    pub known: bool,
+    /// When an object was described as it is known, in the CRM's words: where the
+    /// CRM can, it tells only what is newer.
+    pub since: HashMap<String, String>,
 }
 
 impl Wanted {
@@ -58,6 +63,10 @@ pub struct CatalogRefresh {
     pub objects: Vec<RemoteObject>,
     /// The fields of those objects that were wanted and could be read.
     pub fields: Vec<(String, Vec<RemoteField>)>,
+    /// Objects and when they were described as they are now, in the CRM's words.
+    pub described: Vec<(String, String)>,
+    /// Objects whose description is still the one of [`Wanted::since`].
+    pub unchanged: Vec<String>,
     /// The first thing that went wrong. Fields of other objects may be there.
     pub error: Option<RemoteError>,
 }
@@ -70,7 +79,10 @@ impl CatalogRefresh {
         config: ServerConfig,
         wanted: Wanted,
     ) -> (Self, Vec<HttpRequest>) {
-        let requests = connector.objects_requests(&config);
+        let requests = match wanted.known {
+            true => Vec::new(),
+            false => connector.objects_requests(&config),
+        };
         let mut refresh = Self {
             connector,
             config,
@@ -81,8 +93,14 @@ impl CatalogRefresh {
             open: 0,
             objects: Vec::new(),
             fields: Vec::new(),
+            described: Vec::new(),
+            unchanged: Vec::new(),
             error: None,
         };
+        if refresh.wanted.known {
+            let objects = std::mem::take(&mut refresh.wanted.objects);
+            refresh.describe(objects.into_iter().take(MAX_OBJECTS).collect());
+        }
         let first = refresh.next();
         (refresh, first)
     }
@@ -138,17 +156,29 @@ impl CatalogRefresh {
                 .map(|object| object.name.clone())
                 .take(MAX_OBJECTS)
                 .collect();
-            for object in asked {
-                self.waiting
-                    .push_back(self.connector.fields_request(&self.config, &object));
-                self.parts.push(Part::Fields(object));
-            }
+            self.describe(asked);
+        }
+    }
+
+    fn describe(&mut self, objects: Vec<String>) {
+        for object in objects {
+            let since = self.wanted.since.get(&object).map(String::as_str);
+            let request = self.connector.fields_request(&self.config, &object, since);
+            self.waiting.push_back(request);
+            self.parts.push(Part::Fields(object));
         }
     }
 
     fn described(&mut self, object: String, result: Result<HttpResponse, RemoteError>) {
+        let stamp = result.as_ref().ok().and_then(|r| r.header("last-modified"));
+        let stamp = stamp.map(str::to_owned);
         match result.and_then(|response| self.connector.fields(&object, &response)) {
-            Ok(fields) => self.fields.push((object, fields)),
+            Ok(fields) => {
+                self.described
+                    .extend(stamp.map(|stamp| (object.clone(), stamp)));
+                self.fields.push((object, fields));
+            }
+            Err(error) if error.status == 304 => self.unchanged.push(object),
             Err(mut error) => {
                 error.message = format!("fields of {object}: {}", error.message);
                 self.fail(error);

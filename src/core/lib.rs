@@ -15,6 +15,7 @@ pub mod compare;
 pub mod connectors;
 pub mod credential;
 pub mod decide;
+pub mod drift;
 mod echo;
 mod effect;
 pub mod evaluate;

@@ -147,6 +147,9 @@ pub struct Page {
     /// Values that their type cannot hold, given as null in the records:
     /// `(record id, field, text)`, at most 1,000.
     pub unreadable: Vec<(String, String, String)>,
+    /// Requested fields of which the answer says nothing, not even that they are
+    /// empty: the CRM may not know them any more.
+    pub absent: Vec<String>,
 }
 
 /// What kind of change an event announces.

@@ -39,6 +39,7 @@ static RETENTION: Int = Int::new(90 * 24 * 60);
 static RETENTION_MAX: Int = Int::new(0);
 static BULK_READ_ROWS: Int = Int::new(50_000);
 static BULK_WRITE_ROWS: Int = Int::new(2_000);
+static CATALOG_INTERVAL: Int = Int::new(30 * 60);
 static CHANGE_SEGMENT_SIZE: Int = Int::new(64 * 1024);
 
 /// Defines every setting and reserves the prefix, so that a typo is an error.
@@ -189,6 +190,13 @@ fn register_worker_limits() {
         &BULK_WRITE_ROWS,
         (0, i32::MAX),
         GucFlags::default(),
+    );
+    int(
+        c"pg_crm_sync.catalog_interval",
+        c"How often the fields of mirrored objects are read again, one call per object; 0 for never by itself.",
+        &CATALOG_INTERVAL,
+        (0, 7 * 24 * 3600),
+        GucFlags::UNIT_S,
     );
     int(
         c"pg_crm_sync.change_segment_size",
@@ -350,6 +358,11 @@ pub(crate) fn max_in_flight() -> usize {
 /// Longest time of one call to a CRM.
 pub(crate) fn request_timeout() -> Duration {
     millis(&REQUEST_TIMEOUT)
+}
+
+/// How often the fields of mirrored objects are read again; none for never.
+pub(crate) fn catalog_interval_ms() -> Option<i64> {
+    Some(i64::from(CATALOG_INTERVAL.get()) * 1_000).filter(|ms| *ms > 0)
 }
 
 /// Longest time the worker waits for a user's lock.

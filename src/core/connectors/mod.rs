@@ -207,8 +207,19 @@ pub trait Connector: Send + Sync {
         index: usize,
         response: &HttpResponse,
     ) -> Result<Vec<RemoteObject>, RemoteError>;
-    /// The request that describes an object's fields.
-    fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest;
+    /// The request that describes an object's fields; with `since`, the answer's
+    /// `last-modified` of an earlier one, 304 says that nothing changed, where the
+    /// CRM knows that.
+    fn fields_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        since: Option<&str>,
+    ) -> HttpRequest;
+    /// Whether a field can get another API name.
+    fn renames_fields(&self) -> bool {
+        false
+    }
     /// Parses it. System fields (id, modified stamp) are included and read-only.
     fn fields(
         &self,

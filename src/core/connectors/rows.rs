@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use serde::Deserialize;
@@ -81,6 +81,15 @@ impl<'a> Columns<'a> {
             memo[nth] = column.unwrap_or(NO_COLUMN);
         }
         column
+    }
+
+    /// Requested fields that the last records had no key for. Costs nothing by key:
+    /// what the memo holds was found.
+    pub(crate) fn absent(&self) -> Vec<String> {
+        let found: HashSet<usize> = self.memo.borrow().iter().copied().collect();
+        let fields = self.fields.iter().enumerate();
+        let absent = fields.filter(|(column, _)| !found.contains(column));
+        absent.map(|(_, (name, _))| name.clone()).collect()
     }
 
     /// Notes a value that its type cannot hold.

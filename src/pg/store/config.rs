@@ -257,7 +257,7 @@ SELECT pg_catalog.jsonb_build_object(
           FROM crm.mirror_column k
           JOIN pg_catalog.pg_attribute a ON a.attrelid = c.oid AND a.attname = k.column_name
                AND a.attnum > 0 AND NOT a.attisdropped
-          WHERE k.mirror = m.id), '[]')) ORDER BY m.id)
+          WHERE k.mirror = m.id AND k.gone_at IS NULL), '[]')) ORDER BY m.id)
       FROM crm.mirror m
       JOIN pg_catalog.pg_namespace n ON n.nspname = m.schema_name
       JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = m.table_name AND c.relkind = 'r'

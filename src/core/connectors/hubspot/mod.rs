@@ -122,7 +122,12 @@ impl Connector for HubSpot {
         catalog::objects(response)
     }
 
-    fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
+    fn fields_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        _since: Option<&str>,
+    ) -> HttpRequest {
         match reference::of(object) {
             Some(r) => reference::list(config, r, false, None, Purpose::Catalog),
             None if association::of(object).is_some() => association::describe(config, object),

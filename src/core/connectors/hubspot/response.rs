@@ -37,17 +37,23 @@ pub(crate) fn page(
         return Err(classify(response));
     };
     let is_search = answer.total.is_some();
+    let ids_only = match (is_search, answer.is_batch) {
+        (true, _) => !search_fits(fields),
+        (false, false) => !list_fits(fields),
+        (false, true) => false,
+    };
     let mut page = Page {
+        // A property that is gone is left out silently; an empty one is null.
+        absent: match ids_only || records.is_empty() {
+            true => Vec::new(),
+            false => columns.absent(),
+        },
         records,
         next: answer.next,
         total: answer.total,
         missing: Vec::new(),
         merged: answer.merged,
-        ids_only: match (is_search, answer.is_batch) {
-            (true, _) => !search_fits(fields),
-            (false, false) => !list_fits(fields),
-            (false, true) => false,
-        },
+        ids_only,
         unreadable: columns.into_unreadable(),
     };
     if is_search {

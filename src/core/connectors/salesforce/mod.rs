@@ -147,8 +147,17 @@ impl Connector for Salesforce {
         catalog::objects(response)
     }
 
-    fn fields_request(&self, config: &ServerConfig, object: &str) -> HttpRequest {
-        request::describe(config, object)
+    fn fields_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        since: Option<&str>,
+    ) -> HttpRequest {
+        request::describe(config, object, since)
+    }
+
+    fn renames_fields(&self) -> bool {
+        true
     }
 
     fn fields(

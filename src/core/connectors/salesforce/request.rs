@@ -255,9 +255,14 @@ pub(crate) fn objects(config: &ServerConfig) -> HttpRequest {
     get(format!("{}/sobjects", root(config)), Purpose::Catalog)
 }
 
-pub(crate) fn describe(config: &ServerConfig, object: &str) -> HttpRequest {
+pub(crate) fn describe(config: &ServerConfig, object: &str, since: Option<&str>) -> HttpRequest {
     let target = format!("{}/sobjects/{}/describe", root(config), encode(object));
-    get(target, Purpose::Catalog)
+    let mut request = get(target, Purpose::Catalog);
+    if let Some(since) = since {
+        let header = ("if-modified-since".into(), since.into());
+        request.headers.push(header);
+    }
+    request
 }
 
 /// Request for the Avro schema of an event, where gRPC is not at hand.

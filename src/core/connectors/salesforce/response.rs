@@ -42,6 +42,8 @@ pub(crate) fn page(
         merged: Vec::new(),
         ids_only: answer.is_query && !query_fits(fields),
         unreadable: columns.into_unreadable(),
+        // A query that names a column which is gone is refused.
+        absent: Vec::new(),
     })
 }
 

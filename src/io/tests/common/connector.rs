@@ -147,7 +147,7 @@ impl Connector for Fake {
         Ok(Vec::new())
     }
 
-    fn fields_request(&self, _: &ServerConfig, _: &str) -> HttpRequest {
+    fn fields_request(&self, _: &ServerConfig, _: &str, _: Option<&str>) -> HttpRequest {
         request("/fields", Purpose::Catalog)
     }
 

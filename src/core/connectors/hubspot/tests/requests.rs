@@ -35,7 +35,7 @@ fn paths_follow_the_version() {
         let l = h.list_request(&c, "contacts", &some_fields(), None);
         assert_eq!(l.target, list);
         assert_eq!(l.method, Method::Get);
-        assert_eq!(h.fields_request(&c, "contacts").target, properties);
+        assert_eq!(h.fields_request(&c, "contacts", None).target, properties);
         assert_eq!(h.objects_requests(&c)[0].target, schemas);
         assert_eq!(h.probe(&c).target, probe);
     }
@@ -46,7 +46,7 @@ fn paths_follow_the_version() {
         removed.map(|r| r.target).as_deref(),
         Some("/crm/v3/objects/contacts?limit=100&archived=true&after=7")
     );
-    let odd = h.fields_request(&config("../x"), "a/b?c");
+    let odd = h.fields_request(&config("../x"), "a/b?c", None);
     assert_eq!(odd.target, "/crm/properties/..%2Fx/a%2Fb%3Fc");
 }
 
