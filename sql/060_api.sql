@@ -130,7 +130,8 @@ RETURNS TABLE (column_name name, field text, column_type text, field_type text, 
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     WITH taken AS (
         SELECT a.attname::text AS column_name FROM pg_attribute a
-        WHERE a.attrelid = to_regclass(format('%I.%I', m.schema_name, m.table_name)) AND NOT a.attisdropped
+        WHERE a.attrelid = (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = m.schema_name AND c.relname = m.table_name)
+          AND NOT a.attisdropped
     ), named AS (
         SELECT f.*, left(lower(f.field), 58) || CASE WHEN left(f.field, 1) = '_' OR lower(f.field) IN ('tableoid', 'ctid', 'xmin', 'xmax', 'cmin', 'cmax', 'id')
                                                      THEN '_' ELSE '' END AS base

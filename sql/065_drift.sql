@@ -187,17 +187,21 @@ COMMENT ON FUNCTION crm._field_renamed(integer, text, text) IS 'Lets a column, i
 
 CREATE FUNCTION crm._schema_note(mirror_id integer, change jsonb, policy text, action text, rests text) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    n bigint;
 BEGIN
     UPDATE crm.schema_change c SET state = 'ignored', done_at = clock_timestamp(), error = 'A later change of this field took its place.'
     WHERE c.mirror = mirror_id AND c.state IN ('asked', 'applying', 'failed') AND c.kind <> 'choices' AND change ->> 'kind' <> 'choices'
       AND c.field IN (change ->> 'field', change ->> 'was');
-    INSERT INTO crm.schema_change (mirror, kind, field, detail, policy, state, paused, done_at, advice)
+    INSERT INTO crm.schema_change (mirror, kind, field, detail, policy, state, paused, done_at)
     SELECT mirror_id, change ->> 'kind', change ->> 'field', change - 'kind' - 'field', policy, s.state, action = 'pause',
-           CASE WHEN s.state IN ('noted', 'applied') THEN clock_timestamp() END,
-           CASE s.state WHEN 'asked' THEN format('SELECT crm.schema_answer(%s, ''apply''); or ''ignore''.', currval(pg_get_serial_sequence('crm.schema_change', 'id')))
-                        WHEN 'applied' THEN CASE change ->> 'kind' WHEN 'removed' THEN 'Its column keeps its last values and is no longer read or written. DROP COLUMN when nobody needs them.' END END
-    FROM (SELECT CASE action WHEN 'note' THEN 'noted' WHEN 'apply' THEN 'applying' WHEN 'done' THEN 'applied' ELSE 'asked' END) AS s (state),
-         nextval(pg_get_serial_sequence('crm.schema_change', 'id')) AS n;
+           CASE WHEN s.state IN ('noted', 'applied') THEN clock_timestamp() END
+    FROM (SELECT CASE action WHEN 'note' THEN 'noted' WHEN 'apply' THEN 'applying' WHEN 'done' THEN 'applied' ELSE 'asked' END) AS s (state)
+    RETURNING id INTO n;
+    UPDATE crm.schema_change c SET advice =
+        CASE WHEN c.state = 'asked' THEN format('SELECT crm.schema_answer(%s, ''apply''); or ''ignore''.', n)
+             WHEN c.kind = 'removed' AND rests IS NOT NULL THEN 'Its column keeps its last values and is no longer read or written. DROP COLUMN when nobody needs them.' END
+    WHERE c.id = n;
     IF rests IS NOT NULL THEN
         UPDATE crm.mirror_column k SET gone_at = clock_timestamp() WHERE k.mirror = mirror_id AND k.field = rests AND k.gone_at IS NULL;
         UPDATE crm.mirror m SET unique_field = nullif(m.unique_field, rests), source_field = nullif(m.source_field, rests)
@@ -235,7 +239,7 @@ BEGIN
     END IF;
     t := format('%I.%I', m.schema_name, m.table_name);
     SELECT * INTO k FROM crm.mirror_column x WHERE x.mirror = m.id AND x.field = coalesce(c.detail ->> 'was', c.field);
-    locked := ARRAY(SELECT x.column_name FROM crm.mirror_column x WHERE x.mirror = m.id AND x.read_only ORDER BY 1);
+    locked := ARRAY(SELECT x.column_name::text FROM crm.mirror_column x WHERE x.mirror = m.id AND x.read_only ORDER BY 1);
     IF c.kind = 'added' AND k.field IS NULL THEN
         FOR n IN SELECT * FROM crm._new_columns(m, ARRAY[c.field]) LOOP
             INSERT INTO crm.mirror_column (mirror, column_name, field, field_type, max_length, read_only, required)
@@ -246,18 +250,19 @@ BEGIN
     ELSIF c.kind = 'retyped' AND c.detail ->> 'fit' <> 'same' AND k.field IS NOT NULL THEN
         SELECT x.name INTO old FROM (
             SELECT left(k.column_name, 40) || '_was_' || k.field_type || coalesce('_' || nullif(i, 1), '') AS name, i FROM generate_series(1, 100) AS i) x
-        WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = t::regclass AND a.attname = x.name AND NOT a.attisdropped) ORDER BY x.i LIMIT 1;
+        WHERE NOT EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = crm._relation_of(m.schema_name, m.table_name) AND a.attname = x.name AND NOT a.attisdropped) ORDER BY x.i LIMIT 1;
+        UPDATE crm.schema_change x SET detail = x.detail || jsonb_build_object('column', k.column_name, 'kept_as', old) WHERE x.id = c.id;
         plan := ARRAY[format('ALTER TABLE %s RENAME COLUMN %I TO %I', t, k.column_name, old),
                       format('ALTER TABLE %s ADD COLUMN %I %s', t, k.column_name, f.column_type),
                       format('COMMENT ON COLUMN %s.%I IS %L', t, old, format('What column %s held as %s, until %s.', k.column_name, k.field_type, now())),
                       format('COMMENT ON COLUMN %s.%I IS %L', t, k.column_name, left(f.label || CASE WHEN f.description <> '' THEN ': ' || f.description ELSE '' END, 1000))];
     END IF;
     -- What the trigger refuses to users goes by the names in its definition.
-    IF ARRAY(SELECT CASE WHEN x.field = c.field THEN k.column_name ELSE x.column_name END FROM crm.mirror_column x
+    IF ARRAY(SELECT CASE WHEN x.field = c.field THEN k.column_name ELSE x.column_name END::text FROM crm.mirror_column x
              WHERE x.mirror = m.id AND CASE WHEN x.field = c.field THEN f.read_only OR f.calculated ELSE x.read_only END ORDER BY 1) <> locked
        OR (c.kind = 'added' AND (f.read_only OR f.calculated)) THEN
         plan := plan || format('SELECT crm._mirror_attach(%s, %L::regclass, %L::text[])', m.id, t,
-            ARRAY(SELECT x.column_name FROM crm.mirror_column x
+            ARRAY(SELECT x.column_name::text FROM crm.mirror_column x
                   WHERE x.mirror = m.id AND CASE WHEN x.field = c.field THEN f.read_only OR f.calculated ELSE x.read_only END ORDER BY 1));
     END IF;
     RETURN plan;
@@ -281,7 +286,7 @@ BEGIN
     END IF;
     UPDATE crm.mirror_column k SET gone_at = NULL, field_type = f.field_type, max_length = f.max_length, read_only = f.read_only OR f.calculated, required = f.required,
            -- The event trigger followed the old column to its new name.
-           column_name = CASE WHEN c.kind = 'retyped' AND c.detail ->> 'fit' <> 'same' THEN regexp_replace(k.column_name, '_was_[a-z_]+(_[0-9]+)?$', '') ELSE k.column_name END
+           column_name = coalesce(c.detail ->> 'column', k.column_name)
     FROM crm.mirror m JOIN crm.remote_field f ON f.server = m.server AND f.object = m.object
     WHERE m.id = c.mirror AND f.field = c.field AND k.mirror = c.mirror AND k.field = c.field;
     -- What waited for the field goes out now.

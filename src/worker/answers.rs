@@ -78,16 +78,24 @@ impl Session {
         following: bool,
         now: Millis,
     ) -> Step<()> {
-        let page = match result {
+        let mut page = match result {
             Ok(page) => page,
             Err(error) => return self.fetch_failed(job, &error, now),
         };
+        if !page.absent.is_empty() && !self.engine.doubt_page(&job, &mut page, now)? {
+            return Ok(());
+        }
         match job {
             Job::Highest { mirror } => self.highest(mirror, Some(&page)),
             Job::Seek { mirror } => self.sought(mirror, &page),
             Job::Backfill { mirror, range, run } => {
                 self.backfilled(mirror, (range, run), page, following, now)
             }
+            Job::Fill {
+                mirror,
+                fill,
+                fields,
+            } => self.filled(mirror, (fill, fields), page, now),
             Job::Poll { mirror, since } => self.polled(mirror, &since, page, now),
             Job::Removed { mirror } => self.removed(mirror, page, now),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
@@ -175,6 +183,7 @@ impl Session {
             Job::Backfill { mirror, .. }
             | Job::Poll { mirror, .. }
             | Job::Removed { mirror }
+            | Job::Fill { mirror, .. }
             | Job::Read { mirror, .. }
             | Job::Fate { mirror, .. }
             | Job::Settle { mirror, .. }
@@ -185,7 +194,11 @@ impl Session {
             return Ok(());
         }
         let wait = error.retry_after_ms.unwrap_or(0).max(1_000);
+        self.engine.doubt_by(mirror, error, now)?;
         let backfill_failed = matches!(job, Job::Backfill { .. });
+        if matches!(job, Job::Fill { .. }) {
+            self.engine.fill_failed(mirror, now + wait);
+        }
         let mut misnamed = Vec::new();
         let watch = self.engine.watch(mirror);
         match job {

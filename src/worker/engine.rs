@@ -18,6 +18,7 @@ use crate::worker::budgets::Budgets;
 use crate::worker::bulk::Bulk;
 use crate::worker::bulk_turn::BulkWrite;
 use crate::worker::deliver::Batch;
+use crate::worker::drift::Drift;
 pub(crate) use crate::worker::handle::IoHandle;
 use crate::worker::pairs::Asked;
 use crate::worker::reconcile::Reconciling;
@@ -69,6 +70,12 @@ pub(crate) enum Job {
     Zone { server: String },
     /// What became of records that are gone.
     Fate { mirror: i32, ids: Vec<String> },
+    /// A page of a copy of columns: its number, and the fields asked for.
+    Fill {
+        mirror: i32,
+        fill: i64,
+        fields: Vec<String>,
+    },
     /// Records that events named.
     Read { mirror: i32, ids: Vec<String> },
     /// Records whose writes are in doubt.
@@ -135,6 +142,7 @@ impl Job {
             | Self::Repair { mirror, .. }
             | Self::Poll { mirror, .. }
             | Self::Removed { mirror }
+            | Self::Fill { mirror, .. }
             | Self::Read { mirror, .. }
             | Self::Fate { mirror, .. }
             | Self::Settle { mirror, .. }
@@ -248,6 +256,8 @@ pub(crate) struct Engine {
     pub(crate) watches: BTreeMap<i32, Watch>,
     pub(crate) refreshes: HashMap<u32, Refresh>,
     pub(crate) next_refreshes: HashMap<u32, NextRefresh>,
+    /// What is known of catalogs, and what follows from their changes.
+    pub(crate) drift: Drift,
     /// By ticket: the server, the check, and how many requests were sent.
     pub(crate) checks: HashMap<i64, (u32, ServerCheck, usize)>,
     /// Bulk jobs that write.
@@ -297,6 +307,7 @@ impl Engine {
             watches: BTreeMap::new(),
             refreshes: HashMap::new(),
             next_refreshes: HashMap::new(),
+            drift: Drift::default(),
             checks: HashMap::new(),
             bulk_writes: BTreeMap::new(),
             halves: VecDeque::new(),

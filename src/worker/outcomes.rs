@@ -1,6 +1,6 @@
 //! What the session does with results of writes: records them, or keeps them until it can.
 
-use crm_core::model::{Millis, WriteResult};
+use crm_core::model::{ErrorClass, Millis, WriteResult};
 
 use crate::pg::store::{config, streams, writes};
 use crate::pg::tx::{self, SqlError};
@@ -23,6 +23,11 @@ impl Session {
         let watch = self.engine.watch(batch.mirror);
         watch.pushes = watch.pushes.saturating_sub(1);
         watch.pushed_at = engine::now();
+        // Of many that blame the mapping, one is enough to have the catalog read again.
+        let doubt = results.iter().find_map(|result| match result {
+            WriteResult::Failed(e) if e.class == ErrorClass::FixMapping => Some(e.clone()),
+            _ => None,
+        });
         let mut failed = None;
         while !batch.rows.is_empty() {
             let rows = batch.rows.split_off(batch.rows.len().min(PORTION));
@@ -42,7 +47,11 @@ impl Session {
                 failed = Some(error);
             }
         }
-        failed.map_or(Ok(()), Err)
+        match (failed, doubt) {
+            (Some(error), _) => Err(error),
+            (None, Some(doubt)) => self.engine.doubt_by(batch.mirror, &doubt, now),
+            (None, None) => Ok(()),
+        }
     }
 
     /// Records results that could not be recorded before.

@@ -32,6 +32,7 @@ impl Engine {
         self.resume_backfills(now)?;
         next = next.min(self.bulk_due());
         next = next.min(self.reconcile(now)?);
+        next = next.min(self.follow_schemas(now)?);
         let ids: Vec<i32> = self.world.mirrors.keys().copied().collect();
         for id in ids {
             next = next.min(self.open_stream(id, now)?);

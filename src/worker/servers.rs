@@ -1,6 +1,8 @@
 //! Servers: their options and credentials go to the I/O thread, their catalogs
 //! come back, `crm.server_check` is answered.
 
+use std::collections::HashMap;
+
 use crm_core::catalog::{CatalogRefresh, CheckRow, ServerCheck, Wanted};
 use crm_core::connectors::{self, ServerConfig};
 use crm_core::credential::{self, Loaded};
@@ -15,13 +17,16 @@ use crate::pg::tx;
 use crate::worker::credential::{
     credential_file, load_ca_file, load_credential, load_webhook_secret,
 };
-use crate::worker::engine::{Engine, Job, Server, Step, now};
+use crate::worker::drift;
+use crate::worker::engine::{self, Engine, Job, Server, Step, now};
 use crate::worker::reconcile;
 
 /// A catalog refresh on its way, and who waits for it.
 pub(crate) struct Refresh {
     machine: CatalogRefresh,
     ticket: i64,
+    /// Only objects that were known are described.
+    known: bool,
     /// Requests sent so far: the index of the next.
     sent: usize,
 }
@@ -183,6 +188,7 @@ fn refresh(engine: &mut Engine, row: &ServerRow, hashes: Vec<String>, ticket: i6
     let wanted = Wanted {
         objects: row.objects.clone(),
         hashes,
+        ..Wanted::default()
     };
     let (machine, requests) =
         CatalogRefresh::start(server.connector, server.config.clone(), wanted);
@@ -191,10 +197,47 @@ fn refresh(engine: &mut Engine, row: &ServerRow, hashes: Vec<String>, ticket: i6
         Refresh {
             machine,
             ticket,
+            known: false,
             sent: 0,
         },
     );
     send_catalog(engine, row.oid, 0, requests)
+}
+
+/// Describes the mirrored objects of a server again; where `conditional`, the CRM
+/// is asked for those alone that changed since, if it can tell.
+pub(crate) fn describe_again(engine: &mut Engine, id: u32, conditional: bool) -> Step<()> {
+    let Some(server) = engine.server_by_id(id).filter(|s| s.usable) else {
+        return Ok(());
+    };
+    let (name, connector, config) = (&server.name, server.connector, server.config.clone());
+    let mirrors = engine.world.mirrors.values();
+    let objects: Vec<String> = mirrors
+        .filter(|m| m.server == *name)
+        .map(|m| m.object.clone())
+        .collect();
+    if objects.is_empty() || engine.refreshes.contains_key(&id) {
+        return Ok(());
+    }
+    let since = match conditional {
+        true => engine.described_since(id),
+        false => HashMap::new(),
+    };
+    let wanted = Wanted {
+        objects,
+        known: true,
+        since,
+        ..Wanted::default()
+    };
+    let (machine, requests) = CatalogRefresh::start(connector, config, wanted);
+    let refresh = Refresh {
+        machine,
+        ticket: 0,
+        known: true,
+        sent: 0,
+    };
+    engine.refreshes.insert(id, refresh);
+    send_catalog(engine, id, 0, requests)
 }
 
 /// Sends requests of a refresh; a request that finds no room counts as failed.
@@ -235,22 +278,38 @@ fn catalog_done(engine: &mut Engine, id: u32) -> Step<()> {
     let (Some(refresh), Some(server)) = (engine.refreshes.get(&id), engine.server_by_id(id)) else {
         return Ok(());
     };
-    let (name, kind) = (server.name.clone(), server.connector.name());
+    let (name, connector) = (server.name.clone(), server.connector);
+    let (kind, world, now) = (connector.name(), &engine.world, engine::now());
     let machine = &refresh.machine;
     // Stored before it is forgotten: a lock that a user holds only delays it.
-    tx::in_transaction(|| {
-        match &machine.error {
-            Some(error) => catalog::store_error(&name, kind, refresh.ticket, error)?,
-            None => catalog::store_catalog(
+    let changes = tx::in_transaction(|| {
+        let error = machine.error.as_ref();
+        let mut changes = 0;
+        if refresh.known || error.is_none() {
+            changes = drift::learn(
+                world,
                 &name,
-                kind,
-                refresh.ticket,
-                &machine.objects,
+                connector.renames_fields(),
                 &machine.fields,
-            )?,
+                now,
+            )?;
+            let objects = (!refresh.known).then_some(machine.objects.as_slice());
+            catalog::store_catalog(&name, kind, refresh.ticket, objects, &machine.fields)?;
         }
-        Ok(())
+        if let Some(error) = error {
+            catalog::store_error(&name, kind, refresh.ticket, error)?;
+        }
+        Ok(changes)
     })?;
+    let stamp_of = |object: &String| {
+        let found = machine.described.iter().find(|(o, _)| o == object);
+        found.map(|(_, stamp)| stamp.clone())
+    };
+    let mut stamps: Vec<_> = (machine.fields.iter())
+        .map(|(object, _)| (object.clone(), stamp_of(object)))
+        .collect();
+    stamps.extend(machine.unchanged.iter().map(|o| (o.clone(), None)));
+    engine.described(id, stamps, changes, now);
     engine.refreshes.remove(&id);
     if let Some(next) = engine.next_refreshes.remove(&id)
         && let Some(row) = row_of(id)?

@@ -337,6 +337,8 @@ impl Session {
         self.engine.may_replay = true;
         self.stale = false;
         (self.engine.backfills_at, self.engine.reconcile_at) = (0, 0);
+        self.engine.drift.apply_at = Some(0);
+        self.engine.drift.fills_at = Some(0);
         self.engine.webhook_rows.clear();
         Ok(())
     }

@@ -88,16 +88,18 @@ fn json(value: &impl Serialize) -> String {
     serde_json::to_string(value).unwrap_or_else(|_| "[]".to_owned())
 }
 
-/// Replaces the objects of a server, and the fields of those objects that are
-/// given. Rows that did not change are not touched.
+/// Replaces the objects of a server, if they were asked for, and the fields of
+/// those objects that are given. Rows that did not change are not touched.
 pub(crate) fn store_catalog(
     server: &str,
     server_type: &str,
     ticket: i64,
-    objects: &[RemoteObject],
+    objects: Option<&[RemoteObject]>,
     fields: &[(String, Vec<RemoteField>)],
 ) -> Result<()> {
-    run(OBJECTS, &[server.into(), json(&objects).into()])?;
+    if let Some(objects) = objects {
+        run(OBJECTS, &[server.into(), json(&objects).into()])?;
+    }
     let rows: Vec<FieldRow<'_>> = fields
         .iter()
         .flat_map(|(object, fields)| {

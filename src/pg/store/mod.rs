@@ -8,6 +8,7 @@ pub(crate) mod catalog;
 pub(crate) mod changes;
 pub(crate) mod config;
 pub(crate) mod creates;
+pub(crate) mod drift;
 pub(crate) mod ends;
 pub(crate) mod functions;
 pub(crate) mod given_up;

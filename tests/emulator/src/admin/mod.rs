@@ -94,6 +94,9 @@ pub(crate) trait Crm: Send + Sync {
     /// `{"count":n,"hash":"…"}` of all live records: order-independent, over `fields`.
     fn digest(&self, object: &str, fields: &[String]) -> Result<Value, Refused>;
 
+    /// Changes a field of an object as an administrator would: `do` is add, rename, retype, choices, remove or restore.
+    fn change_schema(&self, object: &str, change: &Map<String, Value>) -> Result<Value, Refused>;
+
     /// Id of base record `n` (from 1) of `object`.
     fn base_id(&self, object: &str, n: u64) -> Result<String, Refused>;
 

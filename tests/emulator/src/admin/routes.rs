@@ -209,7 +209,7 @@ struct Deed {
     source: Option<String>,
 }
 
-/// `edit`, `create`, `delete`, `restore`, `merge`, `privacy-delete`, `expire-tokens`.
+/// `edit`, `create`, `delete`, `restore`, `merge`, `privacy-delete`, `schema`, `expire-tokens`.
 async fn act(
     State(admin): State<Admin>,
     Path((crm, action)): Path<(String, String)>,
@@ -229,6 +229,7 @@ async fn act(
             "delete" => crm.delete(object, id, &actor),
             "restore" => crm.restore(object, id, &actor),
             "merge" => crm.merge(object, &deed.winner, &deed.loser, &actor),
+            "schema" => crm.change_schema(object, &deed.fields),
             "privacy-delete" => crm.privacy_delete(object, id, &actor),
             "expire-tokens" => {
                 crm.expire_tokens();

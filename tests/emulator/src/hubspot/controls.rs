@@ -11,6 +11,7 @@ use super::{
     error::ApiError,
     merge,
     model::{Catalog, PropertyId, Table},
+    properties,
     render::{self, Extras},
     store::{Live, View},
     write::{self, Origin},
@@ -326,6 +327,14 @@ impl Crm for State {
 
     fn set_rate_limits(&self, limits: &Map<String, Value>) -> Result<Value, Refused> {
         self.limits.set(limits)
+    }
+
+    fn change_schema(&self, object: &str, change: &Map<String, Value>) -> Result<Value, Refused> {
+        Ok(properties::administer(
+            self.table(object)?,
+            change,
+            self.now_ms(),
+        )?)
     }
 
     fn set_webhooks(&self, settings: &Map<String, Value>) -> Result<Value, Refused> {

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     State,
-    base::{Source, iso_short},
+    base::{Meta, Source, iso_short},
     batch::{finish, inputs},
     error::ApiError,
     http::{Call, Outcome, Reply},
@@ -230,6 +230,12 @@ pub(crate) fn update(call: &Call<'_>) -> Outcome {
         if body.contains_key("options") {
             property.choices = choices(&body);
         }
+        if let Some(kind) = text("type").as_deref().and_then(Type::parse) {
+            property.kind = kind;
+        }
+        if let Some(control) = text("fieldType") {
+            property.field_type = control;
+        }
         property.updated_ms = now;
         Some(to_json(property))
     });
@@ -239,6 +245,51 @@ pub(crate) fn update(call: &Call<'_>) -> Outcome {
             "Property {name} does not exist"
         ))),
     }
+}
+
+/// What an administrator does in HubSpot's settings: `do` is add (body as of `POST …/properties`, and `filled` for a text
+/// that holds the record's id everywhere), retype, choices, remove or restore. Names never change.
+pub(crate) fn administer(
+    table: &Table,
+    change: &Map<String, Value>,
+    now: i64,
+) -> Result<Value, ApiError> {
+    let text = |key: &str| change.get(key).and_then(Value::as_str).unwrap_or_default();
+    let (deed, name) = (text("do"), text("name"));
+    if deed == "add" {
+        let mut property = parse(change, now)?;
+        if change.get("filled").and_then(Value::as_bool) == Some(true) {
+            property.source = Source::Meta(Meta::Id);
+        }
+        let answer = to_json(&property);
+        return match table.change_catalog(|catalog| catalog.add(property)) {
+            Some(_) => Ok(answer),
+            None => Err(ApiError::validation(format!("`{name}` exists"))),
+        };
+    }
+    table.change_catalog(|catalog| {
+        let Some(id) = catalog.find_any(name) else {
+            return Err(ApiError::not_found(format!(
+                "Property {name} does not exist"
+            )));
+        };
+        let property = &mut catalog.properties[usize::from(id)];
+        property.updated_ms = now;
+        match deed {
+            "retype" => {
+                let Some(kind) = Type::parse(text("type")) else {
+                    return Err(ApiError::validation("type: unknown".to_owned()));
+                };
+                property.kind = kind;
+                property.field_type = text("fieldType").to_owned();
+            }
+            "choices" => property.choices = choices(change),
+            "remove" => property.archived = true,
+            "restore" => property.archived = false,
+            other => return Err(ApiError::validation(format!("do: unknown `{other}`"))),
+        }
+        Ok(to_json(property))
+    })
 }
 
 fn drop_one(table: &Table, name: &str) -> Result<(), ApiError> {

@@ -113,9 +113,9 @@ impl State {
         // Plurals too, so that one test can name the objects of both CRMs alike.
         let plural = |known: &&Object| known.plural.eq_ignore_ascii_case(object);
         let found = self
-            .schema
+            .schema()
             .find(object)
-            .or_else(|| self.schema.objects.iter().find(plural));
+            .or_else(|| self.schema().objects.iter().find(plural));
         found.ok_or_else(|| {
             Refused::NotFound(format!("no object `{object}`; known are {}", known()))
         })
@@ -144,7 +144,7 @@ impl State {
         if let Some(id) = SfId::parse(name).filter(|id| id.prefix == Obj::User.prefix()) {
             return Ok(id);
         }
-        let object = self.schema.object(Obj::User);
+        let object = self.schema().object(Obj::User);
         let field = object.index("Username").unwrap_or_default();
         let found = self.read_store().table(Obj::User).lookup(
             object,
@@ -302,6 +302,10 @@ impl Crm for State {
             }
         }
         Ok(json!({"count": count, "hash": format!("{sum:016x}")}))
+    }
+
+    fn change_schema(&self, object: &str, change: &Map<String, Json>) -> Answer {
+        self.change_field(object, change)
     }
 
     fn base_id(&self, object: &str, n: u64) -> Result<String, Refused> {

@@ -158,7 +158,7 @@ impl State {
 
     /// `{"id":"00Q…","opportunity":true}`: a lead becomes an Account, a Contact and an Opportunity in one transaction.
     pub(super) fn convert_lead(&self, deed: &Map<String, Json>) -> Answer {
-        let lead = self.schema.object(Obj::Lead);
+        let lead = self.schema().object(Obj::Lead);
         let id = self.id(lead, text(deed, "id")?)?;
         let with_deal = deed
             .get("opportunity")
@@ -225,7 +225,7 @@ impl State {
     ) -> Result<(), Error> {
         tx.alive(winner)?;
         let (_, lost) = tx.alive(loser)?;
-        for child in &self.schema.objects {
+        for child in &self.schema().objects {
             for (index, field) in child
                 .visible()
                 .filter(|(_, field)| field.refers.contains(&obj) && field.has(flag::UPDATE))
@@ -247,7 +247,7 @@ impl State {
                 }
             }
         }
-        let object = self.schema.object(obj);
+        let object = self.schema().object(obj);
         if let Some(master) = object.index("MasterRecordId") {
             tx.point_to_master(obj, &lost, master, winner);
         }

@@ -11,6 +11,7 @@ mod cdc;
 mod deeds;
 mod derive;
 mod error;
+mod fields;
 mod ids;
 mod oauth;
 mod objects;
@@ -63,12 +64,11 @@ struct RowFault {
 /// The org.
 pub(crate) struct State {
     shared: Arc<Shared>,
-    schema: Schema,
+    model: RwLock<fields::Model>,
     store: RwLock<Store>,
     settings: RwLock<Settings>,
     sessions: session::Sessions,
     bus: cdc::bus::Bus,
-    codecs: cdc::Codecs,
     cursors: api::query::Cursors,
     bulk: api::bulk::Jobs,
     running: api::running::Running,
@@ -82,7 +82,9 @@ pub(crate) struct State {
 impl State {
     /// Builds the org; fails when an option names something unusable.
     pub(crate) fn start(shared: Arc<Shared>) -> Result<Arc<State>, String> {
-        let schema = objects::schema(shared.options.salesforce_external_id);
+        let schema: &'static Schema = Box::leak(Box::new(objects::schema(
+            shared.options.salesforce_external_id,
+        )));
         let jwt_key = shared
             .options
             .jwt_public_key
@@ -97,10 +99,9 @@ impl State {
             .merge(&shared.options.salesforce_settings)
             .map_err(|error| format!("--salesforce: {error}"))?;
         Ok(Arc::new(State {
-            store: RwLock::new(Store::new(&schema, &shared.people)),
+            store: RwLock::new(Store::new(schema, &shared.people)),
             sessions: session::Sessions::new(shared.options.seed, &shared.options.refresh_token),
             bus: cdc::bus::Bus::new(shared.options.seed),
-            codecs: cdc::Codecs::new(&schema),
             cursors: api::query::Cursors::default(),
             bulk: api::bulk::Jobs::default(),
             running: api::running::Running::default(),
@@ -109,7 +110,11 @@ impl State {
             settings: RwLock::new(settings),
             jwt_key,
             https_port: std::sync::OnceLock::new(),
-            schema,
+            model: RwLock::new(fields::Model {
+                schema,
+                codecs: Box::leak(Box::new(cdc::Codecs::new(schema))),
+                changed_ms: crate::people::FIRST_MS,
+            }),
             shared,
         }))
     }

@@ -14,6 +14,7 @@ pub(super) const NONE: Base = |_| Value::Null;
 pub(super) fn field(name: &'static str, kind: Kind, length: u32, base: Base) -> Field {
     Field {
         name,
+        label: None,
         kind,
         length,
         precision: 0,

@@ -209,6 +209,8 @@ pub(crate) mod flag {
 #[derive(Clone)]
 pub(crate) struct Field {
     pub(crate) name: &'static str,
+    /// What people call it, where that does not follow from the name.
+    pub(crate) label: Option<&'static str>,
     pub(crate) kind: Kind,
     /// Characters for text, else 0.
     pub(crate) length: u32,

@@ -132,6 +132,17 @@ impl Table {
         }
     }
 
+    /// Gives the written rows the fields that were added to their object.
+    pub(crate) fn widen(&mut self, object: &Object) {
+        for (number, row) in &mut self.rows {
+            let row = Arc::make_mut(row);
+            let gen_ = Gen::new(self.obj, *number, &self.people);
+            for field in &object.fields[row.values.len().min(object.fields.len())..] {
+                row.values.push((field.base)(&gen_));
+            }
+        }
+    }
+
     fn base_stamp(&self, number: u64) -> i64 {
         base::stamp(self.obj, number, &self.people)
     }

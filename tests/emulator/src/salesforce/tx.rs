@@ -94,7 +94,7 @@ impl<'a> Tx<'a> {
     }
 
     fn object(&self, obj: Obj) -> &'a Object {
-        self.org.schema.object(obj)
+        self.org.schema().object(obj)
     }
 
     fn put(&mut self, obj: Obj, number: u64, row: Arc<Row>) {
@@ -105,7 +105,7 @@ impl<'a> Tx<'a> {
 
     fn checks(&self) -> validate::Org<'_> {
         validate::Org {
-            schema: &self.org.schema,
+            schema: self.org.schema(),
             store: &self.store,
             people: &self.org.shared.people,
         }

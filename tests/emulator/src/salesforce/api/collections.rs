@@ -151,7 +151,7 @@ fn done(id: SfId) -> Value {
 
 fn object_of<'a>(org: &'a State, row: &Map<String, Value>) -> Result<&'a Object, Error> {
     let name = type_of(row);
-    org.schema.find(name).ok_or_else(|| {
+    org.schema().find(name).ok_or_else(|| {
         Error::bad(
             "INVALID_TYPE",
             format!("sObject type '{name}' is not supported."),
@@ -306,7 +306,7 @@ fn retrieve(org: &State, call: &Call<'_>, store: &Store, name: &str) -> Answer {
     }
     let columns = rows::columns(object, fields.iter().map(String::as_str))?;
     let renderer = Renderer::new(
-        &org.schema,
+        org.schema(),
         &org.shared.people,
         object.obj,
         &columns,

@@ -1,7 +1,6 @@
 //! Describe: the org's objects and fields in the recorded shape, every key included.
 
 use super::{Answer, Call, Reply, rows};
-use crate::people::FIRST_MS;
 use crate::salesforce::State;
 use crate::salesforce::error::Error;
 use crate::salesforce::schema::{Field, Kind, Obj, Object, Schema, at, flag};
@@ -116,13 +115,14 @@ fn change_event(object: &Object, root: &str) -> Map<String, Value> {
 pub(crate) fn global(org: &State, call: &Call<'_>) -> Reply {
     let root = call.root();
     let mut list: Vec<Value> = Vec::new();
-    for object in &org.schema.objects {
+    for object in &org.schema().objects {
         list.push(Value::Object(summary(object, &root)));
         if object.obj.streams() {
             list.push(Value::Object(change_event(object, &root)));
         }
     }
     dated(
+        org,
         call,
         &json!({"encoding": "UTF-8", "maxBatchSize": 200, "sobjects": list}),
     )
@@ -140,7 +140,9 @@ pub(crate) fn basic(org: &State, call: &Call<'_>, name: &str) -> Answer {
 /// `GET /sobjects/X/describe`; 304 when the caller's copy is not older than the schema.
 pub(crate) fn full(org: &State, call: &Call<'_>, name: &str) -> Answer {
     let object = rows::object(org, name)?;
-    if rows::date_header(call, "if-modified-since")?.is_some_and(|since| since >= FIRST_MS) {
+    if rows::date_header(call, "if-modified-since")?
+        .is_some_and(|since| since >= org.schema_changed_ms() / 1_000 * 1_000)
+    {
         return Ok(Reply::empty(304));
     }
     let mut map = summary(object, &call.root());
@@ -164,17 +166,17 @@ pub(crate) fn full(org: &State, call: &Call<'_>, name: &str) -> Answer {
     yes_no(&mut map, &["compactLayoutable", "searchLayoutable"], true);
     map.insert(
         "childRelationships".into(),
-        children(&org.schema, object.obj),
+        children(org.schema(), object.obj),
     );
     map.insert("recordTypeInfos".into(), json!([{"active": true, "available": true, "defaultRecordTypeMapping": true,
         "developerName": "Master", "master": true, "name": "Master", "recordTypeId": "012000000000000AAA", "urls": {"layout": format!("{}/sobjects/{}/describe/layouts/012000000000000AAA", call.root(), object.obj.name())}}]));
     map.insert("supportedScopes".into(), json!([{"label": format!("All {}", object.plural), "name": "everything"}, {"label": format!("My {}", object.plural), "name": "mine"}]));
     map.insert("fields".into(), Value::Array(fields(object)));
     map.sort_keys();
-    Ok(dated(call, &Value::Object(map)))
+    Ok(dated(org, call, &Value::Object(map)))
 }
 
-fn dated(call: &Call<'_>, body: &Value) -> Reply {
+fn dated(org: &State, call: &Call<'_>, body: &Value) -> Reply {
     let reply = Reply::json(200, body);
     let tag = format!(
         "\"{:x}\"",
@@ -182,13 +184,13 @@ fn dated(call: &Call<'_>, body: &Value) -> Reply {
             ^ u64::from(call.version.as_bytes().first().copied().unwrap_or(0)) << 32
     );
     reply
-        .with("last-modified", stamps::http_date(FIRST_MS))
+        .with("last-modified", stamps::http_date(org.schema_changed_ms()))
         .with("etag", tag)
 }
 
 /// `GET /event/eventSchema/{id}`: the Avro schema of a change event.
 pub(crate) fn schema_by_id(org: &State, id: &str) -> Answer {
-    let codec = org.codecs.by_id(id).ok_or_else(Error::not_found)?;
+    let codec = org.codecs().by_id(id).ok_or_else(Error::not_found)?;
     Ok(Reply::bytes(codec.schema_json.clone().into_bytes()))
 }
 
@@ -197,7 +199,7 @@ pub(crate) fn schema_of(org: &State, event: &str) -> Answer {
     let found = Obj::ALL
         .into_iter()
         .find(|obj| obj.streams() && obj.change_event() == event);
-    let codec = org.codecs.of(found.ok_or_else(Error::not_found)?);
+    let codec = org.codecs().of(found.ok_or_else(Error::not_found)?);
     Ok(Reply::bytes(codec.schema_json.clone().into_bytes()))
 }
 
@@ -236,7 +238,13 @@ fn fields(object: &Object) -> Vec<Value> {
         .collect()
 }
 
-/// `FirstName` → `First Name`; `pg_crm_sync_id__c` → `pg crm sync id`.
+impl Field {
+    /// `FirstName` → `First Name`; `pg_crm_sync_id__c` → `pg crm sync id`.
+    pub(crate) fn label(&self) -> String {
+        self.label.map_or_else(|| label(self), str::to_owned)
+    }
+}
+
 fn label(field: &Field) -> String {
     let name = field.name.strip_suffix("__c").unwrap_or(field.name);
     let name = if field.kind == Kind::Reference && !field.has(flag::CUSTOM) {
@@ -282,7 +290,7 @@ fn describe(field: &Field) -> Value {
         "filterable": !compound && !field.is_long_text(),
         "groupable": sortable && !kind.is_number() && kind != Kind::DateTime,
         "idLookup": field.is_key(),
-        "label": label(field),
+        "label": field.label(),
         "length": field.length,
         "name": field.name,
         "nameField": field.has(flag::NAME),

@@ -304,7 +304,7 @@ impl Iterator for Sent {
     type Item = Result<Bytes, std::convert::Infallible>;
     fn next(&mut self) -> Option<Self::Item> {
         let org = &self.org;
-        let piece = self.rows.next(&org.schema, &org.shared.people)?;
+        let piece = self.rows.next(org.schema(), &org.shared.people)?;
         Some(Ok(Bytes::from(piece)))
     }
 }

@@ -74,8 +74,8 @@ pub(crate) fn start(
     if let Some(answer) = organization(org, call, text) {
         return answer;
     }
-    let query = parse(&org.schema, text, org.now())?;
-    let object = org.schema.object(query.obj);
+    let query = parse(org.schema(), text, org.now())?;
+    let object = org.schema().object(query.obj);
     let people = &org.shared.people;
     if query.count {
         let total = with_store(org, tx, |store| {
@@ -194,7 +194,7 @@ pub(crate) fn more(org: &State, call: &Call<'_>, name: &str, tx: Option<&mut Tx<
         let table = store.table(query.obj);
         let source = Source {
             table,
-            object: org.schema.object(query.obj),
+            object: org.schema().object(query.obj),
             people: &org.shared.people,
             with_deleted,
         };
@@ -231,7 +231,7 @@ fn page_size(org: &State, call: &Call<'_>, query: &Query) -> usize {
         .option("sforce-query-options", "batchSize")
         .and_then(|text| text.parse::<usize>().ok());
     let size = asked.map_or(most, |asked| asked.clamp(200.min(most), most));
-    let object = org.schema.object(query.obj);
+    let object = org.schema().object(query.obj);
     let long = query.columns.iter().any(
         |column| matches!(column, Column::Field(field) if object.fields[*field].is_long_text()),
     );
@@ -244,7 +244,7 @@ fn page_size(org: &State, call: &Call<'_>, query: &Query) -> usize {
 
 /// The page's rows with the parents their columns need; cheap copies, so that rendering holds no lock.
 pub(super) fn lines(store: &Store, query: &Query, page: &Page, org: &State) -> Vec<Line> {
-    let object = org.schema.object(query.obj);
+    let object = org.schema().object(query.obj);
     let parents_of = |hit: &Hit| {
         let view = hit.view(object, &org.shared.people);
         let parent = |column: &Column| match column {
@@ -276,7 +276,7 @@ fn rendered(
     next: Option<&str>,
 ) -> Reply {
     let renderer = Renderer::new(
-        &org.schema,
+        org.schema(),
         &org.shared.people,
         query.obj,
         &query.columns,

@@ -15,7 +15,7 @@ use serde_json::{Map, json};
 
 /// The object a path names.
 pub(crate) fn object<'a>(org: &'a State, name: &str) -> Result<&'a Object, Error> {
-    org.schema.find(name).ok_or_else(Error::not_found)
+    org.schema().find(name).ok_or_else(Error::not_found)
 }
 
 /// Reads an id of `obj`, 15 or 18 characters.
@@ -143,7 +143,7 @@ fn row(org: &State, call: &Call<'_>, object: &Object, hit: &Hit) -> Result<Vec<u
             .collect(),
     };
     let renderer = Renderer::new(
-        &org.schema,
+        org.schema(),
         &org.shared.people,
         object.obj,
         &columns,

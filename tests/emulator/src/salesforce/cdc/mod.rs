@@ -28,6 +28,8 @@ const MAX_EVENT: usize = 1_000_000;
 pub(crate) struct Codecs {
     codecs: Vec<(Codec, Arc<str>)>,
     transactions: AtomicU64,
+    /// Layouts that events still lie about in.
+    before: Option<&'static Codecs>,
 }
 
 impl Codecs {
@@ -41,6 +43,17 @@ impl Codecs {
         Self {
             codecs: schema.objects.iter().map(codec).collect(),
             transactions: AtomicU64::new(1),
+            before: None,
+        }
+    }
+
+    /// Layouts for objects whose definitions changed; events of before stay readable.
+    pub(crate) fn succeeded_by(&'static self, schema: &Schema) -> Self {
+        let number = self.transactions.load(Ordering::Relaxed);
+        Self {
+            transactions: AtomicU64::new(number),
+            before: Some(self),
+            ..Self::new(schema)
         }
     }
 
@@ -55,6 +68,7 @@ impl Codecs {
             .iter()
             .find(|(codec, _)| codec.schema_id == id)
             .map(|(codec, _)| codec)
+            .or_else(|| self.before?.by_id(id))
     }
 }
 
@@ -112,7 +126,7 @@ impl State {
     }
 
     fn begin_commit(&self, writer: &Writer) -> Commit {
-        let number = self.codecs.transactions.fetch_add(1, Ordering::Relaxed);
+        let number = self.codecs().transactions.fetch_add(1, Ordering::Relaxed);
         let hash = crate::clock::mix(self.shared.options.seed ^ (number << 8));
         let key = format!(
             "{number:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
@@ -145,7 +159,7 @@ impl State {
         let mut payload = Vec::with_capacity(256 + body.fields.len());
         push_header(&mut payload, &body.header, commit, place);
         payload.extend_from_slice(&body.fields);
-        let (codec, schema_id) = &self.codecs.codecs[body.header.obj as usize];
+        let (codec, schema_id) = &self.codecs().codecs[body.header.obj as usize];
         if payload.len() > MAX_EVENT {
             let kind = CHANGE_TYPES
                 .iter()
@@ -182,13 +196,13 @@ impl State {
             diffs: vec![],
             changed: vec![],
         };
-        let fields = vec![0; self.codecs.of(obj).slots.len()];
+        let fields = vec![0; self.codecs().of(obj).slots.len()];
         let draft = self.draft(&commit, 0, &Body { header, fields });
         self.send(vec![draft]);
     }
 
     fn body(&self, change: &Change) -> Body<'static> {
-        let codec = self.codecs.of(change.obj);
+        let codec = self.codecs().of(change.obj);
         let mut header = Header {
             obj: change.obj,
             ids: vec![SfId::new(change.obj.prefix(), change.number).to_string()],
@@ -239,7 +253,7 @@ impl State {
         let Some(old) = change.old.as_ref().filter(|_| self.settings().diffs) else {
             return Vec::new();
         };
-        let object = self.schema.object(change.obj);
+        let object = self.schema().object(change.obj);
         let long = change
             .changed
             .iter()

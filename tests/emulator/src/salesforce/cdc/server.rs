@@ -166,7 +166,7 @@ impl UnaryService<SchemaRequest> for GetSchema {
             let rpc_id = service.rpc_id();
             service.authorize(request.metadata(), &rpc_id)?;
             let id = &request.get_ref().schema_id;
-            let codec = service.org.codecs.by_id(id).ok_or_else(|| {
+            let codec = service.org.codecs().by_id(id).ok_or_else(|| {
                 failure(
                     Code::NotFound,
                     "schema.fetch.failed",
@@ -197,7 +197,7 @@ impl UnaryService<TopicRequest> for GetTopic {
             let topic_name = request.into_inner().topic_name;
             let schema_id = match service.topic(&topic_name, &rpc_id)? {
                 Topic::All => String::new(),
-                Topic::One(obj) => service.org.codecs.of(obj).schema_id.clone(),
+                Topic::One(obj) => service.org.codecs().of(obj).schema_id.clone(),
             };
             // Not the org id: clients must not use it as tenantid.
             let tenant_guid = "core/emulator/00Dxx0000000001".to_owned();

@@ -45,7 +45,7 @@ fn ended(org: &State, path: &str) -> Value {
 fn lines(org: &State, reply: Reply) -> Vec<String> {
     let mut text = reply.body;
     if let Some(mut rows) = reply.rows {
-        while let Some(piece) = rows.next(&org.schema, &org.shared.people) {
+        while let Some(piece) = rows.next(org.schema(), &org.shared.people) {
             text.extend(piece);
         }
     }

@@ -155,7 +155,7 @@ fn a_write_that_changes_nothing_names_only_the_stamp_or_raises_nothing() {
     send(&org, "PATCH", &path, json!({"Fax": "7"}));
     let events = since(&org, start);
     let stamp = org
-        .codecs
+        .codecs()
         .of(Obj::Contact)
         .place(super::super::schema::at::LAST_MODIFIED)
         .unwrap()

@@ -299,7 +299,7 @@ async fn a_topic_names_its_schema() {
         .unwrap()
         .into_inner();
     assert!(topic.can_subscribe && !topic.can_publish);
-    assert!(service.org.codecs.by_id(&topic.schema_id).is_some());
+    assert!(service.org.codecs().by_id(&topic.schema_id).is_some());
     let mut client = tonic::client::Grpc::new(service.channel.clone());
     client.ready().await.unwrap();
     let path = http::uri::PathAndQuery::from_static("/eventbus.v1.PubSub/Publish");

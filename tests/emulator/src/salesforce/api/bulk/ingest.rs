@@ -48,7 +48,7 @@ pub(super) fn create(org: &State, call: &Call<'_>) -> Result<Draft, Error> {
     let operation = word(&body, "operation", "", &known)?;
     let format = Format::read(&body)?;
     let name = body.get("object").and_then(Value::as_str).unwrap_or("");
-    let object = org.schema.find(name).ok_or_else(|| {
+    let object = org.schema().find(name).ok_or_else(|| {
         let message = format!("Unable to find object: {name}");
         Error::bad("INVALIDENTITY", message)
     })?;
@@ -216,7 +216,7 @@ fn upsert(
         .and_then(|name| fields[name].as_str());
     let missing = || Error::bad("MISSING_ARGUMENT", format!("{key} not specified")).on(&[key]);
     let value = value.ok_or_else(missing)?.trim().to_owned();
-    let object = org.schema.object(job.obj);
+    let object = org.schema().object(job.obj);
     match rows::upsert_row(tx, org, object, field, &value, fields, false)? {
         Upserted::Created(id) => Ok((id, true)),
         Upserted::Updated(id) => Ok((id, false)),

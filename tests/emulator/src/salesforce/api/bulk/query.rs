@@ -43,7 +43,7 @@ pub(super) fn create(org: &State, call: &Call<'_>) -> Result<Draft, Error> {
     let format = Format::read(&body)?;
     let text = body.get("query").and_then(|text| text.as_str());
     let text = text.ok_or_else(|| Error::bad("INVALIDJOB", "query: expected SOQL"))?;
-    let query = parse(&org.schema, text, org.now())?;
+    let query = parse(org.schema(), text, org.now())?;
     let compound = |column: &Column| matches!(column, Column::Compound(_));
     if query.count || query.offset > 0 || query.columns.iter().any(compound) {
         let message = "COUNT(), OFFSET and compound fields are not supported in Bulk Query";
@@ -78,7 +78,7 @@ pub(super) fn run(org: &State, job: &mut Job) -> Result<(), Error> {
     let store = org.read_store();
     let source = Source {
         table: store.table(job.query.obj),
-        object: org.schema.object(job.query.obj),
+        object: org.schema().object(job.query.obj),
         people: &org.shared.people,
         with_deleted: job.with_deleted,
     };
