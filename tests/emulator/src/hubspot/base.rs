@@ -17,6 +17,8 @@ pub(crate) enum Source {
     Meta(Meta),
     /// A number below the bound.
     Number(u64),
+    /// The number of the record, from 1.
+    Serial,
     Bool,
     Choice,
     Date,
@@ -186,6 +188,7 @@ pub(crate) fn push_base(
         Source::Empty | Source::Meta(_) => return false,
         Source::Constant(text) => out.extend_from_slice(text.as_bytes()),
         Source::Number(bound) => push_number(out, draw(*bound), 1),
+        Source::Serial => push_number(out, n, 1),
         Source::Bool => out.extend_from_slice(if draw(2) == 0 { b"false" } else { b"true" }),
         Source::Choice => {
             let at = draw(property.choices.len() as u64) as usize;

@@ -4,7 +4,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     State,
-    base::{Meta, Source, iso_short},
+    base::{Source, iso_short},
     batch::{finish, inputs},
     error::ApiError,
     http::{Call, Outcome, Reply},
@@ -247,8 +247,8 @@ pub(crate) fn update(call: &Call<'_>) -> Outcome {
     }
 }
 
-/// What an administrator does in HubSpot's settings: `do` is add (body as of `POST …/properties`, and `filled` for a text
-/// that holds the record's id everywhere), retype, choices, remove or restore. Names never change.
+/// What an administrator does in HubSpot's settings: `do` is add (body as of `POST …/properties`, and `filled` for one
+/// that holds the record's number everywhere), retype, choices, remove or restore. Names never change.
 pub(crate) fn administer(
     table: &Table,
     change: &Map<String, Value>,
@@ -259,7 +259,7 @@ pub(crate) fn administer(
     if deed == "add" {
         let mut property = parse(change, now)?;
         if change.get("filled").and_then(Value::as_bool) == Some(true) {
-            property.source = Source::Meta(Meta::Id);
+            property.source = Source::Serial;
         }
         let answer = to_json(&property);
         return match table.change_catalog(|catalog| catalog.add(property)) {
