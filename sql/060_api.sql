@@ -319,7 +319,7 @@ BEGIN
         INSERT INTO crm.backfill AS b (mirror) VALUES (m.id) ON CONFLICT (mirror) DO NOTHING;
         -- What is there already need not be copied again for the sake of new columns.
         INSERT INTO crm.column_fill (mirror, fields, total)
-        SELECT m.id, fields, b.total FROM crm.backfill b WHERE b.mirror = m.id AND b.started_at IS NOT NULL;
+        SELECT m.id, fields, b.total FROM crm.backfill b WHERE b.mirror = m.id AND (b.state <> 'waiting' OR b.started_at IS NOT NULL);
     END IF;
     RETURN m;
 END $$;

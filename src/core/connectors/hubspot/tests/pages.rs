@@ -342,6 +342,18 @@ fn an_answer_that_cannot_be_read_leaves_nothing_of_it_in_the_error() {
 }
 
 #[test]
+fn a_property_without_a_word_is_told_apart_from_an_empty_one() {
+    let list = [
+        ("jobtitle", FieldType::Text),
+        ("gone", FieldType::Text),
+        ("email", FieldType::Text),
+    ];
+    assert_eq!(page("contacts", &list, RECORDED).absent, ["gone"]);
+    let nobody = page("contacts", &list, r#"{"results":[]}"#);
+    assert!(nobody.absent.is_empty(), "{nobody:?}");
+}
+
+#[test]
 fn messages_are_bounded_and_printable() {
     let long = format!(r#"{{"message":"a\n\u0007{}"}}"#, "x".repeat(5_000));
     let error = hubspot().classify(&answer(400, &long));
