@@ -91,11 +91,7 @@ impl Session {
             Job::Backfill { mirror, range, run } => {
                 self.backfilled(mirror, (range, run), page, following, now)
             }
-            Job::Fill {
-                mirror,
-                fill,
-                fields,
-            } => self.filled(mirror, (fill, fields), page, now),
+            Job::Fill { mirror, what } => self.filled(mirror, what, page, now),
             Job::Poll { mirror, since } => self.polled(mirror, &since, page, now),
             Job::Removed { mirror } => self.removed(mirror, page, now),
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),

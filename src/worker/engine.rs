@@ -73,8 +73,7 @@ pub(crate) enum Job {
     /// A page of a copy of columns: its number, and the fields asked for.
     Fill {
         mirror: i32,
-        fill: i64,
-        fields: Vec<String>,
+        what: (i64, Vec<String>),
     },
     /// Records that events named.
     Read { mirror: i32, ids: Vec<String> },

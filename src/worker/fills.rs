@@ -68,8 +68,7 @@ impl Engine {
             .list_request(&server.config, &m.object, &fields, cursor);
         let job = Job::Fill {
             mirror: row.mirror,
-            fill: row.id,
-            fields: row.fields,
+            what: (row.id, row.fields),
         };
         let open = self.fetch_fields(row.mirror, request, job, Arc::new(fields));
         self.drift.fills.entry(row.mirror).or_default().open = open;
