@@ -190,11 +190,8 @@ impl Session {
             return Ok(());
         }
         let wait = error.retry_after_ms.unwrap_or(0).max(1_000);
-        self.engine.doubt_by(mirror, error, now)?;
+        self.engine.in_vain(&job, mirror, error, (now, wait))?;
         let backfill_failed = matches!(job, Job::Backfill { .. });
-        if matches!(job, Job::Fill { .. }) {
-            self.engine.fill_failed(mirror, now + wait);
-        }
         let mut misnamed = Vec::new();
         let watch = self.engine.watch(mirror);
         match job {
@@ -216,8 +213,7 @@ impl Session {
             Job::Settle { writes, .. }
                 if matches!(error.class, ErrorClass::FixData | ErrorClass::Gone) =>
             {
-                misnamed = writes;
-                misnamed.retain(|w| w.kind == "create");
+                misnamed.extend(writes.into_iter().filter(|w| w.kind == "create"));
             }
             _ => {}
         }

@@ -239,6 +239,20 @@ impl Engine {
         servers::describe_again(self, id, false)
     }
 
+    /// A call for records failed: perhaps because of what it asked for.
+    pub(crate) fn in_vain(
+        &mut self,
+        job: &Job,
+        mirror: i32,
+        error: &RemoteError,
+        (now, wait): (Millis, Millis),
+    ) -> Step<()> {
+        if matches!(job, Job::Fill { .. }) {
+            self.fill_failed(mirror, now + wait);
+        }
+        self.doubt_by(mirror, error, now)
+    }
+
     /// The same for a call that failed.
     pub(crate) fn doubt_by(&mut self, mirror: i32, error: &RemoteError, now: Millis) -> Step<()> {
         if error.class != ErrorClass::FixMapping {
