@@ -220,19 +220,7 @@ impl Session {
         let Some(m) = self.engine.world.mirrors.get(&mirror) else {
             return Ok(());
         };
-        tx::in_transaction(|| {
-            for write in misnamed {
-                doubt::hold_create(m, &write)?;
-            }
-            if backfill_failed {
-                streams::backfill_error(mirror, &error.to_string())?;
-            }
-            // A call that was not made says nothing of the CRM.
-            if error.code != "rate_limited" {
-                streams::server_error(&m.server, Some((&error.to_string(), error.advice)))?;
-            }
-            Ok(())
-        })
+        tx::in_transaction(|| Ok(doubt::note_failed(m, misnamed, backfill_failed, error)?))
     }
 
     pub(super) fn polled(

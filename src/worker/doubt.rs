@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crm_core::http::HttpRequest;
-use crm_core::model::{Millis, Record, WriteKind};
+use crm_core::model::{Millis, Record, RemoteError, WriteKind};
 
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::spi::Result;
@@ -196,4 +196,25 @@ pub(crate) fn find_created(
         field,
         &[value],
     ))
+}
+
+/// Notes that a call for records of a mirror failed, and why; creates whose
+/// record a person named in vain are held.
+pub(crate) fn note_failed(
+    mirror: &Mirror,
+    misnamed: Vec<WriteRow>,
+    is_backfill: bool,
+    error: &RemoteError,
+) -> Result<()> {
+    for write in misnamed {
+        hold_create(mirror, &write)?;
+    }
+    if is_backfill {
+        streams::backfill_error(mirror.id, &error.to_string())?;
+    }
+    // A call that was not made says nothing of the CRM.
+    if error.code != "rate_limited" {
+        streams::server_error(&mirror.server, Some((&error.to_string(), error.advice)))?;
+    }
+    Ok(())
 }
