@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use crm_core::drift::{self, Action, DriftPolicy, SchemaChange, Shape};
-use crm_core::model::{ErrorClass, Millis, Page, RemoteError, RemoteField, WriteResult};
+use crm_core::model::{ErrorClass, Millis, Page, RemoteError, RemoteField};
 use crm_core::retry::Backoff;
 
 use crate::pg::guc;
@@ -260,21 +260,6 @@ impl Engine {
         }
         let server = self.world.mirrors.get(&mirror).map(|m| m.server.clone());
         server.map_or(Ok(()), |server| self.doubt_catalog(&server, now))
-    }
-
-    /// The same for the writes of a batch.
-    pub(crate) fn doubt_results(
-        &mut self,
-        mirror: i32,
-        results: &[WriteResult],
-        now: Millis,
-    ) -> Step<()> {
-        for result in results {
-            if let WriteResult::Failed(error) = result {
-                self.doubt_by(mirror, error, now)?;
-            }
-        }
-        Ok(())
     }
 
     /// A page without a word about fields that were asked for: they are empty, or
