@@ -452,17 +452,6 @@ impl Engine {
         }
     }
 
-    /// Takes note that an answer for this mirror could not be stored: what it
-    /// was for is asked again after a pause.
-    pub(crate) fn ask_again(&mut self, mirror: i32, now: Millis) {
-        let watch = self.watch(mirror);
-        watch.polling = false;
-        watch.poll_at = now + 5_000;
-        // What was to be read stands in crm.deferred.
-        watch.reading = false;
-        self.may_undefer = true;
-    }
-
     /// Events wait, or wait no longer for what just came.
     pub(crate) fn undefer_soon(&mut self, now: Millis) {
         self.may_undefer = true;

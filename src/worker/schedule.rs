@@ -174,6 +174,17 @@ impl Engine {
         Ok(())
     }
 
+    /// Takes note that an answer for this mirror could not be stored: what it
+    /// was for is asked again after a pause.
+    pub(crate) fn ask_again(&mut self, mirror: i32, now: Millis) {
+        let watch = self.watch(mirror);
+        watch.polling = false;
+        watch.poll_at = now + 5_000;
+        // What was to be read stands in crm.deferred.
+        watch.reading = false;
+        self.may_undefer = true;
+    }
+
     /// Asks for the page of changes after a keyset.
     pub(crate) fn poll_from(&mut self, id: i32, since: &Keyset) {
         let request = self.world.mirrors.get(&id).and_then(|m| {
