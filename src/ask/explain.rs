@@ -8,6 +8,7 @@ use crm_core::guard::Window;
 use pgrx::JsonB;
 use pgrx::prelude::*;
 
+use super::cost;
 use super::told::{self, Line};
 use crate::pg::capture::{self, Staged};
 use crate::pg::store::ask::OpenWrite;
@@ -324,7 +325,7 @@ fn rehearsed(
     }
     lines.extend(told::writes(world, &before, &after));
     let fresh: Vec<&OpenWrite> = (after.iter()).filter(|w| !before.contains(w)).collect();
-    lines.extend(told::calls(world, &fresh));
+    lines.extend(cost::calls(world, &fresh));
     Ok(lines)
 }
 
@@ -432,7 +433,7 @@ fn of_write(id: i64) -> Result<Vec<Line>, SqlError> {
         });
     };
     let mut lines = told::of_write(&world, &write, |_, _| true);
-    lines.extend(told::calls(&world, &[&write]));
+    lines.extend(cost::calls(&world, &[&write]));
     let verdict = if write.state == "held" {
         "held"
     } else {

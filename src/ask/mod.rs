@@ -2,6 +2,7 @@
 //! code that decides, without effect on anything. It uses `pg`, the core, and of
 //! `worker` the configuration and the path of a decision; no network.
 
+mod cost;
 mod draft;
 mod explain;
 mod told;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crm_core::decide::Step;
-use crm_core::model::{Value, WriteKind};
+use crm_core::model::Value;
 use crm_core::policy::Rule;
 
 use crate::pg::store::ask::OpenWrite;
@@ -225,45 +225,6 @@ pub(super) fn later(now: &World, then: &World) -> Vec<Line> {
         }
     }
     lines
-}
-
-/// What the writes cost: per server, full batches of each object and kind.
-pub(super) fn calls(world: &World, writes: &[&OpenWrite]) -> Vec<Line> {
-    let mut batches: BTreeMap<(&str, i32, &str), usize> = BTreeMap::new();
-    for write in writes {
-        if let Some(mirror) = world.mirrors.get(&write.mirror) {
-            *batches
-                .entry((&mirror.server, mirror.id, &write.kind))
-                .or_default() += 1;
-        }
-    }
-    let mut servers: BTreeMap<&str, (usize, Vec<String>)> = BTreeMap::new();
-    for ((server, mirror, kind), count) in batches {
-        let write_kind = match kind {
-            "create" => WriteKind::Create,
-            "delete" => WriteKind::Delete,
-            _ => WriteKind::Update,
-        };
-        let connector = world.connectors.get(server);
-        let most = connector.map_or(1, |c| c.push_batch(write_kind)).max(1);
-        let object = world.mirrors.get(&mirror).map_or("?", |m| &m.object);
-        let needed = count.div_ceil(most);
-        let told = servers.entry(server).or_default();
-        told.0 += needed;
-        told.1.push(format!(
-            "{count} {kind} of {object} in {needed} (at most {most} in one)"
-        ));
-    }
-    (servers.into_iter())
-        .map(|(server, (needed, parts))| Line {
-            what: "calls",
-            server: Some(server.to_owned()),
-            calls: i32::try_from(needed).ok(),
-            verdict: "costs".to_owned(),
-            detail: Some(parts.join(", ")),
-            ..Line::default()
-        })
-        .collect()
 }
 
 /// A question that would be opened about a record.

@@ -10,6 +10,7 @@ use crate::evaluate::{Evaluation, Question};
 use crate::group::{Group, SideField};
 use crate::model::{Millis, Value};
 use crate::policy::{FieldLock, Policy, Rule};
+use crate::reconcile::is_damage;
 use crate::special;
 use crate::stamps::Quality;
 use crate::state::{Claim, Clock, Entity, FieldState, Interval, SideState};
@@ -265,6 +266,8 @@ fn decide_one(
         };
         let held = effect::mirror_value(entity, observed.side, *field);
         let stored = entity.fields.get(field);
+        // What is remembered does not speak for a row that was changed behind our back.
+        let known = stored.filter(|state| !is_damaged(observed, column, value, held, state));
         if let Some(quick) = settled_and_equal(observed, *field, column, value, held, stored) {
             outcome.decisions.extend(quick);
             continue;
@@ -287,7 +290,7 @@ fn decide_one(
             clock: observed
                 .quality
                 .clock(observed.at, observed.seq, &observed.origin),
-            state: stored
+            state: known
                 .cloned()
                 .unwrap_or_else(|| effect::fresh_state(group, entity, *field)),
             rule: policy.rule(&group.fields[*field].name),
@@ -295,7 +298,7 @@ fn decide_one(
             claims: Vec::new(),
             notes: Notes::default(),
         };
-        if stored.is_none() && observed.source == Source::Local {
+        if known.is_none() && observed.source == Source::Local {
             case.state.sides[observed.side].base = Some(case.held.clone());
         }
         decide_field(&mut case, stored, &mut outcome);
@@ -332,6 +335,20 @@ fn settled_and_equal(
         held: None,
     };
     Some((observed.source != Source::Page).then(decision))
+}
+
+/// Whether the row shows what nobody wrote that we know of, while its CRM shows what
+/// it held last: to send the row's value there would be nobody's decision.
+fn is_damaged(
+    observed: &Observed,
+    column: &SideField,
+    value: &Value,
+    held: &Value,
+    state: &FieldState,
+) -> bool {
+    observed.source != Source::Local
+        && !same(column.field_type, value, held)
+        && is_damage(state, observed.side, value)
 }
 
 /// The mirror's value before this event. SQL has changed its own row already,

@@ -67,6 +67,9 @@ pub(crate) fn order(side: &SideState, at: Interval, skew_ms: i64) -> Order {
 /// last, by everything observed, is that value.
 pub(crate) fn holds(side: &SideState, wanted: &Value, field_type: FieldType, skew_ms: i64) -> bool {
     let is = |v: &Value| same(field_type, v, wanted);
+    if side.sent.is_empty() {
+        return known(side).is_some_and(is);
+    }
     let seen = side.seen.as_ref().map(|(_, clock)| clock.at);
     let windows: Vec<Option<Interval>> = side.sent.iter().map(|w| w.window(skew_ms)).collect();
     let sure = |w: &SentWrite| {
@@ -184,6 +187,27 @@ pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval) {
     }
 }
 
+/// An event without our mark shows what our newest write wanted, after we had given
+/// it up: it landed then, or somebody wrote the same.
+pub(crate) fn landed_late(
+    side: &mut SideState,
+    value: &Value,
+    at: Interval,
+    field_type: FieldType,
+    skew_ms: i64,
+) {
+    let sent = |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::Failed);
+    let Some(newest) = side.sent.iter().rposition(sent) else {
+        return;
+    };
+    let write = &side.sent[newest];
+    let given_up = matches!(write.sent, Sent::Unknown { .. }) && write.landed.is_none();
+    let later = write.window(skew_ms).is_some_and(|w| w.before(at));
+    if given_up && later && same(field_type, write.result(), value) {
+        landed(side, newest, at);
+    }
+}
+
 /// The CRM was seen to hold an earlier write: what it answered to those after it
 /// proves nothing.
 pub(crate) fn doubt_later(side: &mut SideState, shown: &Value, field_type: FieldType) {
@@ -193,6 +217,13 @@ pub(crate) fn doubt_later(side: &mut SideState, shown: &Value, field_type: Field
     let place = place.or_else(|| side.sent.iter().rposition(like));
     for write in &mut side.sent[place.map_or(0, |p| p + 1)..] {
         write.doubted |= matches!(write.sent, Sent::Answered { .. });
+    }
+}
+
+/// The CRM was seen to hold what stood there before: the answer proves nothing.
+pub(crate) fn doubt_newest(side: &mut SideState) {
+    if let Some(newest) = last_own_mut(side) {
+        newest.doubted |= matches!(newest.sent, Sent::Answered { .. });
     }
 }
 
@@ -225,14 +256,13 @@ pub(crate) fn find_marked(
 
 /// Equal but for case, spacing and punctuation.
 pub(crate) fn alike(a: &Value, b: &Value) -> bool {
-    let fold = |v: &Value| {
+    fn fold(v: &Value) -> impl Iterator<Item = char> {
         let letters = v.as_deref().unwrap_or("").chars();
         letters
             .filter(|c| c.is_alphanumeric())
             .flat_map(char::to_lowercase)
-            .collect::<String>()
-    };
-    fold(a) == fold(b)
+    }
+    fold(a).eq(fold(b))
 }
 
 /// Whether this CRM is known to store `wanted` as `shown`.

@@ -77,16 +77,14 @@ pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &m
         conflict: case.conflict,
         held: None,
     };
-    let lost = (case.observed.origin.clone(), case.value.clone());
+    let lost = |case: &Case<'_>| (case.observed.origin.clone(), case.value.clone());
     match keep {
         Keep::Ignore => ignore(case, step, &mut decision, outcome),
-        Keep::Nothing => put(
-            case,
-            case.observed.side,
-            &case.held.clone(),
-            &mut decision,
-            outcome,
-        ),
+        Keep::Nothing => {
+            let held = std::mem::take(&mut case.held);
+            put(case, case.observed.side, &held, &mut decision, outcome);
+            case.held = held;
+        }
         Keep::RowOnly => {
             row(case, case.observed.side, case.value, outcome);
             decision.value = case.value.clone();
@@ -101,21 +99,24 @@ pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &m
         }
         Keep::Merged(value) => {
             let held = (incumbent_origin(case), case.held.clone());
-            decision.merged.extend([held, lost]);
+            decision.merged.extend([held, lost(case)]);
             accept(case, &value, &mut decision, outcome);
         }
-        Keep::Rival(rival) => special::reinstate(case, &rival, lost, &mut decision, outcome),
+        Keep::Rival(rival) => {
+            let lost = lost(case);
+            special::reinstate(case, &rival, lost, &mut decision, outcome);
+        }
         Keep::Wait => special::wait(case, &mut decision, outcome),
         // Nothing is decided before the answer.
         Keep::Ask(_) => return,
         Keep::Incumbent => {
             if !made(Mistake::LoserNotNamed) {
-                decision.losers.push(lost);
+                decision.losers.push(lost(case));
             }
             put_back(case, &mut decision, outcome);
         }
         Keep::Review(reason) => {
-            decision.losers.push(lost);
+            decision.losers.push(lost(case));
             review(case, &reason, outcome);
             decision.held = Some(reason);
         }
@@ -469,7 +470,9 @@ pub(crate) fn store(case: &mut Case<'_>, stored: Option<&FieldState>, outcome: &
         Some(_) if at_rest => outcome.states.push((case.field, None)),
         Some(before) if *before == state => {}
         None if at_rest => {}
-        None if state == fresh_state(case.group, case.entity, case.field) => {}
+        // A fresh state has no clock.
+        None if state.clock.is_none()
+            && state == fresh_state(case.group, case.entity, case.field) => {}
         _ => outcome.states.push((case.field, Some(state))),
     }
 }

@@ -27,6 +27,7 @@ pub mod join;
 pub mod limiter;
 pub mod mapping;
 pub mod matching;
+pub mod memory;
 pub mod merge;
 pub mod model;
 mod order;

@@ -1,5 +1,6 @@
 //! Field maps: pure, total functions between the sides of a field.
 
+use std::borrow::Cow;
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -102,22 +103,27 @@ impl Transform {
     /// The image of a value.
     pub fn apply(&self, value: &Value, images: &Images) -> Result<Value, Unmapped> {
         let Some(text) = value else { return Ok(None) };
-        let image = match self {
-            Self::Function(number) => return images.image(*number, text),
+        Ok(self.image(text, images)?.map(Cow::into_owned))
+    }
+
+    /// The image of a text, the text itself where it stays as it is.
+    fn image<'t>(&self, text: &'t str, images: &Images) -> Result<Option<Cow<'t, str>>, Unmapped> {
+        let owned = match self {
+            Self::Identity => return Ok((!text.is_empty()).then_some(Cow::Borrowed(text))),
+            Self::Function(number) => return Ok(images.image(*number, text)?.map(Cow::Owned)),
             Self::Compose(structure) => structure.compose(text),
             Self::Split(structure, width) => structure.split(text, *width),
-            Self::Identity => text.clone(),
             Self::ValueMap(pairs) => map_choices(pairs, text)?,
             Self::DomainOfUrl => crate::matching::domain_of_url(text)
                 .ok_or_else(|| Unmapped::Malformed(clip(text), "a URL"))?,
-            Self::UrlOfDomain if text.contains("://") => text.clone(),
+            Self::UrlOfDomain if text.contains("://") => text.to_owned(),
             Self::UrlOfDomain => format!("https://{text}"),
             Self::DateOf => day_of(text)?.to_owned(),
             Self::MidnightOf => format!("{}T00:00:00.000Z", day_of(text)?),
             Self::Truncate(length) => cut(text, *length).to_owned(),
             Self::Lower => text.to_lowercase(),
         };
-        Ok((!image.is_empty()).then_some(image))
+        Ok((!owned.is_empty()).then_some(Cow::Owned(owned)))
     }
 }
 
@@ -172,8 +178,14 @@ pub fn between(
     value: &Value,
     images: &Images,
 ) -> Result<Value, Unmapped> {
-    let common = from.from_side.apply(value, images)?;
-    let image = to.to_side.apply(&common, images)?;
+    let common = match value {
+        Some(text) => from.from_side.image(text, images)?,
+        None => None,
+    };
+    let image = match &common {
+        Some(text) => to.to_side.image(text, images)?.map(Cow::into_owned),
+        None => None,
+    };
     if to.parts.is_empty() {
         return shaped(
             image,
@@ -205,8 +217,9 @@ fn shaped(
     match (image, max_length) {
         (None, _) if default.is_some() => Ok(default.clone()),
         (None, _) if required => Err(Unmapped::Required),
-        (Some(text), Some(length)) if field_type == FieldType::Text => {
-            Ok(Some(cut(&text, length).to_owned()))
+        (Some(mut text), Some(length)) if field_type == FieldType::Text => {
+            text.truncate(cut(&text, length).len());
+            Ok(Some(text))
         }
         (image, _) => Ok(image),
     }
@@ -258,16 +271,29 @@ pub fn project(
     values: &[Value],
     images: &Images,
 ) -> Projection {
+    project_from(group, &[(from, values)], to, images)
+}
+
+/// The same from all records of a thing, the one that counts first: what it has no
+/// field for comes from the next that has.
+pub fn project_from(
+    group: &Group,
+    sources: &[(usize, &[Value])],
+    to: usize,
+    images: &Images,
+) -> Projection {
     let mut projection = Projection::default();
-    for (field, value) in values.iter().enumerate() {
-        let (Some(source), Some(target)) = (group.column(field, from), group.column(field, to))
+    for field in 0..group.fields.len() {
+        let column = |(side, values): &(usize, &'_ [Value])| {
+            let column = group.column(field, *side).filter(|c| c.inbound)?;
+            Some((column, values.get(field)?.clone()))
+        };
+        let target = group.column(field, to).filter(|t| t.accepts_writes());
+        let (Some((source, value)), Some(target)) = (sources.iter().find_map(column), target)
         else {
             continue;
         };
-        if !source.inbound || !target.accepts_writes() {
-            continue;
-        }
-        match between(source, target, value, images) {
+        match between(source, target, &value, images) {
             Ok(None) => {}
             Ok(image) => projection.mapped.push((field, image)),
             Err(reason) => projection.refused.push((field, reason)),

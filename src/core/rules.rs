@@ -47,7 +47,7 @@ pub(crate) fn merging(case: &mut Case<'_>) -> Option<Keep> {
         // Too long to be kept: what was added cannot be told.
         match case.old {
             Some(old) => old.clone(),
-            None if case.is(&case.held.clone()) => return Some(Keep::Nothing),
+            None if case.is(&case.held) => return Some(Keep::Nothing),
             None => {
                 return Some(Keep::Review(
                     "what the field held before is unknown".to_owned(),
@@ -94,17 +94,28 @@ fn late_beside_counted(case: &Case<'_>) -> bool {
     late && timeline::edits(case.here()).any(twin)
 }
 
+/// What stood there before our write is nobody's edit, whatever its stamp. Looked at
+/// after the answer it shows that our write is not there (any more).
+fn shows_what_stood(case: &mut Case<'_>) -> bool {
+    let old = echo::known(case.here()).is_some_and(|k| case.is(k));
+    let order = case.order();
+    if !old || order == Order::After || !case.here().waiting.is_empty() {
+        return false;
+    }
+    if order == Order::Unclear && timeline::is_decisive(case.here(), case.observed.asked_at) {
+        echo::doubt_newest(case.here_mut());
+    }
+    true
+}
+
 /// The value that the writer of an edit at the CRM saw.
 fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
-    let (value, at) = (case.value.clone(), case.observed.at);
+    let (value, at) = (case.value, case.observed.at);
     let field_type = case.column.field_type;
     let skew = case.policy.tolerance_ms();
     let asked_at = case.observed.asked_at;
     let page = case.observed.source == Source::Page;
-    // What stood there before our write is nobody's edit, whatever its stamp.
-    let old = echo::known(case.here()).is_some_and(|k| case.is(k));
-    let before = case.order() != Order::After;
-    if page && old && before && case.here().waiting.is_empty() {
+    if page && shows_what_stood(case) {
         return Err(Keep::Nothing);
     }
     // Nor is what our newest write left there, under the stamp of another field,
@@ -117,7 +128,7 @@ fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
         return Err(Keep::Nothing);
     }
     // It is decided in its turn among those that wait.
-    let waits = |(v, c): &(Value, Clock)| c.at.overlaps(at) && same(field_type, v, &value);
+    let waits = |(v, c): &(Value, Clock)| c.at.overlaps(at) && same(field_type, v, value);
     if page && case.here().waiting.iter().any(waits) {
         return Err(Keep::Wait);
     }
@@ -127,7 +138,7 @@ fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
     }
     let beside = !page && (queued || case.beside_page() || late_beside_counted(case));
     let here = case.here_mut();
-    let place = match timeline::place(here, &value, at, field_type, skew) {
+    let place = match timeline::place(here, value, at, field_type, skew) {
         Place::After(_) if beside => Place::Unclear { before: false },
         place => place,
     };

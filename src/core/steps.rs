@@ -71,7 +71,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     let form = echo::stores_as(case.here(), &case.held, case.value, field_type);
     let marked = case.observed.mark_is_ours;
     let place = echo::find(case.here(), case.value, at, marked, field_type, skew);
-    let (value, now) = (case.value.clone(), case.now);
+    let (value, now) = (case.value, case.now);
     // What stood there anyway proves no write: on a page, or told again.
     let stood = echo::known(case.here()).is_some_and(|k| case.is(k));
     let told = case
@@ -92,7 +92,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         }
     }
     if page {
-        confirm_newest(here, &value, at, field_type, (skew, now));
+        confirm_newest(here, value, at, field_type, (skew, now));
     }
     if form {
         return Some(Keep::RowOnly);
@@ -132,15 +132,15 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     {
         return None;
     }
-    let (at, value) = (case.observed.at, case.value.clone());
+    let (at, value) = (case.observed.at, case.value);
     let skew = case.policy.tolerance_ms();
     let place = echo::find_marked(case.here(), case.value, at, skew)?;
     // What was there before is no form of what was sent over it; nor is what the
     // record was made with.
-    let alike = echo::alike(&case.here().sent[place].value, &value);
+    let alike = echo::alike(&case.here().sent[place].value, value);
     let base = case.here().base.as_ref();
     let before = echo::known(case.here()).is_some_and(|k| case.is(k))
-        || base.is_some_and(|b| echo::alike(b, &value));
+        || base.is_some_and(|b| echo::alike(b, value));
     if !alike && before {
         return Some(Keep::Nothing);
     }
@@ -151,7 +151,7 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     let wanted = write.value.clone();
     // The value as sent: of this or an earlier write, nobody can tell. Sent
     // twice, it can land twice.
-    if same(field_type, &wanted, &value) {
+    if same(field_type, &wanted, value) {
         let later = write
             .landed
             .or(write.attempt(skew))
@@ -162,7 +162,7 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
         return Some(Keep::Nothing);
     }
     write.confirmed = true;
-    write.normal = Some(value);
+    write.normal = Some(value.clone());
     if !page && write.landed.is_none_or(|l| l.before(at)) {
         echo::landed(here, place, at);
     }
@@ -176,26 +176,29 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
 
 fn equal(case: &mut Case<'_>) -> Option<Keep> {
     // Two edits that are alike are two, where every edit counts.
-    if case.merges() || !case.is(&case.held.clone()) {
+    if case.merges() || !case.is(&case.held) {
         return None;
     }
     if case.observed.source == Source::Local {
         return Some(Keep::Nothing);
     }
     let (field_type, at) = (case.column.field_type, case.observed.at);
-    let (value, now, skew) = (case.value.clone(), case.now, case.policy.tolerance_ms());
+    let (value, now, skew) = (case.value, case.now, case.policy.tolerance_ms());
     let (event, clock) = (case.observed.source == Source::Remote, case.clock.clone());
     let here = case.here_mut();
-    confirm_newest(here, &value, at, field_type, (skew, now));
+    confirm_newest(here, value, at, field_type, (skew, now));
     // Its own event tells when it was written: a page's stamp is the record's.
     let paged = here.paged && event;
     let of_page =
-        |(v, c): &&mut (Value, Clock)| paged && same(field_type, v, &value) && at.to <= c.at.to;
+        |(v, c): &&mut (Value, Clock)| paged && same(field_type, v, value) && at.to <= c.at.to;
     if let Some(seen) = here.seen.as_mut().filter(of_page) {
         seen.1 = clock;
         here.paged = false;
     }
-    let ours = echo::last_own(here).is_some_and(|w| same(field_type, &value, w.result()));
+    if event {
+        echo::landed_late(here, value, at, field_type, skew);
+    }
+    let ours = echo::last_own(here).is_some_and(|w| same(field_type, value, w.result()));
     if !ours {
         case.record_seen();
         let claim = effect::challenger_claim(case);
@@ -278,8 +281,8 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     if before {
         case.record_seen();
     } else {
-        let (value, field_type) = (case.value.clone(), case.column.field_type);
-        echo::doubt_later(case.here_mut(), &value, field_type);
+        let (value, field_type) = (case.value, case.column.field_type);
+        echo::doubt_later(case.here_mut(), value, field_type);
     }
     Some(Keep::Nothing)
 }
@@ -301,7 +304,7 @@ fn without_effect(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     let field_type = case.column.field_type;
-    let (value, now) = (case.value.clone(), case.now);
+    let (value, now) = (case.value, case.now);
     let own = echo::last_own_mut(case.here_mut())?;
     let long_ago = match own.sent {
         Sent::Answered { answered, .. } => now - answered > READ_AGE_MS,
@@ -311,12 +314,12 @@ fn without_effect(case: &mut Case<'_>) -> Option<Keep> {
         return None;
     }
     own.confirmed = true;
-    if !echo::alike(&own.value, &value) {
+    if !echo::alike(&own.value, value) {
         return Some(Keep::Review(
             "the CRM accepted our write and kept its own value".to_owned(),
         ));
     }
-    own.normal = Some(value);
+    own.normal = Some(value.clone());
     let current = same(field_type, &own.value.clone(), &case.held);
     Some(if current {
         Keep::RowOnly
@@ -394,13 +397,13 @@ fn flapping(case: &mut Case<'_>) -> Option<Keep> {
     }
     let at = case.observed.at.to;
     let returned = case.here().seen.as_ref().is_some_and(|(v, _)| case.is(v));
-    let value = case.value.clone();
+    let value = case.value;
     let here = case.here_mut();
     match &mut here.flap {
         Some(flap) if returned && at - flap.since <= FLAP_WINDOW_MS => flap.count += 1,
         flap if returned => {
             *flap = Some(Flap {
-                value,
+                value: value.clone(),
                 count: 1,
                 since: at,
             });

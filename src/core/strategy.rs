@@ -173,10 +173,8 @@ pub fn by_name(name: &str) -> Option<&'static StrategyEntry> {
 impl Strategy {
     /// Its row of the table.
     pub fn entry(self) -> &'static StrategyEntry {
-        STRATEGIES
-            .iter()
-            .find(|e| e.strategy == self)
-            .unwrap_or(&STRATEGIES[STRATEGIES.len() - 1])
+        // The table is in the order of the strategies.
+        &STRATEGIES[self as usize]
     }
 }
 

@@ -4,7 +4,7 @@
 use crm_core::decide::{Decision, Observed, Outcome, Source};
 use crm_core::join::{self, Resolution};
 use crm_core::model::Millis;
-use crm_core::state::{Entity, FieldState, Interval, SideState};
+use crm_core::state::Interval;
 
 use crate::worker::cases::{Case, HORIZON_MS};
 use crate::worker::world::World;
@@ -66,22 +66,5 @@ impl Case {
             ..Observed::default()
         };
         self.absorb(outcome, &observed)
-    }
-}
-
-/// A settled field as a state, so that an observation can be put into it.
-pub(crate) fn settled_state(entity: &Entity, field: usize) -> FieldState {
-    FieldState {
-        sides: entity
-            .records
-            .iter()
-            .map(|record| SideState {
-                base: record
-                    .exists
-                    .then(|| record.values.get(field).cloned().flatten()),
-                ..SideState::default()
-            })
-            .collect(),
-        ..FieldState::default()
     }
 }

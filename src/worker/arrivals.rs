@@ -18,6 +18,7 @@ use crate::worker::flush;
 use crate::worker::ingest::Inbound;
 use crate::worker::record;
 use crate::worker::removals;
+use crate::worker::unique;
 use crate::worker::world::{Mirror, World};
 
 /// What became of arriving records.
@@ -136,6 +137,50 @@ fn plans(world: &World, mirror: &Mirror, arriving: &[RowInsert]) -> Result<Vec<A
         }
     }
     Ok(keys.iter().map(|k| plan::plan_arrival(k)).collect())
+}
+
+/// Records that are back take the places of rows that wait for their own create of the
+/// same thing: it need not be made again. Where both are one with other records a
+/// person is asked, and the create waits.
+pub(crate) fn back(world: &World, mirror: &Mirror, row_ids: Vec<i64>, now: Millis) -> Result<()> {
+    let Some(key) = first_key(world, mirror) else {
+        return Ok(());
+    };
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let locked = cases::lock(mirror, &all, row_ids)?;
+    let record = |row: &rows::Row| RowInsert {
+        record_id: row.record_id.clone(),
+        source: mirror.server.clone(),
+        modified_at: row.modified_at,
+        deleted: false,
+        values: row.values.clone(),
+    };
+    let records: Vec<RowInsert> = locked.iter().map(record).collect();
+    for (row, plan) in locked.iter().zip(plans(world, mirror, &records)?) {
+        // What is under way is made; its answer finds the record that is back.
+        let (ArrivalPlan::Adopt(waiting), Some(id)) = (plan, &row.record_id) else {
+            continue;
+        };
+        let waiting: i64 = waiting.parse().unwrap_or_default();
+        let pending = writes::pending(vec![mirror.id], vec![waiting])?;
+        if let Some(write) = pending.iter().find(|w| w.kind == "create") {
+            unique::take(world, mirror, &key, write, id, now)?;
+        }
+    }
+    Ok(())
+}
+
+/// The field of a mirror that says first whether two records are one thing.
+fn first_key(world: &World, mirror: &Mirror) -> Option<String> {
+    let links = &world.groups[mirror.group].links;
+    let maps = links.iter().filter(|l| l.mode == "live" && !l.paused);
+    let maps = maps.flat_map(|l| l.maps.iter().map(move |m| (l, m)));
+    let keys = maps.filter(|(_, m)| m.match_order.is_some());
+    let first = keys.min_by_key(|(_, m)| (!m.unique_key, m.match_order))?;
+    Some(match first.0.left_mirror == mirror.id {
+        true => first.1.left_field.clone(),
+        false => first.1.right_field.clone(),
+    })
 }
 
 /// Lets a row have an arriving record; false if somebody holds the row. The

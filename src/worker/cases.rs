@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{Decision, Observed, Outcome, Source};
+use crm_core::memory::must_keep;
 use crm_core::model::{Millis, Value};
 use crm_core::state::{Entity, FieldState, SideRecord};
 
@@ -163,22 +164,6 @@ impl Case {
     pub(super) fn needs_entity(&self) -> bool {
         self.entity_id.is_none() && !self.states.is_empty()
     }
-}
-
-/// Whether a state says more than the mirrors and the ledger do: something was
-/// sent, a person is asked, writers take turns, or the sides never agreed. What a side showed alone
-/// is in the ledger, see `Work::recall`.
-fn must_keep(state: &FieldState, entity: &Entity) -> bool {
-    let mut sides = entity.records.iter().zip(&state.sides);
-    let linked = entity.records.iter().filter(|r| r.exists).count() > 1;
-    state.hold.is_some()
-        || state.turns.as_ref().is_some_and(|t| t.count > 0)
-        || sides.any(|(record, side)| {
-            !side.sent.is_empty()
-                || side.flap.is_some()
-                || !side.waiting.is_empty()
-                || (linked && record.exists && side.base.is_none())
-        })
 }
 
 /// Builds cases from locked rows of one mirror. Rows of other sides are locked

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use crm_core::mapping::{self, Images};
+use crm_core::model::Value;
 
 use crate::pg::store::ledger;
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
-use crate::pg::store::rows::{self, RowInsert};
+use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, NewWrite};
 use crate::worker::cases;
@@ -36,14 +37,12 @@ pub(super) fn create(
     let mut ties = (Vec::new(), Vec::new(), Vec::new());
     let sources = cases::lock(mirror, &all, orphans)?;
     let info = &world.groups[mirror.group];
-    let values: Vec<Vec<Option<String>>> = sources
-        .iter()
-        .map(|source| group_values(info, mirror, &source.values))
-        .collect();
-    let images = images::for_new(world, info, mirror.side, other.side, &values);
-    let wanted = sources.iter().zip(&values).filter(|(r, _)| !r.deleted);
-    for (source, values) in wanted {
-        let new = (values.as_slice(), &images);
+    let known = known(world, mirror, other, &sources)?;
+    let images = images::for_new(world, info, other.side, &known);
+    let wanted = sources.iter().zip(&known).filter(|(r, _)| !r.deleted);
+    for (source, known) in wanted {
+        let known: Vec<_> = known.iter().map(|(s, v)| (*s, v.as_slice())).collect();
+        let new = (known.as_slice(), &images);
         let Some((row, vals)) = counterpart(world, mirror, other, source.row_id, new)? else {
             continue;
         };
@@ -104,11 +103,11 @@ fn counterpart(
     mirror: &Mirror,
     other: &Mirror,
     source: i64,
-    (values, images): (&[Option<String>], &Images),
+    (known, images): (&[(usize, &[Value])], &Images),
 ) -> Result<Option<(Vec<Option<String>>, String)>> {
     let info = &world.groups[mirror.group];
     let mapping::Projection { mapped, refused } =
-        mapping::project(&info.group, mirror.side, other.side, values, images);
+        mapping::project_from(&info.group, known, other.side, images);
     if !refused.is_empty() {
         let reasons: BTreeMap<_, _> = refused
             .iter()
@@ -146,14 +145,43 @@ fn counterpart(
     Ok(Some((row, serde_json::Value::Object(vals).to_string())))
 }
 
-/// A row's values by field of the group.
-fn group_values(info: &GroupInfo, mirror: &Mirror, row: &[Option<String>]) -> Vec<Option<String>> {
-    let mut values = vec![None; info.group.fields.len()];
-    let columns: Vec<usize> = (0..row.len()).collect();
-    for (field, value) in info.gather(mirror.side, &columns, row) {
-        values[field] = value;
+/// Values of a thing by side and field of the group, the side that counts first.
+pub(super) type Known = Vec<(usize, Vec<Value>)>;
+
+/// What is known of each row's thing, by side and field of the group: the row itself,
+/// and other records of the thing for what it has no field for.
+fn known(world: &World, mirror: &Mirror, other: &Mirror, rows: &[Row]) -> Result<Vec<Known>> {
+    let info = &world.groups[mirror.group];
+    let all: Vec<usize> = (0..mirror.columns.len()).collect();
+    let by_field = |side: usize, columns: &[usize], row: &Row| {
+        let mut values = vec![None; info.group.fields.len()];
+        for (field, value) in info.gather(side, columns, &row.values) {
+            values[field] = value;
+        }
+        (side, values)
+    };
+    let own = |row| vec![by_field(mirror.side, &all, row)];
+    let mut known: Vec<Vec<_>> = rows.iter().map(own).collect();
+    let lacks = |f: &usize| {
+        let told = info.group.column(*f, mirror.side).filter(|c| c.inbound);
+        told.is_none() && info.group.column(*f, other.side).is_some()
+    };
+    let fields: Vec<usize> = (0..info.group.fields.len()).filter(lacks).collect();
+    if fields.is_empty() {
+        return Ok(known);
     }
-    values
+    let ids = rows.iter().map(|r| r.row_id).collect();
+    let xrefs = ledger::entities_of(mirror.id, ids)?;
+    let partners = cases::lock_partners(world, info, mirror, &fields, &xrefs)?;
+    for (row, known) in rows.iter().zip(&mut known) {
+        let own = |x: &&ledger::XrefRow| x.mirror == mirror.id && x.row_id == row.row_id;
+        let entity = xrefs.iter().find(own).map(|x| x.entity);
+        let others = entity.and_then(|e| partners.get(&e)).into_iter().flatten();
+        for (side, columns, partner) in others.filter(|(_, _, r)| !r.deleted) {
+            known.push(by_field(*side, columns, partner));
+        }
+    }
+    Ok(known)
 }
 
 /// What new records of `other` get in fields that nothing is mapped to.

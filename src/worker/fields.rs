@@ -24,6 +24,12 @@ impl GroupInfo {
         self.columns(field, side).len() > 1
     }
 
+    /// Whether every edit of a field counts.
+    pub(crate) fn counts(&self, field: usize) -> bool {
+        let rule = self.policy.rule(&self.group.fields[field].name);
+        rule.is_some_and(|r| r.strategy.entry().merge.is_some())
+    }
+
     /// These columns of a side with those that are one value with them.
     pub(crate) fn whole(&self, side: usize, columns: &[usize]) -> Vec<usize> {
         let all: BTreeSet<usize> = columns

@@ -11,6 +11,7 @@ use crm_core::state::Entity;
 
 use crate::pg::store::functions;
 use crate::worker::cases::{Case, HORIZON_MS};
+use crate::worker::counterparts::Known;
 use crate::worker::repolicy;
 use crate::worker::world::{GroupInfo, World};
 
@@ -115,20 +116,15 @@ pub(crate) fn warm(
 }
 
 /// The images that new records on side `to` will need: one set for all of them.
-pub(crate) fn for_new(
-    world: &World,
-    info: &GroupInfo,
-    from: usize,
-    to: usize,
-    all: &[Vec<Value>],
-) -> Images {
+pub(crate) fn for_new(world: &World, info: &GroupInfo, to: usize, all: &[Known]) -> Images {
     let mut images = Images::default();
     if info.with_functions.is_empty() {
         return images;
     }
     for _ in 0..ROUNDS {
-        for values in all {
-            mapping::project(&info.group, from, to, values, &images);
+        for known in all {
+            let known: Vec<_> = known.iter().map(|(s, v)| (*s, v.as_slice())).collect();
+            mapping::project_from(&info.group, &known, to, &images);
         }
         let missing = images.take_missing();
         if missing.is_empty() {

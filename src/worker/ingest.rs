@@ -6,6 +6,7 @@ use std::rc::Rc;
 
 use crm_core::decide::{Decision, Observed, Source};
 use crm_core::identity::Identity;
+use crm_core::memory;
 use crm_core::model::{Change, ChangeKind, Millis, Value};
 use crm_core::state::{Sent, SentWrite};
 
@@ -15,7 +16,6 @@ use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams::{self, Wait};
 use crate::worker::absent;
-use crate::worker::accord;
 use crate::worker::cases::{self, Case};
 use crate::worker::engine;
 use crate::worker::erasure;
@@ -253,7 +253,11 @@ impl<'w> Work<'w> {
             return Ok(());
         }
         let info = &self.world.groups[self.mirror.group];
-        for shown in ledger::last_shown(self.mirror.id, rows)? {
+        let fields = &info.field_of[self.mirror.side];
+        let counted = (self.mirror.columns.iter().enumerate())
+            .filter(|(c, _)| fields.get(c).is_some_and(|f| info.counts(*f)))
+            .map(|(_, column)| column.field.clone());
+        for shown in ledger::last_shown(self.mirror.id, rows, counted.collect())? {
             let Some(case) = self.by_row.get(&shown.row_id).map(|i| &mut self.cases[*i]) else {
                 continue;
             };
@@ -268,15 +272,12 @@ impl<'w> Work<'w> {
             };
             let mut state = match case.entity.fields.remove(field) {
                 Some(state) => state,
-                None => accord::settled_state(&case.entity, *field),
+                None => memory::at_rest(&case.entity, *field),
             };
-            let side = &mut state.sides[self.mirror.side];
-            if side.seen.as_ref().is_none_or(|(_, c)| c.at.to < shown.at) {
-                let quality = info.policy.quality(&self.mirror.server, &shown.source);
-                let at = quality.interval(shown.at);
-                let clock = quality.clock(at, 0, &self.mirror.server);
-                side.seen = Some((shown.value, clock));
-            }
+            let quality = info.policy.quality(&self.mirror.server, &shown.source);
+            let clock = quality.clock(quality.interval(shown.at), 0, &self.mirror.server);
+            let counts = info.counts(*field);
+            memory::recall(&mut state, self.mirror.side, (shown.value, clock), counts);
             case.entity.fields.insert(*field, state);
         }
         Ok(())

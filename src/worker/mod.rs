@@ -61,7 +61,7 @@ pub(crate) mod session;
 mod setbacks;
 mod shown;
 mod sweep;
-mod unique;
+pub(crate) mod unique;
 mod unsettled;
 mod usage;
 pub(crate) mod world;

@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use crm_core::model::{FieldType, Millis, Record, Value};
-use crm_core::reconcile::is_damage;
 use crm_core::state::Interval;
 
 use crate::pg::store::changes;
@@ -347,7 +346,6 @@ fn compare_known(
         };
         if page.via.source == reconcile::SOURCE && !as_shown(mirror, page, &row, record) {
             applied.differed.push(record.id.clone());
-            forget_damaged(world, mirror, page, case, &row, record);
         }
         if (row.deleted && !row.hidden) != record.deleted {
             let kind = if record.deleted { "delete" } else { "restore" };
@@ -372,31 +370,6 @@ fn compare_known(
         removals::restored(world, mirror, back, now)?;
     }
     merges::convert(world, mirror, conversions, now)
-}
-
-/// Lets fields that were changed here behind the back of capture be decided as if
-/// nothing were remembered of them: what is would speak for the row's value.
-fn forget_damaged(
-    world: &World,
-    mirror: &Mirror,
-    page: &Compared<'_>,
-    case: &mut Case,
-    row: &Row,
-    record: &Record,
-) {
-    let (info, side) = (&world.groups[mirror.group], mirror.side);
-    let there = |c: usize| Some(record.values.value(c));
-    for column in changed(mirror, page, row, record) {
-        let Some(field) = info.field_of[side].get(&column) else {
-            continue;
-        };
-        let held = &case.entity.records[side].values[*field];
-        let shown = info.overlaid(*field, side, held, there);
-        let state = case.entity.fields.get(field);
-        if state.is_some_and(|state| is_damage(state, side, &shown)) {
-            case.entity.fields.remove(field);
-        }
-    }
 }
 
 /// The conversion that a record tells and its row did not show yet.

@@ -5,13 +5,13 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{Decision, Observed, Source};
 use crm_core::join;
+use crm_core::memory;
 use crm_core::model::{Millis, Value};
 use crm_core::state::{self, Clock, Interval};
 
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, Shown};
-use crate::worker::accord;
 use crate::worker::cases::{self, Case, HORIZON_MS};
 use crate::worker::flush;
 use crate::worker::record;
@@ -170,7 +170,7 @@ fn stand(
         }
         let mut state = match case.entity.fields.remove(&field) {
             Some(state) => state,
-            None => accord::settled_state(&case.entity, field),
+            None => memory::at_rest(&case.entity, field),
         };
         let clock = Clock {
             at: Interval::instant(write.queued_at),

@@ -13,6 +13,7 @@ use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, NewWrite};
 use crate::pg::store::{ends, lives, streams};
+use crate::worker::arrivals;
 use crate::worker::cases::{self, Partners};
 use crate::worker::creates;
 use crate::worker::flush;
@@ -374,6 +375,7 @@ pub(crate) fn restored(
         return Ok(());
     }
     reviews::close_deletes(mirror.id, row_ids.clone())?;
+    arrivals::back(world, mirror, row_ids.clone(), now)?;
     let info = &world.groups[mirror.group];
     let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
     let partners = cases::lock_partners(world, info, mirror, &[], &xrefs)?;

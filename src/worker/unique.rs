@@ -50,11 +50,21 @@ fn normal(value: &str) -> Option<String> {
 }
 
 /// The value that a create would give a field, without surrounding blanks.
-fn value_of(row: &WriteRow, field: &str) -> Option<String> {
-    let values = cases::json_values(&row.vals);
+pub(crate) fn value_of(vals: &str, field: &str) -> Option<String> {
+    let values = cases::json_values(vals);
     let value = values.into_iter().find(|(name, _)| name == field)?.1?;
     let text = value.trim();
     (!text.is_empty()).then(|| text.to_owned())
+}
+
+/// Where a batch is cut of whose values the first `fit` are looked for in one search.
+pub(crate) fn end_of_search(values: &[Option<String>], fit: usize) -> Option<usize> {
+    let mut left = fit;
+    values.iter().position(|v| {
+        let over = v.is_some() && left == 0;
+        left -= usize::from(v.is_some() && left > 0);
+        over
+    })
 }
 
 /// Puts creates back whose key an earlier unfinished one has: they are looked
@@ -108,8 +118,11 @@ impl Engine {
         let keys = mirror.unique_keys.clone();
         for column in keys.into_iter().skip(batch.looked) {
             let field = mirror.columns[column].field.clone();
-            let values: Vec<Option<String>> =
-                batch.rows.iter().map(|r| value_of(r, &field)).collect();
+            let values: Vec<Option<String>> = batch
+                .rows
+                .iter()
+                .map(|r| value_of(&r.vals, &field))
+                .collect();
             let given: Vec<String> = values.iter().flatten().cloned().collect();
             if given.is_empty() {
                 batch.looked += 1;
@@ -124,12 +137,7 @@ impl Engine {
             let request =
                 connector.find_request(config, &mirror.object, &mirror.fields, &field, given);
             // The rows behind the last value that fits are a batch of their own.
-            let mut left = given.len();
-            let cut = values.iter().position(|v| {
-                let over = v.is_some() && left == 0;
-                left -= usize::from(v.is_some() && left > 0);
-                over
-            });
+            let cut = end_of_search(&values, given.len());
             let rest = cut.map(|at| batch.rows.split_off(at));
             let (id, kind, looked) = (batch.mirror, batch.kind, batch.looked);
             if !self.fetch(id, request, Job::Look { batch, column }) {
@@ -174,7 +182,7 @@ fn sort(field: &str, column: usize, rows: Vec<WriteRow>, records: Vec<Record>) -
         several: Vec::new(),
     };
     for row in rows {
-        let key = value_of(&row, field).as_deref().and_then(normal);
+        let key = value_of(&row.vals, field).as_deref().and_then(normal);
         match key.and_then(|k| by_key.get(&k)).map(Vec::as_slice) {
             None | Some([]) => found.free.push(row),
             Some([one]) => found.one.push((row, one.clone())),
@@ -324,7 +332,7 @@ fn hold(
     reason: &str,
 ) -> Result<()> {
     let candidates = serde_json::json!({
-        "field": field, "value": value_of(row, field), "records": records,
+        "field": field, "value": value_of(&row.vals, field), "records": records,
     });
     reviews::ask(&RowQuestion {
         kind: Kind::Create,
@@ -354,7 +362,7 @@ fn hold(
 
 /// Lets the row of a found record take the place of the row that waits for its
 /// create; where it is another thing's, a person is asked.
-fn take(
+pub(super) fn take(
     world: &World,
     mirror: &Mirror,
     field: &str,

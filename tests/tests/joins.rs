@@ -210,3 +210,60 @@ async fn both_sides_changed_in_the_shadow_are_one_conflict_not_an_exchange_of_va
     pair.db.exec("SELECT crm.go_live('contacts')").await;
     both_hold(&pair, &who, &[("city", "Wells")]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_is_restored_while_its_successor_waits_to_be_made_takes_its_place() {
+    let pair = Pair::contacts(options()).await;
+    let email = "twice@example.com";
+    let old = json!({"email": email, "lastname": "King", "jobtitle": "Poet"});
+    let gone = pair.create("hubspot", "contacts", old);
+    let there =
+        format!("SELECT id FROM salesforce.contact WHERE email = '{email}' AND id IS NOT NULL");
+    pair.db
+        .wait_true(
+            "its counterpart",
+            PATIENCE,
+            &format!("SELECT EXISTS ({there})"),
+        )
+        .await;
+    let restored: String = pair.db.one(&there).await;
+    pair.emulator.delete("hubspot", "contacts", &gone);
+    pair.emulator.delete("salesforce", "Contact", &restored);
+    let removed = "SELECT count(*) = 2 FROM (SELECT _deleted_at FROM hubspot.contacts WHERE email = 'twice@example.com'
+        UNION ALL SELECT _deleted_at FROM salesforce.contact WHERE email = 'twice@example.com') x WHERE _deleted_at IS NOT NULL";
+    pair.db.wait_true("both are gone", PATIENCE, removed).await;
+    let records = pair.live("salesforce", "Contact");
+    // Salesforce takes no new record for a while.
+    let busy = json!({"reject": {"status": 200, "body": [{"success": false, "errors": [
+        {"statusCode": "UNABLE_TO_LOCK_ROW", "message": "unable to obtain exclusive access", "fields": []},
+    ]}]}});
+    pair.emulator.fault(json!({"rules": [
+        {"crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data", "remaining": 20, "action": busy},
+    ]}));
+    let hubspot = pair.create(
+        "hubspot",
+        "contacts",
+        json!({"email": email, "lastname": "King", "phone": "+44 1"}),
+    );
+    let waits = "SELECT count(*) = 1 FROM crm.write WHERE kind = 'create' AND state = 'queued' AND attempts > 0";
+    pair.db.wait_true("our create waits", PATIENCE, waits).await;
+    pair.deed(
+        "salesforce",
+        "restore",
+        json!({"object": "Contact", "id": restored}),
+    );
+    let withdrawn = "SELECT count(*) = 0 FROM crm.write WHERE kind = 'create'";
+    pair.db
+        .wait_true("the create is withdrawn", PATIENCE, withdrawn)
+        .await;
+    pair.emulator.clear_faults();
+    let who = Person {
+        hubspot,
+        salesforce: restored,
+        email: email.to_owned(),
+    };
+    both_hold(&pair, &who, &[("jobtitle", "Poet"), ("phone", "+44 1")]).await;
+    assert_eq!(pair.live("salesforce", "Contact"), records + 1, "no second");
+    let asked: i64 = pair.db.one("SELECT count(*) FROM crm.review").await;
+    assert_eq!(asked, 0);
+}

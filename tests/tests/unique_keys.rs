@@ -290,3 +290,28 @@ async fn a_batch_costs_one_search_and_creates_without_the_key_cost_none() {
     let cost = searches(&pair);
     assert!((1..=10).contains(&cost), "{cost} searches for 100 creates");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_explanation_counts_the_searches_for_keys_that_exist_once() {
+    let pair = pair(EmulatorOptions::default()).await;
+    let costs = async |values: &str| {
+        let statement = format!(
+            "INSERT INTO hubspot.contacts (lastname, email, fax) SELECT 'King', 'k' || n || '@example.com', {values}"
+        );
+        pair.db
+            .table(&format!(
+                "SELECT server, calls::text FROM crm.explain($${statement}$$) WHERE what = 'calls' ORDER BY 1"
+            ))
+            .await
+    };
+    let per_server = |n: &'static str| vec![vec!["hubspot", n], vec!["salesforce", n]];
+    // One search and one create; without the key there is nothing to look for.
+    assert_eq!(
+        costs("'INV-9' || n FROM generate_series(1, 3) n").await,
+        per_server("2")
+    );
+    assert_eq!(
+        costs("NULL FROM generate_series(1, 3) n").await,
+        per_server("1")
+    );
+}

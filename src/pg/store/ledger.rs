@@ -421,17 +421,23 @@ pub(crate) struct Shown {
 }
 
 /// What people wrote last per field of these rows in their own CRM, from the
-/// ledger: not what came back of our own writes, and not what was late itself.
-pub(crate) fn last_shown(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Shown>> {
+/// ledger: not what came back of our own writes, and not what was late itself. In
+/// `counted` fields, where every edit counts, what was known already is no edit.
+pub(crate) fn last_shown(
+    mirror: i32,
+    row_ids: Vec<i64>,
+    counted: Vec<String>,
+) -> Result<Vec<Shown>> {
     spi::write_rows(
         "SELECT DISTINCT ON (e.row_id, f.name) e.row_id, f.name, f.value, (extract(epoch FROM e.occurred_at) * 1000)::bigint, e.source \
          FROM crm.event e CROSS JOIN LATERAL unnest(e.fields, e.new_values) AS f(name, value) \
          WHERE e.mirror = $1 AND e.row_id = ANY($2) AND e.source NOT IN ('sql', 'result', 'review', 'reject', 'link') \
          AND e.occurred_at > now() - interval '72 hours' \
          AND NOT EXISTS (SELECT FROM jsonb_array_elements(e.decision) d WHERE coalesce(d ->> 'as', d ->> 'field') = f.name AND d ->> 'step' \
-           NOT IN ('one_side', 'conflict', 'owner', 'fill_blank', 'held', 'flapping', 'known', 'one_way', 'locked', 'score')) \
+           NOT IN ('one_side', 'conflict', 'owner', 'fill_blank', 'held', 'flapping', 'one_way', 'locked', 'score') \
+           AND (d ->> 'step' <> 'known' OR f.name = ANY($3))) \
          ORDER BY e.row_id, f.name, e.occurred_at DESC, e.seq DESC",
-        &[mirror.into(), row_ids.into()],
+        &[mirror.into(), row_ids.into(), counted.into()],
         |row| {
             Ok(Shown {
                 row_id: row.get(1)?.unwrap_or_default(),

@@ -158,6 +158,11 @@ impl History {
             let wanted = of.is_some_and(|t| !self.engine.things[t].entity.records[side].deleted);
             record.made_as.is_some() && wanted
         };
+        // What landed although its row has been removed since is removed, or asked about.
+        let row = self.engine.things.get(thing);
+        if row.is_none_or(|t| t.entity.records[side].deleted) {
+            return;
+        }
         if self.crms[side].with_key(key).iter().any(other) && self.failed_over.is_none() {
             let fault = format!("s{side}: a second record of key {key} was made");
             self.engine.faults.push(fault);

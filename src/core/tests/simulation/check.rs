@@ -293,7 +293,8 @@ impl History {
     fn predicted(&self, thing: usize, field: usize) -> Checked {
         let there = &self.engine.things[thing];
         let key = there.key;
-        let revived = self.model.of((key, field)).any(|(_, m)| m.revived);
+        let base_is_back = self.model.made[0].revived && self.net.late_fields.contains(&field);
+        let revived = base_is_back || self.model.of((key, field)).any(|(_, m)| m.revived);
         // What a forgotten write left under our mark can look like a form of ours.
         let forgotten = self.failed_over.is_some();
         if forgotten || revived || self.engine.held(thing, field).is_some() {

@@ -9,12 +9,12 @@ use crm_core::decide::{Decision, Observed, Outcome, Source, Step, decide};
 use crm_core::evaluate::{Evaluation, Question};
 use crm_core::group::Group;
 use crm_core::join::{Resolution, resolve};
+use crm_core::memory::must_keep;
 use crm_core::model::Value;
 use crm_core::plan::{DeleteRule, Edit};
 use crm_core::policy::{Policy, Rule};
 use crm_core::state::{Clock, Entity, FieldState, Interval, SideRecord};
 
-use crate::ledger::keep;
 use crate::model::token;
 use crate::outbox::Out;
 use crate::trace::note;
@@ -333,14 +333,17 @@ impl Engine {
         for (field, state) in &outcome.states {
             let before = thing.entity.fields.remove(field);
             let was_held = before.is_some_and(|b| b.hold.is_some());
-            if let Some(state) = state.clone().filter(|s| !lean || keep(s, &thing.entity)) {
+            if let Some(state) = state
+                .clone()
+                .filter(|s| !lean || must_keep(s, &thing.entity))
+            {
                 self.asked += u32::from(state.hold.is_some() && !was_held);
                 thing.entity.fields.insert(*field, state);
             }
         }
         if lean {
             let entity = &thing.entity;
-            let kept = entity.fields.iter().filter(|(_, s)| keep(s, entity));
+            let kept = entity.fields.iter().filter(|(_, s)| must_keep(s, entity));
             thing.entity.fields = kept.map(|(f, s)| (*f, s.clone())).collect();
         }
     }

@@ -19,6 +19,7 @@ mod outbox;
 mod people;
 mod record_check;
 mod records;
+mod returns;
 mod rng;
 mod trace;
 mod world;

@@ -2,7 +2,7 @@
 
 use crm_core::decide::Source;
 use crm_core::join::join;
-use crm_core::mapping::{Images, project};
+use crm_core::mapping::{Images, project_from};
 use crm_core::model::{Value, WriteKind};
 use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeletedBy, Found, Standing, delete_conflict, plan_arrival,
@@ -68,17 +68,21 @@ impl Engine {
             }
         }
         if !view.deleted {
-            let seen = Seen {
-                side: view.side,
-                source: Source::Page,
-                values: view.values.iter().cloned().enumerate().collect(),
-                at: view.at,
-                ours: false,
-                asked_at: view.asked_at,
-            };
-            self.show(thing, &seen, now);
+            self.show_page(thing, view, now);
         }
         true
+    }
+
+    pub fn show_page(&mut self, thing: usize, view: &View, now: i64) {
+        let seen = Seen {
+            side: view.side,
+            source: Source::Page,
+            values: view.values.iter().cloned().enumerate().collect(),
+            at: view.at,
+            ours: false,
+            asked_at: view.asked_at,
+        };
+        self.show(thing, &seen, now);
     }
 
     /// The thing whose create made a record: its row gets the id.
@@ -129,7 +133,7 @@ impl Engine {
     }
 
     /// The thing's row of a side is this record from now on.
-    fn place(&mut self, thing: usize, view: &View) {
+    pub fn place(&mut self, thing: usize, view: &View) {
         let there = &mut self.things[thing];
         there.stamps[view.side] = Some(view.at);
         let record = &mut there.entity.records[view.side];
@@ -143,7 +147,7 @@ impl Engine {
     }
 
     /// Asks about a thing of which a side has two records; whether it has.
-    fn ask_if_double(&mut self, thing: usize, side: usize) -> bool {
+    pub fn ask_if_double(&mut self, thing: usize, side: usize) -> bool {
         let key = self.things[thing].key;
         let double = self.with_key(side, key, |r| r.record_id.is_some()).len() > 1;
         if double {
@@ -281,7 +285,7 @@ impl Engine {
     }
 
     /// Records that became one thing agree on their fields.
-    fn unite(&mut self, thing: usize, now: i64) {
+    pub fn unite(&mut self, thing: usize, now: i64) {
         self.seq += 1;
         let there = &self.things[thing];
         let open = Interval { from: 0, to: now };
@@ -313,9 +317,16 @@ impl Engine {
     /// A row for a side that has none, and a create for its CRM.
     fn counterpart(&mut self, thing: usize, from: usize, to: usize) {
         let there = &mut self.things[thing];
-        let values = &there.entity.records[from].values;
-        let mut made = vec![None; values.len()];
-        for (field, value) in project(&self.group, from, to, values, &Images::default()).mapped {
+        let records = &there.entity.records;
+        let mut sources: Vec<(usize, &[Value])> = vec![(from, &records[from].values)];
+        for (side, record) in records.iter().enumerate() {
+            if side != from && record.exists && !record.deleted {
+                sources.push((side, &record.values));
+            }
+        }
+        let mut made = vec![None; records[from].values.len()];
+        let images = Images::default();
+        for (field, value) in project_from(&self.group, &sources, to, &images).mapped {
             made[field] = value;
         }
         let record = &mut there.entity.records[to];
@@ -386,39 +397,6 @@ impl Engine {
             }
         }
         true
-    }
-
-    /// A record is back from the bin: its thing's records were apart meanwhile.
-    fn restored(&mut self, thing: usize, view: &View, now: i64) {
-        note(|| format!("{now} restored t{thing} s{}", view.side));
-        self.things[thing].out[view.side].delete = false;
-        self.place(thing, view);
-        self.ask_if_double(thing, view.side);
-        self.unite(thing, now);
-    }
-
-    /// A record became part of another: what survives is met like any record.
-    fn merged(&mut self, side: usize, loser: usize, into_key: u32) {
-        let Some(gone) = self.find(side, loser) else {
-            return;
-        };
-        note(|| format!("merged t{gone} s{side} r{loser} into one of key {into_key}"));
-        let row = self.new_row();
-        let there = &mut self.things[gone];
-        let fields = there.entity.records[side].values.len();
-        there.entity.records[side] = crm_core::state::SideRecord {
-            values: vec![None; fields],
-            ..crm_core::state::SideRecord::default()
-        };
-        there.out[side] = row;
-        there.stamps[side] = None;
-        for state in there.entity.fields.values_mut() {
-            state.sides[side] = crm_core::state::SideState::default();
-        }
-        let rest = there.entity.records.iter().any(|r| r.exists && !r.deleted);
-        if rest && there.key != into_key {
-            self.ask(gone, "its record became part of another");
-        }
     }
 
     /// What the result of a create or delete means for the record.

@@ -18,6 +18,7 @@ mod outbox;
 mod people;
 mod record_check;
 mod records;
+mod returns;
 mod rng;
 mod trace;
 mod world;
