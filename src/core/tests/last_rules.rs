@@ -9,7 +9,7 @@ use crm_core::decide::{Source, Step};
 use crm_core::join::join;
 use crm_core::model::FieldType;
 use crm_core::state::{Answer, Interval};
-use crm_core::strategy::Strategy::{Delta, LastWriteWins, Priority};
+use crm_core::strategy::Strategy::{Delta, LastWriteWins, Priority, Review};
 
 const T: i64 = 1_000_000;
 
@@ -179,4 +179,48 @@ fn an_edit_whose_place_no_event_tells_any_more_is_a_question() {
     w.observe(&page);
     assert!(w.state().hold.is_some());
     assert_eq!(w.row(A), text("20"));
+}
+
+#[test]
+fn an_unmarked_event_of_a_write_that_was_given_up_tells_when_it_landed() {
+    let mut w = World::at_rest(policy(Review, &[]), "base");
+    w.remote(A, "x", T);
+    w.claim(B, "x", T + 100);
+    w.answer(B, "x", Answer::Unknown, T + 10_000);
+    assert_eq!(only(&w.remote(B, "x", T + 60_000)).step, Step::Equal);
+    // A page from before it landed shows what stood there, not somebody's edit.
+    let page = w.page(B, "base", T + 8_000);
+    assert_eq!(only(&page).step, Step::Known, "{page:?}");
+    assert_eq!(writes(&page), []);
+    assert_eq!(w.row(B), text("x"));
+}
+
+#[test]
+fn a_counted_value_that_was_written_over_by_a_late_create_is_sent_again() {
+    let mut w = World::at_rest(policy(Delta, &[]), "10");
+    w.local(A, "15", T);
+    w.send(B, "15", T + 100);
+    // Looked at before the answer a page may be from before our write.
+    let mut page = w.event(B, Source::Page, "10", T + 300);
+    page.asked_at = Some(T + 150);
+    assert_eq!(writes(&w.observe(&page)), []);
+    page.asked_at = Some(T + 60_000);
+    let again = w.observe(&page);
+    assert_eq!(writes(&again), [(B, text("15"))], "{again:?}");
+    assert_eq!((w.row(A), w.row(B)), (text("15"), text("15")));
+}
+
+#[test]
+fn a_row_that_was_changed_behind_capture_is_put_right_and_not_sent() {
+    for source in [Source::Remote, Source::Page] {
+        let mut w = lww();
+        w.remote(A, "x", T);
+        w.send(B, "x", T + 100);
+        w.entity.records[B].values[0] = text("damaged");
+        let mut echo = w.event(B, source, "x", T + 150);
+        echo.mark_is_ours = source == Source::Remote;
+        let outcome = w.observe(&echo);
+        assert_eq!(writes(&outcome), [], "{outcome:?}");
+        assert_eq!((w.row(A), w.row(B)), (text("x"), text("x")));
+    }
 }

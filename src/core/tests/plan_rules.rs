@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 use common::{A, B, World, group, policy, text};
 use crm_core::join::join;
-use crm_core::mapping::{Images, Transform, Unmapped, between, project};
+use crm_core::mapping::{Images, Transform, Unmapped, between, project, project_from};
 use crm_core::matching::{KeyKind, normal_key};
+use crm_core::model::Value;
 use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeletePlan, DeleteRule, DeletedBy, Edit, Found, Standing, coalesce,
     delete_conflict, plan_arrival, plan_create, plan_delete,
@@ -236,6 +237,25 @@ fn transforms_are_total_and_say_what_they_refuse() {
             "blank maps to blank"
         );
     }
+}
+
+#[test]
+fn a_new_record_gets_from_others_of_its_thing_what_the_first_has_no_field_for() {
+    let mut g = group();
+    let third = g.sides[B].clone();
+    g.sides.push(third);
+    let field = g.fields[0].sides[B].clone();
+    g.fields[0].sides = vec![None, field.clone(), field];
+    let known: [(usize, &[Value]); 2] = [(A, &[None]), (B, &[text("x")])];
+    let images = Images::default();
+    assert_eq!(project(&g, A, 2, &[None], &images).mapped, []);
+    assert_eq!(
+        project_from(&g, &known, 2, &images).mapped,
+        [(0, text("x"))]
+    );
+    // The first that has the field counts, blank or not.
+    let known: [(usize, &[Value]); 2] = [(B, &[None]), (2, &[text("y")])];
+    assert_eq!(project_from(&g, &known, B, &images).mapped, []);
 }
 
 #[test]
