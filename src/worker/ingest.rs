@@ -353,9 +353,11 @@ impl<'w> Work<'w> {
             item.change.fields.iter().any(|(n, _)| n == name)
         };
         let parts = |f: &usize| {
+            if !info.is_list(*f, side) || !(late || unwritten(f)) {
+                return false;
+            }
             let columns = info.columns(*f, side);
-            let some = columns.iter().any(brings) && !columns.iter().all(brings);
-            info.is_list(*f, side) && some && (late || unwritten(f))
+            columns.iter().any(brings) && !columns.iter().all(brings)
         };
         (0..info.group.fields.len()).filter(parts).collect()
     }

@@ -66,7 +66,7 @@ pub(crate) struct OpenWrite {
 const OPEN: &str = "SELECT w.id, w.mirror, w.row_id, w.record_id, w.kind, w.state, w.vals::text, w.old_vals::text, w.origin, w.error \
      FROM crm.write w";
 
-fn open_write(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<OpenWrite> {
+fn open_write(row: &super::cells::Cells) -> Result<OpenWrite> {
     Ok(OpenWrite {
         id: row.get(1)?.unwrap_or_default(),
         mirror: row.get(2)?.unwrap_or_default(),

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use pgrx::spi::SpiHeapTupleData;
+use super::cells::Cells;
 
 use crate::pg::capture::decode::{self, OldValue};
 use crate::pg::image::{self, Tid};
@@ -174,7 +174,7 @@ fn take_places(mirror: i32, row_ids: &[i64], places: &[(i64, Place)]) -> Result<
 /// What is read of a change.
 const CHANGE: &str = "c.flush, c.ord, c.tx, c.mirror_id, c.op::text, c.row_id, c.old";
 
-fn change(row: &SpiHeapTupleData<'_>) -> Result<ChangeRow> {
+fn change(row: &Cells) -> Result<ChangeRow> {
     let packed: Vec<u8> = row.get(7)?.unwrap_or_default();
     let op: String = row.get(5)?.unwrap_or_default();
     Ok(ChangeRow {

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 
+use super::cells::Cells;
 use super::rows::{Table, as_owner};
-use pgrx::spi::SpiHeapTupleData;
 
 use super::spi::{self, Result};
 
@@ -94,7 +94,7 @@ pub(crate) fn candidates(
            ORDER BY alike DESC, b._id LIMIT {CANDIDATES}) c",
         how.measure, how.test,
     );
-    let pair = |row: &SpiHeapTupleData<'_>| {
+    let pair = |row: &Cells| {
         let ours: i64 = row.get(1)?.unwrap_or_default();
         let theirs: i64 = row.get(2)?.unwrap_or_default();
         Ok((ours, theirs, row.get::<f32>(3)?.unwrap_or_default()))

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 
 use pgrx::datum::DatumWithOid;
-use pgrx::spi::{OwnedPreparedStatement, Spi, SpiClient, SpiHeapTupleData};
+use pgrx::spi::{OwnedPreparedStatement, Spi, SpiClient};
+
+use super::cells::{self, Cells};
 
 /// An SPI status or conversion error. SQL errors are caught around the
 /// transaction, see [`crate::pg::tx`].
@@ -57,16 +59,12 @@ fn kept<T>(
 pub(crate) fn write_rows<T>(
     sql: &str,
     args: &[Arg<'_>],
-    mut map: impl FnMut(&SpiHeapTupleData<'_>) -> Result<T>,
+    map: impl FnMut(&Cells) -> Result<T>,
 ) -> Result<Vec<T>> {
     Spi::connect_mut(|client| {
         kept(client, sql, args, |client, plan| {
-            let table = client.update(plan, None, args)?;
-            let mut out = Vec::with_capacity(table.len());
-            for row in table {
-                out.push(map(&row)?);
-            }
-            Ok(out)
+            client.update(plan, None, args)?;
+            cells::map(map)
         })
     })
 }
@@ -85,7 +83,7 @@ pub(crate) fn write(sql: &str, args: &[Arg<'_>]) -> Result<usize> {
 pub(crate) fn read_rows<T>(
     sql: &str,
     args: &[Arg<'_>],
-    mut map: impl FnMut(&SpiHeapTupleData<'_>) -> Result<T>,
+    map: impl FnMut(&Cells) -> Result<T>,
 ) -> Result<Vec<T>> {
     Spi::connect(|client| {
         let plan = READING.with_borrow_mut(|plans| plans.remove(sql));
@@ -96,10 +94,8 @@ pub(crate) fn read_rows<T>(
                 client.prepare(sql, &types)?.keep()
             }
         };
-        let mut out = Vec::new();
-        for row in client.select(&plan, None, args)? {
-            out.push(map(&row)?);
-        }
+        client.select(&plan, None, args)?;
+        let out = cells::map(map)?;
         READING.with_borrow_mut(|plans| {
             if plans.len() >= PLANS {
                 plans.clear();

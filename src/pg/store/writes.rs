@@ -40,7 +40,7 @@ pub(crate) struct WriteRow {
 pub(super) const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, \
      w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror, w.origin";
 
-pub(super) fn row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<WriteRow> {
+pub(super) fn row(row: &super::cells::Cells) -> Result<WriteRow> {
     Ok(WriteRow {
         id: row.get(1)?.unwrap_or_default(),
         row_id: row.get(2)?.unwrap_or_default(),
@@ -400,7 +400,7 @@ pub(crate) struct Shown {
 const SHOWN: &str = "SELECT w.id, w.mirror, w.row_id, w.kind, w.vals::text, w.origin, \
      (extract(epoch FROM w.queued_at) * 1000)::bigint FROM crm.write w";
 
-fn shown_row(row: &pgrx::spi::SpiHeapTupleData<'_>) -> Result<Shown> {
+fn shown_row(row: &super::cells::Cells) -> Result<Shown> {
     Ok(Shown {
         id: row.get(1)?.unwrap_or_default(),
         mirror: row.get(2)?.unwrap_or_default(),
