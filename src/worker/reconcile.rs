@@ -322,14 +322,14 @@ impl Session {
             if values {
                 let known = compared.findings.iter().map(|f| f.record.clone());
                 let known: HashSet<String> = known.collect();
+                let stamps: HashMap<_, _> = listed.iter().cloned().collect();
                 let damaged = match unlisted {
                     true => (rows.iter().filter(|r| !r.deleted))
                         .map(|r| r.record.clone())
-                        .filter(|id| !known.contains(id))
+                        .filter(|id| stamps.contains_key(id) && !known.contains(id))
                         .collect(),
                     false => damaged(mirror, &records, &known)?,
                 };
-                let stamps: HashMap<_, _> = listed.iter().cloned().collect();
                 let finding = |record: String| Finding {
                     kind: Kind::Value,
                     listed_at: stamps.get(&record).copied().unwrap_or_default(),
