@@ -231,12 +231,9 @@ fn stale(case: &mut Case<'_>) -> Option<Keep> {
 }
 
 /// An event of the same second as what a page showed, or of the same millisecond as
-/// another: which of the two came last only the record tells, unless we have written
-/// over what the page showed since.
+/// another: which of the two came last only the record tells.
 fn unordered(case: &mut Case<'_>) -> Option<Keep> {
-    let stands = case.observed.at.from == case.observed.at.to
-        || matches!(case.order(), Order::NoWrite | Order::After);
-    let event = case.observed.source == Source::Remote && !case.merges() && stands;
+    let event = case.observed.source == Source::Remote && !case.merges();
     ((event && case.beside_page()) || page_beside_edit(case)).then_some(Keep::Ignore)
 }
 

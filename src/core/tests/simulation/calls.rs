@@ -151,12 +151,15 @@ impl History {
 
     /// Two records that we make of one thing, and both are wanted: nobody need
     /// see that, a person's question included.
-    fn note_double(&mut self, (thing, side): (usize, usize), key: u32) {
+    fn note_double(&mut self, (thing, side): (usize, usize), flying: &Flying) {
+        let key = flying.key;
         let other = |id: &usize| {
             let record = &self.crms[side].records[*id];
             let of = self.engine.find(side, *id).filter(|t| *t != thing);
             let wanted = of.is_some_and(|t| !self.engine.things[t].entity.records[side].deleted);
-            record.made_as.is_some() && wanted
+            // What came back while the create was on its way nobody could know.
+            let back = self.engine.returned.get(&(side, *id));
+            record.made_as.is_some() && wanted && back.is_none_or(|at| *at < flying.claim)
         };
         // What landed although its row has been removed since is removed, or asked about.
         let row = self.engine.things.get(thing);
@@ -196,7 +199,7 @@ impl History {
         if let (true, Some(id)) = (habits.unique_key, same_key.first()) {
             return Answer::Exists(*id);
         }
-        self.note_double((thing, side), key);
+        self.note_double((thing, side), flying);
         let now = self.now;
         let id = self.crms[side].create(key, &flying.values, unique, now, true);
         self.crms[side].records[id].made_as = Some(flying.unique.clone());

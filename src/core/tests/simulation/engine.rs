@@ -10,10 +10,11 @@ use crm_core::evaluate::{Evaluation, Question};
 use crm_core::group::Group;
 use crm_core::join::{Resolution, resolve};
 use crm_core::memory::must_keep;
-use crm_core::model::Value;
+use crm_core::model::{FieldType, Value};
 use crm_core::plan::{DeleteRule, Edit};
 use crm_core::policy::{Policy, Rule};
 use crm_core::state::{Clock, Entity, FieldState, Interval, SideRecord};
+use crm_core::value::same;
 
 use crate::model::token;
 use crate::outbox::Out;
@@ -53,6 +54,8 @@ pub struct Engine {
     pub rows: u64,
     /// Records that became part of others: side and id.
     pub ended: HashSet<(usize, usize)>,
+    /// When records came back, by side and id.
+    pub returned: HashMap<(usize, usize), i64>,
     /// Writes handed to the network.
     pub sent: usize,
     /// Creates handed to the network, per side and key.
@@ -83,6 +86,7 @@ impl Engine {
             seq: 0,
             rows: 0,
             ended: HashSet::new(),
+            returned: HashMap::new(),
             sent: 0,
             reads_back: world.reads_back,
             lean: world.lean,
@@ -283,7 +287,9 @@ impl Engine {
         let Some(decision) = outcome.decisions.iter().find(|d| d.field == came.0) else {
             return;
         };
-        if !names(decision, came.1) {
+        let column = self.group.column(came.0, observed.side);
+        let field_type = column.map_or(FieldType::Text, |c| c.field_type);
+        if !names(decision, came.1, field_type) {
             self.faults
                 .push(format!("{decision:?} does not name {:?}", came.1));
         }
@@ -437,11 +443,12 @@ fn pick(question: Question) -> Evaluation {
 }
 
 /// A value that was observed stands, lost by name, or is no news.
-fn names(decision: &Decision, value: &Value) -> bool {
+fn names(decision: &Decision, value: &Value, field_type: FieldType) -> bool {
     let no_news = matches!(
         decision.step,
         Step::Echo | Step::NormalForm | Step::Equal | Step::Known | Step::NotLanded | Step::Waiting
     );
-    let merged = decision.merged.iter().any(|(_, v)| v == value);
-    no_news || merged || decision.value == *value || decision.losers.iter().any(|(_, v)| v == value)
+    let is = |v: &Value| same(field_type, v, value);
+    let merged = decision.merged.iter().any(|(_, v)| is(v));
+    no_news || merged || is(&decision.value) || decision.losers.iter().any(|(_, v)| is(v))
 }

@@ -234,6 +234,11 @@ impl History {
         let (key, value) = (record.key, record.values[field].clone());
         note(|| format!("{} human s{side} r{id} f{field} {value:?}", self.now));
         let told = quiet || self.announce(side, id, &changed, false);
+        // Which came last, this or what a page of its second showed, nobody can tell
+        // once it has been written over.
+        let record = &self.crms[side].records[id];
+        let beside = self.crms[side].habits.seconds && self.net.has_page((side, id), record.stamp);
+        let told = told && !beside;
         self.made((key, field), Writer::Crm(side), value, sights, told);
     }
 

@@ -72,6 +72,8 @@ pub struct Network {
     identities: u64,
     /// Fields of which a write landed long after it was given up.
     pub late_fields: Vec<usize>,
+    /// Second of the newest stamp that a page of a record showed, by side and record.
+    paged: HashMap<(usize, usize), i64>,
     /// What the first check found, before people answered questions.
     pub early: Option<String>,
 }
@@ -105,6 +107,11 @@ impl Network {
             .min_by_key(|(_, (due, _))| *due);
         let place = next?.0;
         Some(self.queue.remove(place))
+    }
+
+    /// Whether a page was read in the second of this stamp.
+    pub fn has_page(&self, record: (usize, usize), stamp: i64) -> bool {
+        self.paged.get(&record) == Some(&stamp.div_euclid(1_000))
     }
 
     /// Whether a write of ours was under way there within `margin` of `at`.
@@ -204,6 +211,9 @@ impl History {
                 made.until = made.until.max(stamp);
             }
         }
+        let second = past.stamp.div_euclid(1_000);
+        let paged = self.net.paged.entry((side, id)).or_insert(second);
+        *paged = second.max(*paged);
         let view = View {
             side,
             id,

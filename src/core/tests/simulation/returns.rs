@@ -10,6 +10,7 @@ impl Engine {
     /// A record is back from the bin: its thing's records were apart meanwhile.
     pub fn restored(&mut self, thing: usize, view: &View, now: i64) {
         note(|| format!("{now} restored t{thing} s{}", view.side));
+        self.returned.insert((view.side, view.id), now);
         let thing = self.take_place(thing, view);
         self.things[thing].out[view.side].delete = false;
         self.things[thing].entity.records[view.side].deleted = false;
