@@ -314,3 +314,25 @@ async fn a_link_may_decide_crossing_deletes_without_asking() {
         0
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_edited_as_soon_as_it_came_back_shows_what_it_holds_now() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    rule(&pair, "unlink", "unlink").await;
+    pair.emulator.delete("hubspot", "contacts", &who.hubspot);
+    pair.become_states(who, ["deleted", "live", "f"]).await;
+    pair.db.exec("SELECT crm.pause('server', 'hubspot')").await;
+    pair.worker_has_read().await;
+    let record = json!({"object": "contacts", "id": who.hubspot});
+    pair.deed("hubspot", "restore", record);
+    pair.edit("hubspot", who, "jobtitle", "Back again");
+    pair.db.exec("SELECT crm.resume('server', 'hubspot')").await;
+    pair.become_states(who, ["live", "live", "t"]).await;
+    pair.reaches_both(who, "jobtitle", "Back again").await;
+    let row = format!(
+        "SELECT jobtitle = 'Back again' FROM hubspot.contacts WHERE id = '{}'",
+        who.hubspot
+    );
+    pair.db.wait_true("its row shows it", PATIENCE, &row).await;
+}
