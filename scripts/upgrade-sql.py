@@ -45,7 +45,7 @@ KINDS = [
     ("index", re.compile(r"CREATE (?:UNIQUE )?INDEX (?P<name>\w+)")),
     ("policy", re.compile(r"(?:CREATE POLICY \w+ ON|ALTER TABLE) (?P<name>[\w.]+)")),
     # Nobody but the extension fills it.
-    ("data", re.compile(r"INSERT INTO (?P<name>crm\.standard_(?:map|link))\b")),
+    ("data", re.compile(r"INSERT INTO (?P<name>crm\.standard_(?:map|link|reference))\b")),
     ("again", re.compile(r"(?P<name>COMMENT ON|GRANT|REVOKE)\b")),
 ]
 

@@ -337,6 +337,7 @@ BEGIN
         RETURN QUERY SELECT * FROM crm._why_decisions(thing, mirrors, rows);
     END IF;
     RETURN QUERY SELECT * FROM crm._why_events(mirrors, rows, records);
+    RETURN QUERY SELECT * FROM crm._why_references(mirrors, rows, records);
     RETURN QUERY SELECT * FROM crm._why_links(m, row_id);
     FOR o IN SELECT y.* FROM crm.mirror y WHERE y.id = ANY (mirrors) ORDER BY y.id <> m.id, y.id LOOP
         RETURN QUERY SELECT * FROM crm._why_mirror(o, rows[array_position(mirrors, o.id)]);

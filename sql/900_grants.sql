@@ -97,7 +97,7 @@ BEGIN
     END LOOP;
 END $$;
 
-GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.field_default, crm.survivor_rule, crm.conflict_policy, crm.field_lock, crm.stamp_quality, crm.api_budget, crm.off_peak, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
+GRANT INSERT, UPDATE, DELETE ON crm.mirror, crm.mirror_column, crm.backfill, crm.link, crm.field_map, crm.field_default, crm.reference_map, crm.survivor_rule, crm.conflict_policy, crm.field_lock, crm.stamp_quality, crm.api_budget, crm.off_peak, crm.policy_task, crm.xref, crm.field_state TO crm_admin;
 GRANT INSERT, UPDATE, DELETE ON crm.server_state, crm.stream, crm.review_item, crm.write TO crm_admin;
 GRANT INSERT ON crm.installation, crm.config_change, crm.given_up TO crm_admin;
 GRANT INSERT ON crm.column_fill TO crm_admin;

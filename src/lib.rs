@@ -66,9 +66,14 @@ extension_sql_file!(
     requires = ["presets"]
 );
 extension_sql_file!(
+    "../sql/049_references.sql",
+    name = "references",
+    requires = ["stamps"]
+);
+extension_sql_file!(
     "../sql/050_delivery.sql",
     name = "delivery",
-    requires = ["stamps"]
+    requires = ["references"]
 );
 extension_sql_file!(
     "../sql/055_review.sql",

@@ -47,6 +47,13 @@ pub(crate) fn as_engine<T>(relation: u32, work: impl FnOnce() -> T) -> T {
     timeout::within(guc::mirror_timeout(), || tx::as_role(owner, work))
 }
 
+/// Runs `work` with the rights of the mirror's owner and for a bounded time, as a user
+/// of the mirror would: what its statements change is captured.
+pub(crate) fn as_owner<T>(relation: u32, work: impl FnOnce() -> T) -> T {
+    let owner = owner_of(relation);
+    timeout::within(guc::mirror_timeout(), || tx::as_role(owner, work))
+}
+
 /// The owner of a mirror as it is now. The lock keeps it so until the transaction
 /// ends: work prepared for a former owner must not run with that one's rights.
 fn owner_of(relation: u32) -> pg_sys::Oid {

@@ -46,6 +46,7 @@ mod policies;
 mod reading;
 mod reconcile;
 mod record;
+mod references;
 pub(crate) mod rehearsal;
 mod release;
 mod removals;

@@ -12,6 +12,8 @@ pub(super) struct Pending {
     pub(super) webhooks: bool,
     /// Stewards have answered questions.
     pub(super) answers: bool,
+    /// References to carry over.
+    pub(super) references: bool,
 }
 
 /// Looks once; none before the installation has begun.
@@ -25,7 +27,8 @@ pub(super) fn pending() -> Step<Option<Pending>> {
         let text = spi::read_text(&format!(
             "SELECT concat_ws(' ', EXISTS (SELECT 1 FROM crm.config_change), {changes}, \
              EXISTS (SELECT 1 FROM crm.webhook_queue), \
-             EXISTS (SELECT 1 FROM crm.review_item WHERE resolution IS NOT NULL)) FROM crm.installation"
+             EXISTS (SELECT 1 FROM crm.review_item WHERE resolution IS NOT NULL), \
+             EXISTS (SELECT 1 FROM crm.reference_due WHERE next_at <= clock_timestamp())) FROM crm.installation"
         ))?;
         Ok(text.and_then(|text| {
             let mut words = text.split(' ');
@@ -34,6 +37,7 @@ pub(super) fn pending() -> Step<Option<Pending>> {
                 changes: words.next()? == "t",
                 webhooks: words.next()? == "t",
                 answers: words.next()? == "t",
+                references: words.next()? == "t",
             })
         }))
     })

@@ -22,6 +22,7 @@ use crate::pg::wal;
 use crate::worker::engine::{self, Engine, IoHandle, Job, Step};
 use crate::worker::inbound::Turn;
 use crate::worker::pending::{Pending, pending};
+use crate::worker::references;
 use crate::worker::world::World;
 use crate::worker::{deliver, local, servers};
 
@@ -247,6 +248,9 @@ impl Session {
         let more = self.take_events(pending.webhooks, now)?;
         if pending.answers {
             self.answered(now)?;
+        }
+        if pending.references {
+            self.look |= references::carry_over()?;
         }
         let rest = self.rest(context, pending.changes, now);
         // Not before the events are on disk; the claim of what follows from

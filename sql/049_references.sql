@@ -1,0 +1,376 @@
+-- References between records: HubSpot ties records by associations, Salesforce by
+-- a field that holds the other record's id. A reference map says which
+-- associations of a linked object are which field of its counterpart, and over which
+-- link the records at the other end are one thing.
+
+CREATE TABLE crm.reference_map (
+    id          integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    link        text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    association integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    field       text NOT NULL,
+    parent      text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
+    type_id     numeric NOT NULL,
+    category    text NOT NULL DEFAULT 'HUBSPOT_DEFINED',
+    main        boolean NOT NULL DEFAULT false,
+    own          integer NOT NULL,
+    theirs       integer NOT NULL,
+    own_parent   integer NOT NULL,
+    their_parent integer NOT NULL,
+    UNIQUE (link, association, field, parent)
+);
+COMMENT ON TABLE crm.reference_map IS 'Which associations of a link''s records are which reference field of their counterparts. Made by crm.link_references, or row by row: link, association, field, parent, type_id.';
+COMMENT ON COLUMN crm.reference_map.association IS 'The mirror of associations, crm.mirror.id.';
+COMMENT ON COLUMN crm.reference_map.parent IS 'The link over which the records at the other end are one thing.';
+COMMENT ON COLUMN crm.reference_map.type_id IS 'Type and category of the associations that are meant.';
+COMMENT ON COLUMN crm.reference_map.main IS 'There is one association of this type at a time (the primary company): a new one replaces the field''s value. Otherwise there may be several, and a new one only fills an empty field.';
+COMMENT ON COLUMN crm.reference_map.own IS 'Set by itself: the mirrors of the records and of those at the other end, on both sides.';
+
+CREATE TABLE crm.reference_due (
+    id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    map     integer NOT NULL REFERENCES crm.reference_map ON DELETE CASCADE,
+    kind    text NOT NULL CHECK (kind IN ('tied', 'untied', 'moved', 'filled')),
+    record  text,
+    row_id  bigint,
+    was     text,
+    becomes text,
+    at      timestamptz NOT NULL DEFAULT clock_timestamp(),
+    tries   integer NOT NULL DEFAULT 0,
+    next_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    waits   text
+);
+CREATE INDEX reference_due_next ON crm.reference_due (next_at);
+COMMENT ON TABLE crm.reference_due IS 'Changed associations and references that the worker has not carried over. One whose other end has no counterpart yet is tried again, at intervals up to a minute, for a day.';
+COMMENT ON COLUMN crm.reference_due.record IS 'For an association (tied, untied): the record that it starts from.';
+COMMENT ON COLUMN crm.reference_due.row_id IS 'For a reference field (moved, filled): the row that holds it.';
+COMMENT ON COLUMN crm.reference_due.waits IS 'What is missing.';
+DO $$
+DECLARE t text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY['reference_map', 'reference_map_id_seq', 'reference_due', 'reference_due_id_seq'] LOOP
+        PERFORM pg_catalog.pg_extension_config_dump(format('crm.%I', t)::regclass, '');
+    END LOOP;
+END $$;
+
+CREATE TABLE crm.standard_reference (
+    left_object text NOT NULL,
+    to_object   text NOT NULL,
+    right_object text NOT NULL,
+    field       text NOT NULL,
+    type_id     numeric NOT NULL,
+    main        boolean NOT NULL,
+    PRIMARY KEY (left_object, to_object, right_object)
+);
+COMMENT ON TABLE crm.standard_reference IS 'Reference maps that crm.link_references starts from. Part of the extension; edit crm.reference_map instead.';
+INSERT INTO crm.standard_reference (left_object, to_object, right_object, field, type_id, main) VALUES
+    ('contacts', 'companies', 'Contact', 'AccountId', 1, true),
+    ('deals', 'companies', 'Opportunity', 'AccountId', 5, true),
+    ('tickets', 'companies', 'Case', 'AccountId', 26, true), ('tickets', 'contacts', 'Case', 'ContactId', 16, false),
+    ('tasks', 'contacts', 'Task', 'WhoId', 204, false), ('tasks', 'companies', 'Task', 'WhatId', 192, false),
+    ('tasks', 'deals', 'Task', 'WhatId', 216, false), ('tasks', 'tickets', 'Task', 'WhatId', 230, false),
+    ('calls', 'contacts', 'Task', 'WhoId', 194, false), ('calls', 'companies', 'Task', 'WhatId', 182, false),
+    ('calls', 'deals', 'Task', 'WhatId', 206, false), ('calls', 'tickets', 'Task', 'WhatId', 220, false),
+    ('emails', 'contacts', 'Task', 'WhoId', 198, false), ('emails', 'companies', 'Task', 'WhatId', 186, false),
+    ('emails', 'deals', 'Task', 'WhatId', 210, false), ('emails', 'tickets', 'Task', 'WhatId', 224, false),
+    ('notes', 'contacts', 'Task', 'WhoId', 202, false), ('notes', 'companies', 'Task', 'WhatId', 190, false),
+    ('notes', 'deals', 'Task', 'WhatId', 214, false), ('notes', 'tickets', 'Task', 'WhatId', 228, false),
+    ('meetings', 'contacts', 'Event', 'WhoId', 200, false), ('meetings', 'companies', 'Event', 'WhatId', 188, false),
+    ('meetings', 'deals', 'Event', 'WhatId', 212, false), ('meetings', 'tickets', 'Event', 'WhatId', 226, false);
+
+-- What a change of an association or a reference leaves for the worker; runs in
+-- the transaction of whoever made it, and does nothing else.
+CREATE FUNCTION crm._reference_noted() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    r    crm.reference_map;
+    was  jsonb := CASE WHEN tg_op <> 'INSERT' THEN to_jsonb(old) END;
+    now_ jsonb := CASE WHEN tg_op <> 'DELETE' THEN to_jsonb(new) END;
+    had  boolean;
+    has  boolean;
+BEGIN
+    SELECT m.* INTO r FROM crm.reference_map m JOIN crm.link k ON k.name = m.link WHERE m.id = tg_argv[0]::integer AND k.mode = 'live';
+    IF NOT FOUND THEN
+        RETURN NULL;
+    ELSIF tg_argv[1] = 'reference' THEN
+        INSERT INTO crm.reference_due (map, kind, row_id, was, becomes)
+        VALUES (r.id, CASE tg_op WHEN 'INSERT' THEN 'filled' ELSE 'moved' END, (now_ ->> '_id')::bigint, was ->> tg_argv[2], now_ ->> tg_argv[2]);
+    ELSE
+        had := was ->> '_deleted_at' IS NULL AND ((was ->> 'type_id')::numeric, was ->> 'category') = (r.type_id, r.category);
+        has := now_ ->> '_deleted_at' IS NULL AND ((now_ ->> 'type_id')::numeric, now_ ->> 'category') = (r.type_id, r.category);
+        IF has IS TRUE AND had IS NOT TRUE THEN
+            INSERT INTO crm.reference_due (map, kind, record, becomes) VALUES (r.id, 'tied', now_ ->> 'from_id', now_ ->> 'to_id');
+        ELSIF had IS TRUE AND has IS NOT TRUE THEN
+            INSERT INTO crm.reference_due (map, kind, record, was) VALUES (r.id, 'untied', was ->> 'from_id', was ->> 'to_id');
+        ELSE
+            RETURN NULL;
+        END IF;
+    END IF;
+    PERFORM crm._wake();
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION crm._reference_noted() IS 'Notes that an association or a reference changed, for the worker to carry over.';
+
+CREATE FUNCTION crm._reference_map_checked() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    k crm.link;
+    p crm.link;
+    a crm.mirror;
+    o crm.mirror;
+    x crm.mirror;
+BEGIN
+    IF crm._restoring() THEN
+        RETURN new;
+    END IF;
+    k := crm._link_named(new.link);
+    p := crm._link_named(new.parent);
+    SELECT * INTO a FROM crm.mirror m WHERE m.id = new.association;
+    SELECT * INTO o FROM crm.mirror m WHERE m.id IN (k.left_mirror, k.right_mirror) AND m.server = a.server AND m.object = split_part(a.object, '/', 1);
+    SELECT * INTO x FROM crm.mirror m WHERE m.id IN (p.left_mirror, p.right_mirror) AND m.server = a.server AND m.object = split_part(a.object, '/', 2);
+    IF o.id IS NULL OR x.id IS NULL THEN
+        RAISE EXCEPTION 'associations of % do not tie records of links "%" and "%"', coalesce(crm._table_of(a.id), new.association::text), k.name, p.name
+            USING ERRCODE = '22023', DETAIL = format('They are %s.', coalesce(a.object, 'not a mirror')), HINT = 'Name the mirror of associations that start from the link''s records and lead to those of the parent''s.';
+    END IF;
+    new.own := o.id;
+    new.theirs := CASE o.id WHEN k.left_mirror THEN k.right_mirror ELSE k.left_mirror END;
+    new.own_parent := x.id;
+    new.their_parent := CASE x.id WHEN p.left_mirror THEN p.right_mirror ELSE p.left_mirror END;
+    new.field := (crm._mirror_field(new.theirs, new.field)).field;
+    RETURN new;
+END $$;
+COMMENT ON FUNCTION crm._reference_map_checked() IS 'Finds the four mirrors of a reference map, or refuses it.';
+CREATE TRIGGER reference_map_checked BEFORE INSERT OR UPDATE ON crm.reference_map FOR EACH ROW EXECUTE FUNCTION crm._reference_map_checked();
+COMMENT ON TRIGGER reference_map_checked ON crm.reference_map IS 'Finds the four mirrors of a reference map, or refuses it.';
+
+-- Triggers on the two tables whose changes are carried over.
+CREATE FUNCTION crm._reference_attach(r crm.reference_map, attach boolean) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    name   text := 'crm_reference_' || r.id;
+    tied   text := crm._table_of(r.association);
+    theirs text := crm._table_of(r.theirs);
+    t      text;
+BEGIN
+    FOREACH t IN ARRAY ARRAY[tied, theirs] LOOP
+        CONTINUE WHEN to_regclass(t) IS NULL;
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name, t);
+        EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name || '_new', t);
+    END LOOP;
+    IF attach THEN
+        EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR DELETE OR UPDATE OF _deleted_at ON %s FOR EACH ROW EXECUTE FUNCTION crm._reference_noted(%L, ''association'')', name, tied, r.id);
+        EXECUTE format('CREATE TRIGGER %1$I AFTER UPDATE ON %2$s FOR EACH ROW WHEN (old.%3$s IS DISTINCT FROM new.%3$s) EXECUTE FUNCTION crm._reference_noted(%4$L, ''reference'', %3$L)',
+                       name, theirs, crm._column_of(r.theirs, r.field), r.id);
+        EXECUTE format('CREATE TRIGGER %1$I AFTER INSERT ON %2$s FOR EACH ROW WHEN (new.%3$s IS NOT NULL) EXECUTE FUNCTION crm._reference_noted(%4$L, ''reference'', %3$L)',
+                       name || '_new', theirs, crm._column_of(r.theirs, r.field), r.id);
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._reference_attach(crm.reference_map, boolean) IS 'Makes or drops the triggers of a reference map.';
+
+CREATE FUNCTION crm._reference_map_changed() RETURNS trigger
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF crm._restoring() THEN
+        RETURN NULL;
+    END IF;
+    IF tg_op <> 'INSERT' THEN
+        PERFORM crm._reference_attach(old, false);
+    END IF;
+    IF tg_op <> 'DELETE' THEN
+        PERFORM crm._reference_attach(new, true);
+    END IF;
+    RETURN NULL;
+END $$;
+COMMENT ON FUNCTION crm._reference_map_changed() IS 'Keeps the triggers of a reference map in step with it.';
+CREATE TRIGGER reference_map_changed AFTER INSERT OR UPDATE OR DELETE ON crm.reference_map FOR EACH ROW EXECUTE FUNCTION crm._reference_map_changed();
+COMMENT ON TRIGGER reference_map_changed ON crm.reference_map IS 'Keeps the triggers on the mirrors in step.';
+
+CREATE FUNCTION crm.link_references(link text) RETURNS TABLE (association text, field text, parent text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    k crm.link := crm._link_named(link_references.link);
+    n integer;
+BEGIN
+    RETURN QUERY
+    WITH sides AS (
+        SELECT o.id AS own, o.server, o.object, t.id AS theirs, t.server AS their_server, t.object AS their_object
+        FROM crm.mirror o, crm.mirror t WHERE (o.id, t.id) IN ((k.left_mirror, k.right_mirror), (k.right_mirror, k.left_mirror))
+    ), found AS (
+        SELECT a.id AS association, s.field, p.name AS parent, s.type_id, s.main
+        FROM sides d JOIN crm.standard_reference s ON s.left_object = d.object AND s.right_object = d.their_object
+        JOIN crm.mirror a ON a.server = d.server AND a.object = s.left_object || '/' || s.to_object
+        JOIN crm.mirror po ON po.server = d.server AND po.object = s.to_object
+        JOIN crm.link p ON po.id IN (p.left_mirror, p.right_mirror)
+        JOIN crm.mirror pt ON pt.id IN (p.left_mirror, p.right_mirror) AND pt.id <> po.id AND pt.server = d.their_server
+        JOIN crm.mirror_column c ON c.mirror = d.theirs AND c.field = s.field AND NOT c.read_only
+        JOIN crm.remote_field f ON f.server = d.their_server AND f.object = d.their_object AND f.field = s.field AND pt.object = ANY (f."references")
+    ), made AS (
+        INSERT INTO crm.reference_map (link, association, field, parent, type_id, main, own, theirs, own_parent, their_parent)
+        SELECT k.name, f.association, f.field, f.parent, f.type_id, f.main, 0, 0, 0, 0 FROM found f ON CONFLICT DO NOTHING RETURNING *
+    )
+    SELECT crm._table_of(m.association), m.field, m.parent FROM made m ORDER BY 1, 2;
+    GET DIAGNOSTICS n = ROW_COUNT;
+    IF n = 0 THEN
+        RAISE NOTICE 'link "%" has no reference to add', k.name
+            USING HINT = 'Import the associations (for example contacts_companies) and link the objects at the other end first.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm.link_references(text) IS 'Carries references of a link''s records over from now on: associations of HubSpot to the reference fields of Salesforce and back, where the associations are imported and the records at the other end are linked. Says what it added.';
+
+-- Mirrors are read with the rights of their owners; $1 of a query is a list.
+CREATE FUNCTION crm._reference_read(mirror integer, query text, given jsonb) RETURNS jsonb
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN crm._as_engine_found(crm._relation_of(m.schema_name, m.table_name), format(query, format('%I.%I', m.schema_name, m.table_name)), given) FROM crm.mirror m WHERE m.id = mirror;
+END $$;
+COMMENT ON FUNCTION crm._reference_read(integer, text, jsonb) IS 'Reads a mirror (%s in the query) as its owner may.';
+
+-- The counterpart of a record: row and id; nothing where it has none.
+CREATE FUNCTION crm._reference_partner(source integer, record text, row_id bigint, target integer, OUT partner_row bigint, OUT partner text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    found jsonb;
+BEGIN
+    IF row_id IS NULL THEN
+        row_id := crm._reference_read(source, 'SELECT jsonb_agg(t._id) FROM %s t WHERE t.id = $1 ->> 0', jsonb_build_array(record)) ->> 0;
+    END IF;
+    SELECT b.row_id INTO partner_row FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror = target AND b.merged_into IS NULL
+    WHERE a.mirror = source AND a.row_id = _reference_partner.row_id AND a.merged_into IS NULL LIMIT 1;
+    IF partner_row IS NOT NULL THEN
+        found := crm._reference_read(target, 'SELECT jsonb_agg(t.id) FROM %s t WHERE t._id = ($1 ->> 0)::bigint AND t._deleted_at IS NULL', jsonb_build_array(partner_row));
+        partner := found ->> 0;
+        partner_row := CASE WHEN found IS NOT NULL THEN partner_row END;
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._reference_partner(integer, text, bigint, integer) IS 'The counterpart of a record in another mirror: its row and its id.';
+
+-- Records that one is tied to by associations of the map's type.
+CREATE FUNCTION crm._reference_tied(r crm.reference_map, record text) RETURNS SETOF text
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT jsonb_array_elements_text(crm._reference_read(r.association,
+        'SELECT jsonb_agg(t.to_id ORDER BY t._id) FROM %s t WHERE t.from_id = $1 ->> 0 AND t.type_id = ($1 ->> 1)::numeric AND t.category = $1 ->> 2 AND t._deleted_at IS NULL',
+        jsonb_build_array(record, r.type_id, r.category)))
+$$;
+COMMENT ON FUNCTION crm._reference_tied(crm.reference_map, text) IS 'Records that a record is tied to by associations of a map''s type.';
+
+-- What the reference field of a row holds.
+CREATE FUNCTION crm._reference_held(r crm.reference_map, row_id bigint) RETURNS text
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT crm._reference_read(r.theirs, 'SELECT jsonb_agg(t.' || replace(crm._column_of(r.theirs, r.field), '%', '%%') || ') FROM %s t WHERE t._id = ($1 ->> 0)::bigint AND t._deleted_at IS NULL', jsonb_build_array(row_id)) ->> 0
+$$;
+COMMENT ON FUNCTION crm._reference_held(crm.reference_map, bigint) IS 'The value of a map''s reference field in a row.';
+
+-- What a change asks for: statements on one relation with their arguments, nothing,
+-- or what it waits for.
+CREATE FUNCTION crm._reference_plan(r crm.reference_map, d crm.reference_due, OUT relation oid, OUT statements text[], OUT args jsonb, OUT waits text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    child  record;
+    other  record;
+    before record;
+    held   text;
+    named  text := crm._column_of(r.theirs, r.field);
+    tie    CONSTANT text := format('INSERT INTO %s (from_id, to_id, type_id, category) VALUES (($1)[1], ($1)[2], ($1)[3]::numeric, ($1)[4])', crm._table_of(r.association));
+    untie  CONSTANT text := format('DELETE FROM %s WHERE from_id = ($1)[1] AND to_id = ($1)[2] AND type_id = ($1)[3]::numeric AND category = ($1)[4] AND _deleted_at IS NULL', crm._table_of(r.association));
+    prefix text;
+BEGIN
+    statements := '{}';
+    args := '[]';
+    IF d.kind IN ('tied', 'untied') THEN
+        relation := (SELECT crm._relation_of(m.schema_name, m.table_name) FROM crm.mirror m WHERE m.id = r.theirs);
+        IF (d.kind = 'tied') <> EXISTS (SELECT FROM crm._reference_tied(r, d.record) t WHERE t = coalesce(d.becomes, d.was)) THEN
+            RETURN;
+        END IF;
+        child := crm._reference_partner(r.own, d.record, NULL, r.theirs);
+        other := crm._reference_partner(r.own_parent, coalesce(d.becomes, d.was), NULL, r.their_parent);
+        IF d.kind = 'tied' AND (child.partner_row IS NULL OR other.partner IS NULL) THEN
+            waits := format('%s %s has no record in %s yet', split_part((SELECT m.object FROM crm.mirror m WHERE m.id = r.association), '/', CASE WHEN child.partner_row IS NULL THEN 1 ELSE 2 END),
+                            CASE WHEN child.partner_row IS NULL THEN d.record ELSE d.becomes END, crm._table_of(CASE WHEN child.partner_row IS NULL THEN r.theirs ELSE r.their_parent END));
+            RETURN;
+        ELSIF child.partner_row IS NULL OR other.partner IS NULL THEN
+            RETURN;
+        END IF;
+        held := crm._reference_held(r, child.partner_row);
+        IF d.kind = 'tied' AND held IS DISTINCT FROM other.partner AND (held IS NULL OR r.main) THEN
+            held := other.partner;
+        ELSIF d.kind = 'untied' AND held = other.partner THEN
+            SELECT x.partner INTO held FROM crm._reference_tied(r, d.record) t, LATERAL crm._reference_partner(r.own_parent, t, NULL, r.their_parent) x WHERE x.partner IS NOT NULL LIMIT 1;
+        ELSE
+            RETURN;
+        END IF;
+        statements := ARRAY[format('UPDATE %s SET %s = ($1)[1] WHERE _id = ($1)[2]::bigint', crm._table_of(r.theirs), named)];
+        args := jsonb_build_array(jsonb_build_array(held, child.partner_row));
+        RETURN;
+    END IF;
+    relation := (SELECT crm._relation_of(m.schema_name, m.table_name) FROM crm.mirror m WHERE m.id = r.association);
+    held := crm._reference_held(r, d.row_id);
+    -- A field for several kinds of record: this one is of another.
+    SELECT o.type_id INTO prefix FROM crm.mirror m JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object WHERE m.id = r.their_parent;
+    IF held IS DISTINCT FROM d.becomes OR (d.becomes IS NOT NULL AND d.was IS NULL AND length(prefix) = 3 AND left(d.becomes, 3) <> prefix) THEN
+        RETURN;
+    END IF;
+    child := crm._reference_partner(r.theirs, NULL, d.row_id, r.own);
+    other := crm._reference_partner(r.their_parent, d.becomes, NULL, r.own_parent);
+    IF d.becomes IS NOT NULL AND (length(prefix) <> 3 OR left(d.becomes, 3) = prefix) THEN
+        IF child.partner IS NULL OR other.partner IS NULL THEN
+            waits := format('%s has no record in %s yet', CASE WHEN child.partner IS NULL THEN 'it' ELSE d.becomes END, crm._table_of(CASE WHEN child.partner IS NULL THEN r.own ELSE r.own_parent END));
+            RETURN;
+        ELSIF NOT EXISTS (SELECT FROM crm._reference_tied(r, child.partner) t WHERE d.kind = 'filled' OR t = other.partner) THEN
+            statements := statements || tie;
+            args := args || jsonb_build_array(jsonb_build_array(child.partner, other.partner, r.type_id, r.category));
+        END IF;
+    END IF;
+    before := crm._reference_partner(r.their_parent, d.was, NULL, r.own_parent);
+    -- The CRM itself takes the mark of the main one from the one before.
+    IF child.partner IS NOT NULL AND before.partner IS NOT NULL AND (NOT r.main OR d.becomes IS NULL)
+       AND EXISTS (SELECT FROM crm._reference_tied(r, child.partner) t WHERE t = before.partner) THEN
+        statements := statements || untie;
+        args := args || jsonb_build_array(jsonb_build_array(child.partner, before.partner, r.type_id, r.category));
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._reference_plan(crm.reference_map, crm.reference_due) IS 'What a changed association or reference asks for on the other side.';
+
+-- The next changes and what to do about each, for the worker. Those that ask for
+-- nothing leave; those that wait stay for later.
+CREATE FUNCTION crm._reference_step(most integer) RETURNS TABLE (due bigint, relation oid, statement text, args text[])
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+DECLARE
+    d    crm.reference_due;
+    r    crm.reference_map;
+    plan record;
+BEGIN
+    FOR d IN SELECT x.* FROM crm.reference_due x WHERE x.next_at <= clock_timestamp() ORDER BY x.id LIMIT most LOOP
+        SELECT m.* INTO r FROM crm.reference_map m JOIN crm.link k ON k.name = m.link WHERE m.id = d.map AND k.mode = 'live' AND NOT k.paused;
+        IF NOT FOUND THEN
+            UPDATE crm.reference_due SET next_at = clock_timestamp() + interval '1 minute' WHERE id = d.id;
+            CONTINUE;
+        END IF;
+        plan := crm._reference_plan(r, d);
+        IF plan.waits IS NULL AND cardinality(plan.statements) > 0 THEN
+            RETURN QUERY SELECT d.id, plan.relation, s.statement, ARRAY(SELECT jsonb_array_elements_text(plan.args -> (s.n - 1)::integer)) FROM unnest(plan.statements) WITH ORDINALITY AS s (statement, n);
+        ELSIF plan.waits IS NOT NULL AND d.at > now() - interval '1 day' THEN
+            PERFORM crm._reference_later(d.id, plan.waits);
+        ELSE
+            DELETE FROM crm.reference_due WHERE id = d.id;
+        END IF;
+    END LOOP;
+END $$;
+COMMENT ON FUNCTION crm._reference_step(integer) IS 'The next references to carry over, as statements for the worker.';
+
+CREATE FUNCTION crm._reference_later(due bigint, why text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE crm.reference_due SET tries = tries + 1, waits = left(why, 500), next_at = clock_timestamp() + least(interval '1 minute', interval '250 milliseconds' * power(2, least(tries, 8))) WHERE id = due
+$$;
+COMMENT ON FUNCTION crm._reference_later(bigint, text) IS 'Puts a reference off.';
+
+CREATE FUNCTION crm._why_references(mirrors integer[], rows bigint[], records text[])
+RETURNS TABLE (item text, verdict text, detail text, advice text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT 'reference', 'waits', format('%s of link "%s" waits: %s', r.field, r.link, coalesce(d.waits, 'the worker has not looked at it yet')),
+           format('It is carried over when both records are there, until %s. The other end belongs to link "%s".', date_trunc('seconds', d.at + interval '1 day'), r.parent)
+    FROM unnest(mirrors, rows, records) AS v (mirror, row_id, record)
+    JOIN crm.reference_map r ON v.mirror IN (r.own, r.theirs)
+    JOIN crm.reference_due d ON d.map = r.id AND ((v.mirror = r.own AND d.record = v.record) OR (v.mirror = r.theirs AND d.row_id = v.row_id))
+    ORDER BY d.id LIMIT 20
+$$;
+COMMENT ON FUNCTION crm._why_references(integer[], bigint[], text[]) IS 'Part of crm.why: references that wait for a record at the other end.';

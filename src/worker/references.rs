@@ -1,0 +1,72 @@
+//! References between records, carried over: an association of one side becomes a
+//! field of the other, and back. What is to be done says `crm._reference_step`; it is
+//! done here, as the owner of the mirror would do it, and travels on like any edit.
+
+use std::collections::BTreeSet;
+
+use pgrx::pg_sys;
+
+use crate::pg::origin;
+use crate::pg::store::spi;
+use crate::pg::tx::{self, SqlError};
+use crate::worker::engine::Step;
+
+/// Changes looked at in one transaction.
+const BATCH: i32 = 200;
+
+/// One statement that carries a change over.
+struct Act {
+    due: i64,
+    relation: u32,
+    statement: String,
+    args: Vec<Option<String>>,
+}
+
+/// Carries over what is due; whether there may be more at once.
+pub(crate) fn carry_over() -> Step<bool> {
+    tx::in_transaction(|| {
+        let acts = spi::write_rows(
+            "SELECT due, relation, statement, args FROM crm._reference_step($1)",
+            &[BATCH.into()],
+            |row| {
+                Ok(Act {
+                    due: row.get(1)?.unwrap_or_default(),
+                    relation: row.get::<pg_sys::Oid>(2)?.map_or(0, pg_sys::Oid::to_u32),
+                    statement: row.get(3)?.unwrap_or_default(),
+                    args: row.get(4)?.unwrap_or_default(),
+                })
+            },
+        )?;
+        let more = acts.len() >= BATCH as usize / 2;
+        let mut done = BTreeSet::new();
+        for act in &acts {
+            done.insert(act.due);
+        }
+        for act in acts {
+            // A row that somebody holds, or a CHECK that refuses the value: later, for a day.
+            if let Err(error) = perform(&act) {
+                done.remove(&act.due);
+                let why = format!("{} ({})", error.message, error.sqlstate);
+                spi::write(
+                    "SELECT crm._reference_later($1, $2)",
+                    &[act.due.into(), why.into()],
+                )?;
+            }
+        }
+        let done: Vec<i64> = done.into_iter().collect();
+        spi::write(
+            "DELETE FROM crm.reference_due WHERE id = ANY ($1)",
+            &[done.into()],
+        )?;
+        Ok(more)
+    })
+}
+
+fn perform(act: &Act) -> Result<(), SqlError> {
+    tx::in_subtransaction(|| {
+        origin::as_owner(act.relation, || {
+            spi::write(&act.statement, &[act.args.clone().into()])
+        })?;
+        Ok(())
+    })
+}

@@ -1,0 +1,246 @@
+//! Who belongs to whom, in both CRMs: HubSpot's associations are Salesforce's reference fields.
+
+use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
+use serde_json::json;
+
+async fn start() -> Pair {
+    Pair::start(PairOptions {
+        emulator: EmulatorOptions::default().contacts(30),
+        ..PairOptions::default()
+    })
+    .await
+}
+
+/// Companies and contacts linked and live, with which contact belongs to which company.
+async fn people() -> Pair {
+    let pair = start().await;
+    pair.import("hubspot", &["companies", "contacts", "contacts_companies"])
+        .await;
+    pair.import("salesforce", &["Account", "Contact"]).await;
+    pair.backfilled().await;
+    pair.db
+        .exec(
+            "SELECT crm.link('hubspot.companies', 'salesforce.account'); SELECT crm.link('hubspot.contacts', 'salesforce.contact');
+             UPDATE crm.field_map SET default_right = '(none)' WHERE right_field IN ('LastName', 'Name');
+             SELECT crm.link_references('contacts');
+             SELECT crm.go_live('companies'); SELECT crm.go_live('contacts'); SELECT crm.go_live('hubspot.contacts_companies')",
+        )
+        .await;
+    pair.worker_has_read().await;
+    pair
+}
+
+/// The id of a record's counterpart, once it has one.
+async fn counterpart(pair: &Pair, from: &str, id: &str, to: &str) -> String {
+    let mirror = |t: &str| {
+        format!("(SELECT id FROM crm.mirror WHERE schema_name || '.' || table_name = '{t}')")
+    };
+    let sql = format!(
+        "SELECT t.id FROM {from} s JOIN crm.xref a ON a.row_id = s._id AND a.mirror = {}
+         JOIN crm.xref b ON b.entity = a.entity AND b.mirror = {} JOIN {to} t ON t._id = b.row_id WHERE s.id = '{id}' AND t.id IS NOT NULL",
+        mirror(from),
+        mirror(to)
+    );
+    let there = format!("SELECT EXISTS ({sql})");
+    let what = format!("{from} {id} has a counterpart in {to}");
+    pair.db.wait_true(&what, PATIENCE, &there).await;
+    pair.db.one(&sql).await
+}
+
+/// Waits until HubSpot itself says whether two records are tied by a type.
+async fn tied(pair: &Pair, kinds: &str, (from, to): (&str, &str), kind: u64, wanted: bool) {
+    let object = kinds.replace('/', "--");
+    let what = format!("{kinds} {from} {to} tied by {kind}: {wanted}");
+    pair.cluster
+        .wait_until(&what, PATIENCE, async || {
+            let all = pair.emulator.record("hubspot", &object, from);
+            let types = all[to].as_array().cloned().unwrap_or_default();
+            (types.iter().any(|t| t == kind) == wanted).then_some(())
+        })
+        .await;
+}
+
+/// A company of HubSpot that a contact does not belong to, and its Account.
+async fn another_company(pair: &Pair, contact: &str) -> (String, String) {
+    let sql = format!(
+        "SELECT c.id FROM hubspot.companies c JOIN crm.xref a ON a.row_id = c._id AND a.mirror = (SELECT left_mirror FROM crm.link WHERE name = 'companies')
+         WHERE NOT EXISTS (SELECT FROM hubspot.contacts_companies x WHERE x.from_id = '{contact}' AND x.to_id = c.id) ORDER BY c._id LIMIT 1"
+    );
+    let company: String = pair.db.one(&sql).await;
+    let account = counterpart(pair, "hubspot.companies", &company, "salesforce.account").await;
+    (company, account)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_main_company_is_the_account_whoever_moves_it() {
+    let pair = people().await;
+    let (ours, theirs) = pair.known_to_both().await;
+    let (company, account) = another_company(&pair, &ours).await;
+    pair.emulator.create(
+        "hubspot",
+        "contacts/companies",
+        json!({"from": ours, "to": company, "type": 1}),
+    );
+    pair.reaches("salesforce", "Contact", &theirs, "AccountId", &account)
+        .await;
+    pair.quiet().await;
+    let (company, account) = another_company(&pair, &ours).await;
+    pair.emulator.edit(
+        "salesforce",
+        "Contact",
+        &theirs,
+        json!({"AccountId": account}),
+    );
+    tied(&pair, "contacts/companies", (&ours, &company), 1, true).await;
+    pair.quiet().await;
+    pair.emulator
+        .edit("salesforce", "Contact", &theirs, json!({"AccountId": null}));
+    tied(&pair, "contacts/companies", (&ours, &company), 1, false).await;
+    pair.quiet().await;
+    let after = pair
+        .emulator
+        .field("salesforce", "Contact", &theirs, "AccountId");
+    assert_eq!(after, None, "what went over does not come back");
+    let left: i64 = pair.db.one("SELECT count(*) FROM crm.reference_due").await;
+    assert_eq!(left, 0);
+}
+
+/// A record was made with a reference to one that was not there yet, and lost it.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_that_are_new_with_their_company_are_tied_when_both_are_there() {
+    let pair = people().await;
+    let company = pair.emulator.create(
+        "hubspot",
+        "companies",
+        json!({"name": "New Mill", "domain": "new-mill.example"}),
+    );
+    let contact = pair.emulator.create(
+        "hubspot",
+        "contacts",
+        json!({"lastname": "Miller", "email": "miller@new-mill.example"}),
+    );
+    let (company, contact) = (
+        company["id"].as_str().expect("id"),
+        contact["id"].as_str().expect("id"),
+    );
+    pair.emulator.create(
+        "hubspot",
+        "contacts/companies",
+        json!({"from": contact, "to": company, "type": 1}),
+    );
+    let account = counterpart(&pair, "hubspot.companies", company, "salesforce.account").await;
+    let theirs = counterpart(&pair, "hubspot.contacts", contact, "salesforce.contact").await;
+    pair.reaches("salesforce", "Contact", &theirs, "AccountId", &account)
+        .await;
+    let account = pair.emulator.create(
+        "salesforce",
+        "Account",
+        json!({"Name": "Old Mill", "Website": "https://old-mill.example"}),
+    );
+    let account = account["id"]
+        .as_str()
+        .or(account["Id"].as_str())
+        .expect("id")
+        .to_owned();
+    let theirs = pair.emulator.create(
+        "salesforce",
+        "Contact",
+        json!({"LastName": "Sawyer", "Email": "sawyer@old-mill.example", "AccountId": account}),
+    );
+    let theirs = theirs["id"]
+        .as_str()
+        .or(theirs["Id"].as_str())
+        .expect("id")
+        .to_owned();
+    let row = format!("SELECT EXISTS (SELECT FROM salesforce.contact WHERE id = '{theirs}')");
+    pair.db.wait_true("it arrived", PATIENCE, &row).await;
+    let company = counterpart(&pair, "salesforce.account", &account, "hubspot.companies").await;
+    let ours = counterpart(&pair, "salesforce.contact", &theirs, "hubspot.contacts").await;
+    tied(&pair, "contacts/companies", (&ours, &company), 1, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_to_a_record_without_counterpart_waits_and_says_so() {
+    let pair = people().await;
+    pair.db
+        .exec("UPDATE crm.link SET create_right = false WHERE name = 'companies'")
+        .await;
+    pair.worker_has_read().await;
+    let (ours, theirs) = pair.known_to_both().await;
+    let company = pair.emulator.create(
+        "hubspot",
+        "companies",
+        json!({"name": "Late", "domain": "late.example"}),
+    );
+    let company = company["id"].as_str().expect("id");
+    pair.emulator.create(
+        "hubspot",
+        "contacts/companies",
+        json!({"from": ours, "to": company, "type": 1}),
+    );
+    let told = format!(
+        "SELECT count(*) > 0 FROM crm.why('hubspot.contacts', '{ours}') WHERE item = 'reference' AND detail LIKE '%{company}%'"
+    );
+    pair.db
+        .wait_true("crm.why says what is missing", PATIENCE, &told)
+        .await;
+    let account = pair.emulator.create(
+        "salesforce",
+        "Account",
+        json!({"Name": "Late", "Website": "https://late.example"}),
+    );
+    let account = account["id"]
+        .as_str()
+        .or(account["Id"].as_str())
+        .expect("id");
+    pair.reaches("salesforce", "Contact", &theirs, "AccountId", account)
+        .await;
+}
+
+/// One Task of Salesforce is about one person; HubSpot's task may be about several.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_about_somebody_in_both_crms() {
+    let pair = start().await;
+    pair.import("hubspot", &["contacts", "tasks", "tasks_contacts"])
+        .await;
+    pair.import("salesforce", &["Contact", "Task"]).await;
+    pair.backfilled().await;
+    pair.db
+        .exec(
+            "SELECT crm.link('hubspot.contacts', 'salesforce.contact'); SELECT crm.link('hubspot.tasks', 'salesforce.task');
+             SELECT crm.go_live('contacts'); SELECT crm.go_live('tasks'); SELECT crm.go_live('hubspot.tasks_contacts')",
+        )
+        .await;
+    let added = pair
+        .db
+        .table("SELECT association, field, parent FROM crm.link_references('tasks')")
+        .await;
+    assert_eq!(added, [["hubspot.tasks_contacts", "WhoId", "contacts"]]);
+    pair.worker_has_read().await;
+    let (ours, theirs) = pair.known_to_both().await;
+    let task = pair.emulator.create(
+        "hubspot",
+        "tasks",
+        json!({"hs_task_subject": "Ring up", "hs_timestamp": "2027-01-31T12:00:00Z", "hs_task_status": "NOT_STARTED"}),
+    );
+    let task = task["id"].as_str().expect("id");
+    pair.emulator.create(
+        "hubspot",
+        "tasks/contacts",
+        json!({"from": task, "to": ours}),
+    );
+    let there = counterpart(&pair, "hubspot.tasks", task, "salesforce.task").await;
+    pair.reaches("salesforce", "Task", &there, "WhoId", &theirs)
+        .await;
+    pair.quiet().await;
+    pair.emulator
+        .edit("salesforce", "Task", &there, json!({"WhoId": null}));
+    tied(&pair, "tasks/contacts", (task, &ours), 204, false).await;
+    pair.quiet().await;
+    pair.db
+        .exec(&format!(
+            "UPDATE salesforce.task SET whoid = '{theirs}' WHERE id = '{there}'"
+        ))
+        .await;
+    tied(&pair, "tasks/contacts", (task, &ours), 204, true).await;
+}
