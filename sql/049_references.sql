@@ -12,10 +12,10 @@ CREATE TABLE crm.reference_map (
     type_id     numeric NOT NULL,
     category    text NOT NULL DEFAULT 'HUBSPOT_DEFINED',
     main        boolean NOT NULL DEFAULT false,
-    own          integer NOT NULL,
-    theirs       integer NOT NULL,
-    own_parent   integer NOT NULL,
-    their_parent integer NOT NULL,
+    own          integer NOT NULL DEFAULT 0,
+    theirs       integer NOT NULL DEFAULT 0,
+    own_parent   integer NOT NULL DEFAULT 0,
+    their_parent integer NOT NULL DEFAULT 0,
     UNIQUE (link, association, field, parent)
 );
 COMMENT ON TABLE crm.reference_map IS 'Which associations of a link''s records are which reference field of their counterparts. Made by crm.link_references, or row by row: link, association, field, parent, type_id.';
@@ -204,8 +204,8 @@ BEGIN
         JOIN crm.mirror_column c ON c.mirror = d.theirs AND c.field = s.field AND NOT c.read_only
         JOIN crm.remote_field f ON f.server = d.their_server AND f.object = d.their_object AND f.field = s.field AND pt.object = ANY (f."references")
     ), made AS (
-        INSERT INTO crm.reference_map (link, association, field, parent, type_id, main, own, theirs, own_parent, their_parent)
-        SELECT k.name, f.association, f.field, f.parent, f.type_id, f.main, 0, 0, 0, 0 FROM found f ON CONFLICT DO NOTHING RETURNING *
+        INSERT INTO crm.reference_map (link, association, field, parent, type_id, main)
+        SELECT k.name, f.association, f.field, f.parent, f.type_id, f.main FROM found f ON CONFLICT DO NOTHING RETURNING *
     )
     SELECT crm._table_of(m.association), m.field, m.parent FROM made m ORDER BY 1, 2;
     GET DIAGNOSTICS n = ROW_COUNT;

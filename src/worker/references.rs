@@ -4,8 +4,6 @@
 
 use std::collections::BTreeSet;
 
-use pgrx::pg_sys;
-
 use crate::pg::origin;
 use crate::pg::store::spi;
 use crate::pg::tx::{self, SqlError};
@@ -26,22 +24,20 @@ struct Act {
 pub(crate) fn carry_over() -> Step<bool> {
     tx::in_transaction(|| {
         let acts = spi::write_rows(
-            "SELECT due, relation, statement, args FROM crm._reference_step($1)",
+            "SELECT due, relation::bigint, statement, args FROM crm._reference_step($1)",
             &[BATCH.into()],
             |row| {
                 Ok(Act {
                     due: row.get(1)?.unwrap_or_default(),
-                    relation: row.get::<pg_sys::Oid>(2)?.map_or(0, pg_sys::Oid::to_u32),
+                    relation: u32::try_from(row.get::<i64>(2)?.unwrap_or_default())
+                        .unwrap_or_default(),
                     statement: row.get(3)?.unwrap_or_default(),
                     args: row.get(4)?.unwrap_or_default(),
                 })
             },
         )?;
         let more = acts.len() >= BATCH as usize / 2;
-        let mut done = BTreeSet::new();
-        for act in &acts {
-            done.insert(act.due);
-        }
+        let mut done: BTreeSet<i64> = acts.iter().map(|a| a.due).collect();
         for act in acts {
             // A row that somebody holds, or a CHECK that refuses the value: later, for a day.
             if let Err(error) = perform(&act) {
