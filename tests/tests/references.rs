@@ -244,3 +244,39 @@ async fn a_task_is_about_somebody_in_both_crms() {
         .await;
     tied(&pair, "tasks/contacts", (task, &ours), 204, true).await;
 }
+
+/// What a map put on the tables went with it, or every later change of them would have failed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_leaves_nothing_behind_when_its_link_or_its_associations_go() {
+    let pair = people().await;
+    let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'crm_reference_%'";
+    assert_eq!(pair.db.one::<i64>(triggers).await, 3);
+    pair.db
+        .exec("SELECT crm.mirror_drop('hubspot.contacts_companies')")
+        .await;
+    let maps = "SELECT count(*) FROM crm.reference_map";
+    assert_eq!(pair.db.one::<i64>(maps).await, 0);
+    assert_eq!(pair.db.one::<i64>(triggers).await, 0);
+    pair.import("hubspot", &["contacts_companies"]).await;
+    pair.backfilled().await;
+    let added = pair
+        .db
+        .table("SELECT field FROM crm.link_references('contacts')")
+        .await;
+    assert_eq!(added, [["AccountId"]]);
+    assert_eq!(pair.db.one::<i64>(triggers).await, 3);
+    let again = pair
+        .db
+        .table("SELECT field FROM crm.link_references('contacts')")
+        .await;
+    assert!(again.is_empty(), "{again:?}");
+    pair.db.exec("SELECT crm.unlink('companies')").await;
+    assert_eq!(pair.db.one::<i64>(maps).await, 0);
+    assert_eq!(pair.db.one::<i64>(triggers).await, 0);
+    let (_, theirs) = pair.known_to_both().await;
+    pair.db
+        .exec(&format!(
+            "UPDATE salesforce.contact SET accountid = NULL WHERE id = '{theirs}'"
+        ))
+        .await;
+}
