@@ -130,7 +130,7 @@ COMMENT ON TABLE crm.backfill IS 'First copy of each mirror: the cursor is commi
 CREATE TABLE crm.stream (
     id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     server        text NOT NULL,
-    kind          text NOT NULL CHECK (kind IN ('webhook', 'pubsub', 'poll')),
+    kind          text NOT NULL CHECK (kind IN ('webhook', 'journal', 'pubsub', 'poll')),
     object        text NOT NULL DEFAULT '',
     replay_id     bytea,
     modified_at   bigint,
@@ -146,7 +146,7 @@ CREATE TABLE crm.stream (
     UNIQUE (server, kind, object)
 );
 COMMENT ON TABLE crm.stream IS 'Inbound sources and how far each was applied: the offset is committed with the data it brought.';
-COMMENT ON COLUMN crm.stream.modified_at IS 'Poll keyset: modified stamp in milliseconds since 1970 of the last row seen.';
+COMMENT ON COLUMN crm.stream.modified_at IS 'Milliseconds since 1970. Polls: the modified stamp of the last row seen. Journals: up to when nothing was missed.';
 
 CREATE TABLE crm.link (
     id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

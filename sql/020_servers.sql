@@ -31,7 +31,7 @@ COMMENT ON FUNCTION crm._near_hint(text, text[], text) IS 'A hint that names nea
 CREATE FUNCTION crm._server_option_names() RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
     SELECT ARRAY['credentials', 'webhook_secret', 'base_url', 'login_url', 'pubsub_endpoint', 'api_version', 'ca_file',
-                 'webhook_url', 'calls_per_window', 'allowed_hosts']
+                 'webhook_url', 'events', 'calls_per_window', 'allowed_hosts']
 $$;
 COMMENT ON FUNCTION crm._server_option_names() IS 'The options that CREATE SERVER accepts.';
 
@@ -103,6 +103,12 @@ BEGIN
             problem := format('option "ca_file" is not an absolute path: "%s"', left(val, 200));
             expected := 'Expected the absolute path of a PEM file on the database host, without "..".';
             advice := 'Leave the option out to use the system''s certificates.';
+        END IF;
+    WHEN opt = 'events' THEN
+        IF val NOT IN ('webhooks', 'journal', 'poll') THEN
+            problem := format('option "events" is not a way in which changes come: "%s"', left(val, 50));
+            expected := 'Expected webhooks, journal (HubSpot''s webhooks journal, which is read; webhooks are taken too) or poll (no webhooks are taken).';
+            advice := 'Leave the option out to take webhooks; polls find what they miss in any case.';
         END IF;
     WHEN opt = 'calls_per_window' THEN
         IF val !~ '^[0-9]{1,9}$' OR val::integer = 0 THEN

@@ -27,6 +27,7 @@ CREATE FUNCTION crm._stamp_defaults() RETURNS TABLE (system text, source text, s
 LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
     VALUES ('sql', 'sql', 'start of the statement', 'edit', interval '1 ms', interval '0'),
            ('hubspot', 'webhook', 'occurredAt', 'edit', '1 ms', '0'),
+           ('hubspot', 'journal', 'occurredAt', 'edit', '1 ms', '0'),
            ('hubspot', 'poll', 'lastmodifieddate, hs_lastmodifieddate', 'record', '1 ms', '2 min'),
            ('hubspot', 'read', 'lastmodifieddate, hs_lastmodifieddate', 'record', '1 ms', '2 min'),
            ('hubspot', 'backfill', 'lastmodifieddate, hs_lastmodifieddate', 'record', '1 ms', NULL),

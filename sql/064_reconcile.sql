@@ -246,7 +246,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
            finished_at = CASE WHEN r.held = 0 THEN clock_timestamp() END WHERE r.id = $1;
     INSERT INTO crm.reconcile_missed (run, stream, creates, updates, deletes)
     SELECT r.id, concat_ws(' ', s.server, s.kind, nullif(s.object, '')), f.creates + coalesce(p.creates, 0), f.updates + coalesce(p.updates, 0), f.deletes + coalesce(p.deletes, 0)
-    FROM crm.reconcile_run r JOIN crm.mirror m ON m.id = r.mirror JOIN crm.stream s ON s.server = m.server AND (s.kind = 'webhook' OR s.object = m.object)
+    FROM crm.reconcile_run r JOIN crm.mirror m ON m.id = r.mirror JOIN crm.stream s ON s.server = m.server AND (s.kind IN ('webhook', 'journal') OR s.object = m.object)
     CROSS JOIN LATERAL (
         SELECT count(*) FILTER (WHERE x.kind IN ('create', 'restore')) AS creates, count(*) FILTER (WHERE x.kind = 'update') AS updates, count(*) FILTER (WHERE x.kind = 'delete') AS deletes
         FROM crm.reconcile_found x WHERE x.run = r.id AND x.state = 'missed') f

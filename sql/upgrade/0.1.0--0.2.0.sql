@@ -100,3 +100,5 @@ BEGIN
 END $$;
 -- done: CREATE TABLE crm.write (
 ALTER TABLE crm.write ADD COLUMN job text;
+-- done: CREATE TABLE crm.stream (
+ALTER TABLE crm.stream DROP CONSTRAINT stream_kind_check, ADD CONSTRAINT stream_kind_check CHECK (kind IN ('webhook', 'journal', 'pubsub', 'poll'));

@@ -41,7 +41,7 @@ impl Lane {
         match purpose {
             Purpose::Auth => None,
             Purpose::Push => Some(Self::Push),
-            Purpose::ReadBack | Purpose::Match => Some(Self::Read),
+            Purpose::ReadBack | Purpose::Match | Purpose::Journal => Some(Self::Read),
             Purpose::Poll | Purpose::Catalog => Some(Self::Poll),
             Purpose::Backfill => Some(Self::Backfill),
             Purpose::Reconcile => Some(Self::Reconcile),

@@ -18,6 +18,8 @@ pub struct Loaded {
     pub roles: Vec<String>,
     /// Secret of the CRM's webhooks.
     pub webhook_secret: Option<Secret>,
+    /// Client id and secret of the app, beside whatever logs in.
+    pub app: Option<(String, Secret)>,
 }
 
 /// Understands a credential: a JSON object, or a bare token. `reference` names
@@ -34,6 +36,7 @@ pub fn parse(reference: &str, text: &str) -> Result<Loaded, String> {
                 hosts: Vec::new(),
                 roles: Vec::new(),
                 webhook_secret: None,
+                app: None,
             })
         } else {
             Err(format!(
@@ -56,6 +59,9 @@ pub fn parse(reference: &str, text: &str) -> Result<Loaded, String> {
             roles => roles,
         },
         webhook_secret: secret(&map, "webhook_secret"),
+        app: secret(&map, "client_id")
+            .map(|id| id.expose().to_owned())
+            .zip(secret(&map, "client_secret")),
     })
 }
 

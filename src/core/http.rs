@@ -28,6 +28,8 @@ pub enum Purpose {
     Match,
     /// Polling for changes.
     Poll,
+    /// Reading a journal of events.
+    Journal,
     /// Objects, fields, limits, checks.
     Catalog,
     /// First copy of a mirror.
@@ -45,6 +47,7 @@ impl Purpose {
             Self::ReadBack => "readback",
             Self::Match => "match",
             Self::Poll => "poll",
+            Self::Journal => "journal",
             Self::Catalog => "catalog",
             Self::Backfill => "backfill",
             Self::Reconcile => "reconcile",

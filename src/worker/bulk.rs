@@ -169,6 +169,7 @@ impl Session {
             Job::BulkAsk { mirror, place } => self.bulk_told(mirror, &place, result, now),
             Job::BulkWrite { id } => self.bulk_written(id, result, now),
             Job::BulkEnd => Ok(()),
+            Job::Journal { server } => self.journal_told(server, result, now),
             job => servers::on_answer(&mut self.engine, job, result),
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use crm_core::catalog::ServerCheck;
-use crm_core::connectors::{Connector, Keyset, ServerConfig};
+use crm_core::connectors::{Connector, ServerConfig};
 use crm_core::http::HttpRequest;
 use crm_core::model::{FieldType, Millis, Page};
 use crm_core::ranges::Ranges;
@@ -12,7 +12,6 @@ use crm_io::{Command, Follow, Replay};
 use std::cell::Cell;
 use std::sync::Arc;
 
-use crate::pg::store::writes::WriteRow;
 use crate::pg::tx::SqlError;
 use crate::worker::budgets::Budgets;
 use crate::worker::bulk::Bulk;
@@ -20,7 +19,8 @@ use crate::worker::bulk_turn::BulkWrite;
 use crate::worker::deliver::Batch;
 use crate::worker::drift::Drift;
 pub(crate) use crate::worker::handle::IoHandle;
-use crate::worker::pairs::Asked;
+pub(crate) use crate::worker::job::Job;
+use crate::worker::journal::Reading;
 use crate::worker::reconcile::Reconciling;
 use crate::worker::replay;
 use crate::worker::servers::{NextRefresh, Refresh};
@@ -36,129 +36,10 @@ pub(crate) struct Server {
     pub(crate) webhook_secret: Option<Secret>,
     /// What HubSpot calls, when a proxy stands in front of the listener.
     pub(crate) webhook_url: Option<String>,
+    /// Its journal's number at the I/O thread, where events are read from there.
+    pub(crate) journal: Option<u32>,
     /// Known to the I/O thread; false while its options or credential are unusable.
     pub(crate) usable: bool,
-}
-
-/// What an answer is for.
-pub(crate) enum Job {
-    /// Number of records before a first copy.
-    Count { mirror: i32 },
-    /// The highest id and the number of records, before a first copy in ranges.
-    Highest { mirror: i32 },
-    /// A record where a range may start.
-    Seek { mirror: i32 },
-    /// A page of a range of a first copy; answers to an earlier run are ignored.
-    Backfill { mirror: i32, range: usize, run: u32 },
-    /// A new bulk job for a first copy.
-    BulkStart { mirror: i32 },
-    /// How far the bulk job of a first copy is: the place of its rows.
-    BulkAsk { mirror: i32, place: String },
-    /// A request of a bulk job that writes.
-    BulkWrite { id: u64 },
-    /// The end of a bulk job, whose answer does not matter.
-    BulkEnd,
-    /// A page of changes.
-    Poll { mirror: i32, since: Keyset },
-    /// A page of removed records.
-    Removed { mirror: i32 },
-    /// A page of the list of a reconciliation; answers to an earlier turn are ignored.
-    Compare { mirror: i32, turn: u64 },
-    /// Records that a reconciliation found to differ.
-    Repair { mirror: i32, turn: u64 },
-    /// An account's time zone.
-    Zone { server: String },
-    /// What became of records that are gone.
-    Fate { mirror: i32, ids: Vec<String> },
-    /// A page of a copy of columns: its number, and the fields asked for.
-    Fill {
-        mirror: i32,
-        what: (i64, Vec<String>),
-    },
-    /// Records that events named.
-    Read { mirror: i32, ids: Vec<String> },
-    /// Records whose writes are in doubt.
-    Settle {
-        mirror: i32,
-        writes: Vec<WriteRow>,
-        asked_at: Millis,
-    },
-    /// Pairs of records.
-    Pairs(Box<Asked>),
-    /// Possible results of creates that are in doubt.
-    FindCreated { mirror: i32, write: Box<WriteRow> },
-    /// Records that have the unique keys of creates: the column asked for.
-    Look { batch: Batch, column: usize },
-    /// A batch of writes.
-    Push(Batch),
-    /// Part of a catalog refresh.
-    Catalog { server: u32, part: usize },
-    /// Part of a server check.
-    Check { ticket: i64, part: usize },
-    /// What an account says of its limits.
-    Account { server: u32 },
-}
-
-impl Job {
-    /// The same job, for the pages of a list that follow.
-    pub(crate) fn repeated(&self) -> Option<Self> {
-        match self {
-            Self::Backfill { mirror, range, run } => Some(Self::Backfill {
-                mirror: *mirror,
-                range: *range,
-                run: *run,
-            }),
-            Self::Compare { mirror, turn } => Some(Self::Compare {
-                mirror: *mirror,
-                turn: *turn,
-            }),
-            _ => None,
-        }
-    }
-
-    /// Its answer brings records that are applied.
-    pub(crate) fn is_of_records(&self) -> bool {
-        matches!(
-            self,
-            Self::Backfill { .. }
-                | Self::Poll { .. }
-                | Self::Removed { .. }
-                | Self::Read { .. }
-                | Self::Compare { .. }
-                | Self::Repair { .. }
-                | Self::Look { .. }
-        )
-    }
-
-    /// The mirror whose records were asked for.
-    pub(crate) fn mirror(&self) -> Option<i32> {
-        match self {
-            Self::Count { mirror }
-            | Self::BulkStart { mirror }
-            | Self::BulkAsk { mirror, .. }
-            | Self::Backfill { mirror, .. }
-            | Self::Compare { mirror, .. }
-            | Self::Repair { mirror, .. }
-            | Self::Poll { mirror, .. }
-            | Self::Removed { mirror }
-            | Self::Fill { mirror, .. }
-            | Self::Read { mirror, .. }
-            | Self::Fate { mirror, .. }
-            | Self::Settle { mirror, .. }
-            | Self::Highest { mirror, .. }
-            | Self::Seek { mirror, .. }
-            | Self::FindCreated { mirror, .. } => Some(*mirror),
-            Self::Look { batch, .. } => Some(batch.mirror),
-            Self::Pairs(asked) => Some(asked.mirror),
-            Self::Push(_)
-            | Self::BulkEnd
-            | Self::Zone { .. }
-            | Self::BulkWrite { .. }
-            | Self::Catalog { .. }
-            | Self::Check { .. }
-            | Self::Account { .. } => None,
-        }
-    }
 }
 
 /// A change stream that is open.
@@ -259,6 +140,8 @@ pub(crate) struct Engine {
     pub(crate) drift: Drift,
     /// By ticket: the server, the check, and how many requests were sent.
     pub(crate) checks: HashMap<i64, (u32, ServerCheck, usize)>,
+    /// Journals that are read, by server.
+    pub(crate) journals: HashMap<u32, Reading>,
     /// Bulk jobs that write.
     pub(crate) bulk_writes: BTreeMap<u64, BulkWrite>,
     /// Batches that were refused whole and go again in halves.
@@ -308,6 +191,7 @@ impl Engine {
             next_refreshes: HashMap::new(),
             drift: Drift::default(),
             checks: HashMap::new(),
+            journals: HashMap::new(),
             bulk_writes: BTreeMap::new(),
             halves: VecDeque::new(),
             next_job: 0,
@@ -345,9 +229,10 @@ impl Engine {
             .filter(|s| !self.world.paused_servers.contains(&s.name))
     }
 
-    /// The server of this id.
+    /// The server of this id, or whose journal has it.
     pub(crate) fn server_by_id(&self, id: u32) -> Option<&Server> {
-        self.servers.iter().find(|s| s.id == id)
+        let has = |s: &&Server| s.id == id || s.journal == Some(id);
+        self.servers.iter().find(has)
     }
 
     /// Hands a command over; false when the I/O thread has its fill: stop, and

@@ -15,11 +15,12 @@ use crate::pg::tx;
 use crate::worker::doubt;
 use crate::worker::engine::{self, Engine, Job, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
+use crate::worker::journal;
 use crate::worker::pairs::Why;
 use crate::worker::release;
 
 /// One poll in so many asks for removed records instead.
-const REMOVED_EVERY: u32 = 10;
+pub(super) const REMOVED_EVERY: u32 = 10;
 /// How far a poll looks back before the last stamp it saw: rows that commit
 /// late, and a search index that lags.
 const LOOK_BACK_MS: Millis = 5_000;
@@ -33,6 +34,7 @@ impl Engine {
         next = next.min(self.bulk_due());
         next = next.min(self.reconcile(now)?);
         next = next.min(self.follow_schemas(now)?);
+        next = next.min(self.read_journals(now)?);
         let ids: Vec<i32> = self.world.mirrors.keys().copied().collect();
         for id in ids {
             next = next.min(self.open_stream(id, now)?);
@@ -393,6 +395,7 @@ impl Engine {
 pub(crate) fn source_name(name: &str) -> &'static str {
     match name {
         "pubsub" => "pubsub",
+        journal::SOURCE => journal::SOURCE,
         "replay" => "replay",
         "reconcile" => "reconcile",
         "poll" => "poll",

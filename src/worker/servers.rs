@@ -4,22 +4,20 @@
 use std::collections::HashMap;
 
 use crm_core::catalog::{CatalogRefresh, CheckRow, ServerCheck, Wanted};
-use crm_core::connectors::{self, ServerConfig};
-use crm_core::credential::{self, Loaded};
+use crm_core::connectors;
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::RemoteError;
-use crm_io::{Command, ServerSpec, Tag, WebhookSpec};
+use crm_io::{Command, Tag};
 
 use crate::pg::guc;
 use crate::pg::shmem::Request;
 use crate::pg::store::catalog::{self, ServerRow};
 use crate::pg::tx;
-use crate::worker::credential::{
-    credential_file, load_ca_file, load_credential, load_webhook_secret,
-};
 use crate::worker::drift;
 use crate::worker::engine::{self, Engine, Job, Server, Step, now};
+use crate::worker::journal;
 use crate::worker::reconcile;
+use crate::worker::specs::{check_events, config, journal_spec, spec};
 
 /// A catalog refresh on its way, and who waits for it.
 pub(crate) struct Refresh {
@@ -53,6 +51,7 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
     for id in gone {
         engine.refreshes.remove(&id);
         engine.submit(Command::Forget(id));
+        engine.submit(Command::Forget(journal::io_id(id)));
     }
     engine.servers.clear();
     engine.world.connectors.clear();
@@ -72,10 +71,17 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
                 .or_else(|| {
                     guc::webhook_public_url().map(|base| format!("{base}/webhook/{}", row.name))
                 }),
+            journal: None,
             usable: false,
         };
         match spec(&row, &server) {
-            Ok(spec) => {
+            Ok((mut spec, app)) => {
+                server.journal = journal_spec(&row, &spec, app)
+                    .filter(|spec| engine.submit(Command::Configure(Box::new(spec.clone()))))
+                    .map(|spec| spec.id);
+                if row.option("events") == "poll" {
+                    spec.webhook = None;
+                }
                 server.webhook_secret = spec.webhook.as_ref().map(|w| w.secret.clone());
                 server.usable = engine.submit(Command::Configure(Box::new(spec)));
             }
@@ -90,61 +96,6 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
         }
     }
     engine.load_budgets(true, now())
-}
-
-fn config(row: &ServerRow, installation: &str) -> ServerConfig {
-    let url = |name: &str| row.option(name).trim_end_matches('/').to_owned();
-    ServerConfig {
-        base_url: url("base_url"),
-        login_url: url("login_url"),
-        pubsub_endpoint: row.option("pubsub_endpoint").to_owned(),
-        api_version: row.option("api_version").to_owned(),
-        installation: installation.to_owned(),
-    }
-}
-
-/// All that the I/O thread needs, or what is wrong in words without secrets.
-fn spec(row: &ServerRow, server: &Server) -> Result<ServerSpec, String> {
-    let dir = guc::secrets_dir();
-    let reference = row.option("credentials");
-    if reference.is_empty() {
-        return Err("The server has no option credentials.".to_owned());
-    }
-    let loaded: Loaded = load_credential(reference, dir.as_deref())?;
-    if !loaded.roles.is_empty() && !loaded.roles.contains(&row.owner) {
-        return Err(format!(
-            "{reference} may not be used by servers of {}. Its list of roles says who may.",
-            row.owner
-        ));
-    }
-    let webhook_secret = match row.option("webhook_secret") {
-        "" => loaded.webhook_secret,
-        reference => Some(load_webhook_secret(reference, dir.as_deref())?),
-    };
-    let ca_pem = match row.option("ca_file") {
-        "" => None,
-        path => Some(load_ca_file(path)?),
-    };
-    let own: Vec<String> = row
-        .option("allowed_hosts")
-        .split(',')
-        .map(str::to_owned)
-        .filter(|h| !h.trim().is_empty())
-        .collect();
-    Ok(ServerSpec {
-        id: row.oid,
-        connector: server.connector,
-        config: server.config.clone(),
-        credential: loaded.credential,
-        credential_file: credential_file(reference, dir.as_deref()),
-        allowed_hosts: credential::allowed_hosts(&guc::allowed_hosts(), [&loaded.hosts, &own]),
-        ca_pem,
-        webhook: webhook_secret.map(|secret| WebhookSpec {
-            name: server.name.clone(),
-            secret,
-            url: server.webhook_url.clone(),
-        }),
-    })
 }
 
 fn note_problem(row: &ServerRow, problem: &str) -> Step<()> {
@@ -391,6 +342,7 @@ fn check(engine: &mut Engine, row: &ServerRow, ticket: i64) -> Step<()> {
             return finish_check(ticket, &rows);
         }
     }
+    rows.extend(check_events(engine, row));
     let mirrored = engine
         .world
         .mirrors

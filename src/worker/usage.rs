@@ -50,7 +50,11 @@ impl Way {
             Purpose::Reconcile => Self::Reconcile,
             Purpose::Poll => Self::Poll,
             Purpose::Push => Self::Push,
-            Purpose::Auth | Purpose::ReadBack | Purpose::Match | Purpose::Catalog => Self::Read,
+            Purpose::Auth
+            | Purpose::ReadBack
+            | Purpose::Match
+            | Purpose::Journal
+            | Purpose::Catalog => Self::Read,
         }
     }
 
@@ -157,6 +161,11 @@ impl Usage {
 impl Engine {
     /// Takes in what the I/O thread tells of calls and limits.
     pub(crate) fn note_usage(&mut self, event: &Event, now: Millis) {
+        let of_journal = |id: &u32| self.servers.iter().any(|s| s.journal == Some(*id));
+        if matches!(event, Event::Limits { server, .. } if of_journal(server)) {
+            // A budget of its own, which the account's tables do not show.
+            return;
+        }
         if let Event::Limits { server, hint, .. } = event
             && let Some(left) = hint.daily_remaining
             && (self.usage.left.insert(*server, left)).is_some_and(|before| left > before)

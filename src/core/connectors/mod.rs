@@ -4,6 +4,7 @@
 
 pub mod bulk;
 pub mod hubspot;
+pub mod journal;
 pub mod salesforce;
 
 mod oauth;
@@ -378,6 +379,10 @@ pub trait Connector: Send + Sync {
     /// Topic of the object's change stream, where the CRM has streams.
     fn topic(&self, object: &str) -> Option<String> {
         let _ = object;
+        None
+    }
+    /// The journal of events, where the CRM keeps one.
+    fn journal(&self) -> Option<&dyn journal::Journal> {
         None
     }
     /// Removals of the object may be merges, which only [`Self::fate_request`] tells.

@@ -176,7 +176,7 @@ pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
     spi::write_rows(
         "SELECT d.id, d.mirror, d.record_id, d.source, d.change::text, (SELECT s.id FROM crm.stream s JOIN crm.mirror m \
          ON m.id = d.mirror WHERE s.server = m.server AND s.kind = d.source \
-         AND s.object = CASE d.source WHEN 'webhook' THEN '' ELSE m.object END) \
+         AND s.object = CASE WHEN d.source IN ('webhook', 'journal') THEN '' ELSE m.object END) \
          FROM crm.deferred d WHERE d.reason = $1 ORDER BY d.id LIMIT $2",
         &[reason.into(), limit.into()],
         |row| {

@@ -72,6 +72,11 @@ pub(crate) fn token(
     credential: &Credential,
 ) -> Result<Option<HttpRequest>, RemoteError> {
     let pairs = match (credential, oauth::grant(credential)) {
+        // Such a token is for the journal alone.
+        (Credential::ClientCredentials { .. }, Some(mut pairs)) => {
+            pairs.push(("scope", super::journal::SCOPE));
+            pairs
+        }
         (_, Some(pairs)) => pairs,
         (Credential::Jwt { .. }, None) => {
             return Err(table::unusable(

@@ -5,6 +5,7 @@ use crate::connectors::by_type;
 use crate::model::ErrorClass;
 
 mod associations;
+mod journal;
 mod pages;
 mod pushes;
 mod references;

@@ -361,7 +361,7 @@ fn property(event: &Event, fields: &mut Vec<(String, Value)>, reread: &mut Vec<S
     }
 }
 
-fn value_text(json: &serde_json::Value) -> Value {
+pub(crate) fn value_text(json: &serde_json::Value) -> Value {
     match json {
         serde_json::Value::String(s) if s.is_empty() => None,
         serde_json::Value::String(s) => Some(s.chars().filter(|c| *c != '\0').collect()),

@@ -11,17 +11,19 @@ use crate::{cli::Options, clock};
 /// Access tokens remembered at once; the oldest expire first.
 const MAX_TOKENS: usize = 10_000;
 
-/// The two kinds of access.
+/// The kinds of access.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Grant {
     ServiceKey,
     OAuth,
+    /// By client credentials, for the journal alone.
+    Journal,
 }
 
 /// Issued tokens and when they end (real milliseconds).
 pub(crate) struct Auth {
     service_key: Mutex<String>,
-    tokens: Mutex<HashMap<String, i64>>,
+    tokens: Mutex<HashMap<String, (i64, Grant)>>,
 }
 
 impl Auth {
@@ -51,9 +53,9 @@ impl Auth {
         {
             return Ok(Grant::ServiceKey);
         }
-        match self.expires_at(token) {
-            Some(at) if at > clock::real_ms() => Ok(Grant::OAuth),
-            Some(at) => {
+        match self.known(token) {
+            Some((at, grant)) if at > clock::real_ms() => Ok(grant),
+            Some((at, _)) => {
                 let ago = (clock::real_ms() - at) / 1_000;
                 Err(ApiError::new(
                     401,
@@ -66,20 +68,24 @@ impl Auth {
     }
 
     /// Remembers a token for `life_s` seconds.
-    pub(crate) fn issue(&self, token: &str, life_s: u64) {
+    pub(crate) fn issue(&self, token: &str, life_s: u64, grant: Grant) {
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         if tokens.len() >= MAX_TOKENS {
-            let oldest = tokens.iter().min_by_key(|t| *t.1).map(|t| t.0.clone());
+            let oldest = tokens.iter().min_by_key(|t| t.1.0).map(|t| t.0.clone());
             if let Some(oldest) = oldest {
                 tokens.remove(&oldest);
             }
         }
         let life_ms = i64::try_from(life_s).unwrap_or(i64::MAX / 1_000) * 1_000;
-        tokens.insert(token.to_owned(), clock::real_ms() + life_ms);
+        tokens.insert(token.to_owned(), (clock::real_ms() + life_ms, grant));
     }
 
     /// When a token issued here ends.
     pub(crate) fn expires_at(&self, token: &str) -> Option<i64> {
+        Some(self.known(token)?.0)
+    }
+
+    fn known(&self, token: &str) -> Option<(i64, Grant)> {
         let tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
         tokens.get(token).copied()
     }
@@ -88,7 +94,9 @@ impl Auth {
     pub(crate) fn expire_all(&self) {
         let now = clock::real_ms();
         let mut tokens = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
-        tokens.values_mut().for_each(|at| *at = (*at).min(now - 1));
+        tokens
+            .values_mut()
+            .for_each(|(at, _)| *at = (*at).min(now - 1));
     }
 }
 

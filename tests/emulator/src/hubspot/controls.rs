@@ -2,7 +2,15 @@
 
 use std::sync::Arc;
 
-use axum::{Router, body::Body, extract::State as Extract, response::Response, routing::get};
+use axum::{
+    Router,
+    body::Body,
+    extract::State as Extract,
+    http::StatusCode,
+    response::Response,
+    routing::{get, post},
+};
+use bytes::Bytes;
 use serde_json::{Map, Value, json};
 
 use super::{
@@ -27,12 +35,28 @@ const DEFAULT_USER: &str = "userId:9339234";
 pub(crate) fn admin(state: Arc<State>) -> Router {
     Router::new()
         .route("/_admin/webhooks", get(webhooks))
+        .route("/_admin/journal", post(journal))
         .with_state(state)
 }
 
 /// `GET /_admin/webhooks`: how delivery stands.
 async fn webhooks(Extract(state): Extract<Arc<State>>) -> Response {
     Response::new(Body::from(state.webhooks.report().to_string()))
+}
+
+/// `POST /_admin/journal`: sets how the journal answers.
+async fn journal(Extract(state): Extract<Arc<State>>, body: Bytes) -> Response {
+    let given = serde_json::from_slice::<Map<String, Value>>(&body);
+    let set = given
+        .map_err(|e| Refused::Bad(format!("body: {e}")))
+        .and_then(|given| state.webhooks.journal.set(&given));
+    let (status, body) = match set {
+        Ok(shown) => (200, shown),
+        Err(Refused::Bad(error) | Refused::NotFound(error)) => (400, json!({"error": error})),
+    };
+    let mut response = Response::new(Body::from(body.to_string()));
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+    response
 }
 
 impl From<ApiError> for Refused {

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use super::{
     State,
+    auth::Grant,
     error::ApiError,
     limits::{Exceeded, Standing},
     model::Table,
@@ -190,6 +191,8 @@ pub(crate) enum Access {
     Normal,
     /// Token, searches per second; no rate headers.
     Search,
+    /// A token for the journal, calls per second; no rate headers.
+    Journal,
     /// No token, no limits.
     Open,
 }
@@ -238,7 +241,7 @@ async fn serve(state: &State, access: Access, handler: Handler, request: Request
             // A search may scan for long: the runtime moves other work away meanwhile.
             let outcome = match access {
                 Access::Search => tokio::task::block_in_place(|| handler(&call)),
-                Access::Normal | Access::Open => handler(&call),
+                Access::Normal | Access::Journal | Access::Open => handler(&call),
             };
             (standing, outcome)
         }
@@ -270,6 +273,14 @@ fn admit(state: &State, access: Access, parts: &Parts) -> Result<Option<Standing
         .get(header::AUTHORIZATION)
         .and_then(|h| h.to_str().ok());
     let grant = state.auth.check(header).map_err(|e| (e, None))?;
+    if (grant == Grant::Journal) != (access == Access::Journal) {
+        let message = "This app hasn't been granted all required scopes to make this call.";
+        return Err((ApiError::new(403, "MISSING_SCOPES", message), None));
+    }
+    if access == Access::Journal {
+        let taken = state.limits.take_journal();
+        return taken.map(|()| None).map_err(|e| (too_many(state, e), None));
+    }
     if access == Access::Search {
         return match state.limits.take_search() {
             Ok(()) => Ok(None),

@@ -11,6 +11,7 @@ use super::auth::Grant;
 use crate::{admin::Refused, cli::Options, clock};
 
 const WINDOW_MS: i64 = 10_000;
+const JOURNAL_PER_SECOND: usize = 100;
 
 struct Inner {
     enforce: bool,
@@ -21,6 +22,7 @@ struct Inner {
     /// Stamps of the calls of the last window: service key, OAuth.
     calls: [VecDeque<i64>; 2],
     searches: VecDeque<i64>,
+    journal: VecDeque<i64>,
     day: i64,
     today: u64,
 }
@@ -78,6 +80,7 @@ impl Limits {
             per_second: options.hubspot_search_rate,
             calls: [VecDeque::new(), VecDeque::new()],
             searches: VecDeque::new(),
+            journal: VecDeque::new(),
             day: 0,
             today: 0,
         }))
@@ -125,6 +128,18 @@ impl Limits {
             inner.searches.push_back(now);
         }
         inner.today += 1;
+        Ok(())
+    }
+
+    /// Counts a look into the journal, or refuses it: apart from all other calls.
+    pub(crate) fn take_journal(&self) -> Result<(), Exceeded> {
+        let now = clock::real_ms();
+        let mut inner = self.lock();
+        forget(&mut inner.journal, now - 1_000);
+        if inner.enforce && inner.journal.len() >= JOURNAL_PER_SECOND {
+            return Err(Exceeded::Secondly);
+        }
+        inner.journal.push_back(now);
         Ok(())
     }
 

@@ -10,6 +10,7 @@ mod controls;
 mod directory;
 mod error;
 mod http;
+mod journal;
 mod limits;
 mod merge;
 mod model;

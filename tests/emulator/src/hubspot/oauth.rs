@@ -24,6 +24,8 @@ const SCOPES: [&str; 12] = [
     "crm.schemas.contacts.read",
     "tickets",
 ];
+/// What a token by client credentials is for.
+const JOURNAL_SCOPE: &str = "developer.webhooks_journal.read";
 const USER_ID: u64 = 9_339_236;
 
 fn is_v1(call: &Call<'_>) -> bool {
@@ -66,7 +68,7 @@ pub(crate) fn token(call: &Call<'_>) -> Outcome {
             return Err(refused(call, "BAD_AUTH_CODE", "invalid_grant", message));
         }
         "refresh_token" | "authorization_code" => {}
-        "client_credentials" if !field("scope").is_empty() => {}
+        "client_credentials" if field("scope").contains(JOURNAL_SCOPE) => {}
         other => {
             let message = format!("unsupported grant type `{other}`");
             return Err(refused(
@@ -78,7 +80,11 @@ pub(crate) fn token(call: &Call<'_>) -> Outcome {
         }
     }
     let access = format!("CJ{}", correlation(call.state).replace('-', ""));
-    call.state.auth.issue(&access, options.hubspot_token_life_s);
+    let grant = match field("grant_type") {
+        "client_credentials" => Grant::Journal,
+        _ => Grant::OAuth,
+    };
+    (call.state.auth).issue(&access, options.hubspot_token_life_s, grant);
     let mut body = json!({"token_type": "bearer", "refresh_token": options.refresh_token,
         "access_token": access, "expires_in": options.hubspot_token_life_s});
     if !is_v1(call) {
@@ -147,7 +153,7 @@ pub(crate) fn revoke(call: &Call<'_>) -> Outcome {
     let form = Query::parse(&String::from_utf8_lossy(&call.body));
     call.state
         .auth
-        .issue(form.get("token").unwrap_or_default(), 0);
+        .issue(form.get("token").unwrap_or_default(), 0, Grant::OAuth);
     Ok(Reply::empty(204))
 }
 

@@ -10,7 +10,7 @@ use axum::{
 use super::{
     State, account, associations, batch,
     http::{Access, guarded, method},
-    oauth, objects, properties, schemas, search,
+    journal, oauth, objects, properties, schemas, search,
     webhooks::manage,
 };
 
@@ -70,6 +70,18 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     ] {
         webhooks_under(prefix, &mut routes);
     }
+    for prefix in [
+        "/webhooks-journal/journal/2026-03",
+        "/webhooks-journal/journal-local/2026-03",
+        "/webhooks/v4/journal",
+        "/webhooks/v4/journal-local",
+    ] {
+        journal::add_to(prefix, &mut routes);
+    }
+    routes.push((
+        "/webhooks-journal-data/{file}".to_owned(),
+        guarded(M::GET, Access::Open, journal::data),
+    ));
     let mut router = Router::new();
     for (path, handler) in routes {
         router = router.route(&path, handler);

@@ -18,13 +18,13 @@ use event::{Event, What};
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
 
-use super::model::OBJECTS;
+use super::{journal::Journal, model::OBJECTS};
 use crate::{admin::Refused, cli::Options, clock::mix};
 
 /// Events waiting at most; further ones are dropped and counted.
 const MAX_WAITING: usize = 1_000_000;
 /// Properties whose changes cannot be subscribed to.
-const SILENT: [&str; 2] = ["hs_lastmodifieddate", "num_unique_conversion_events"];
+pub(crate) const SILENT: [&str; 2] = ["hs_lastmodifieddate", "num_unique_conversion_events"];
 
 /// One subscription made through the API.
 #[derive(Clone, Debug)]
@@ -98,6 +98,7 @@ pub(crate) struct Webhooks {
     waiting: AtomicUsize,
     next_event: AtomicU64,
     counters: Counters,
+    pub(crate) journal: Journal,
 }
 
 impl Webhooks {
@@ -121,6 +122,7 @@ impl Webhooks {
             waiting: AtomicUsize::new(0),
             next_event: AtomicU64::new(1),
             counters: Counters::default(),
+            journal: Journal::new(options.seed),
         }
     }
 
@@ -134,6 +136,7 @@ impl Webhooks {
 
     /// Queues an event for every subscription that wants it. Never waits.
     pub(crate) fn emit(&self, event: Event) {
+        self.journal.note(&event);
         if !self.on.load(Ordering::Relaxed) {
             return;
         }
