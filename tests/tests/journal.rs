@@ -57,7 +57,7 @@ async fn counted(pair: &Pair, column: &str) -> i64 {
     pair.db.one(&sql).await
 }
 
-async fn edit(pair: &Pair, id: &str, city: &str) {
+fn edit(pair: &Pair, id: &str, city: &str) {
     let fields = json!({"city": city});
     pair.emulator.edit("hubspot", "contacts", id, fields);
 }
@@ -75,7 +75,7 @@ async fn changes_come_by_the_journal_whatever_its_files_look_like() {
     for (n, shape) in shapes.into_iter().enumerate() {
         journal(&pair, json!({ "shape": shape }));
         let (before, id) = (counted(&pair, "events").await, someone(&pair, n).await);
-        edit(&pair, &id, shape).await;
+        edit(&pair, &id, shape);
         shows(&pair, &id, shape).await;
         assert!(counted(&pair, "events").await > before, "{shape}");
     }
@@ -99,7 +99,7 @@ async fn entries_that_cannot_be_understood_are_counted_and_polls_find_what_they_
     let pair = pair().await;
     journal(&pair, json!({"shape": "alien"}));
     let id = someone(&pair, 0).await;
-    edit(&pair, &id, "Elsewhere").await;
+    edit(&pair, &id, "Elsewhere");
     shows(&pair, &id, "Elsewhere").await;
     assert!(counted(&pair, "rejected").await > 0);
     pair.agree().await;
@@ -123,7 +123,7 @@ async fn answers_that_are_lost_refused_or_garbage_cost_nothing_but_time() {
             let (id, city) = (someone(&pair, n).await, format!("{n} {prefix}"));
             pair.emulator
                 .fault(json!({"crm": "hubspot", "path_prefix": prefix, "action": action}));
-            edit(&pair, &id, &city).await;
+            edit(&pair, &id, &city);
             shows(&pair, &id, &city).await;
         }
     }
@@ -139,10 +139,10 @@ async fn a_file_that_stays_garbage_is_skipped_and_polls_find_what_it_said() {
         .fault(json!({"crm": "hubspot", "path_prefix": "/webhooks-journal-data", "remaining": 3, "action": {"garbage": "truncated"}}));
     pair.emulator
         .fault(json!({"crm": "hubspot", "path_prefix": "/webhooks-journal-data", "remaining": 1, "action": {"reject": {"status": 403}}}));
-    edit(&pair, &id, "Hidden").await;
+    edit(&pair, &id, "Hidden");
     shows(&pair, &id, "Hidden").await;
     assert_eq!(counted(&pair, "rejected").await, 1);
-    edit(&pair, &id, "Seen").await;
+    edit(&pair, &id, "Seen");
     shows(&pair, &id, "Seen").await;
     pair.agree().await;
 }
@@ -154,13 +154,13 @@ async fn an_offset_that_is_too_old_leads_to_the_earliest_file_and_a_poll() {
         journal(&pair, json!({"unknown": unknown, "end": end}));
         let (lost, kept) = (someone(&pair, 1).await, someone(&pair, 2).await);
         // An offset to begin with.
-        edit(&pair, &kept, &format!("before {unknown} {end}")).await;
+        edit(&pair, &kept, &format!("before {unknown} {end}"));
         shows(&pair, &kept, &format!("before {unknown} {end}")).await;
         pair.emulator
             .fault(json!({"crm": "hubspot", "path_prefix": "/webhooks-journal/journal", "remaining": 1_000, "action": {"reject": {"status": 503}}}));
-        edit(&pair, &lost, &format!("lost {unknown} {end}")).await;
+        edit(&pair, &lost, &format!("lost {unknown} {end}"));
         journal(&pair, json!({"forget": true}));
-        edit(&pair, &kept, &format!("kept {unknown} {end}")).await;
+        edit(&pair, &kept, &format!("kept {unknown} {end}"));
         pair.emulator.clear_faults();
         shows(&pair, &kept, &format!("kept {unknown} {end}")).await;
         shows(&pair, &lost, &format!("lost {unknown} {end}")).await;
@@ -176,7 +176,7 @@ async fn after_kill_9_the_journal_goes_on_where_it_was_and_nothing_counts_twice(
         let before = counted(&pair, "events").await;
         for n in 0..40 {
             let id = someone(&pair, n).await;
-            edit(&pair, &id, &format!("Round {round}")).await;
+            edit(&pair, &id, &format!("Round {round}"));
         }
         pair.db
             .wait_true(
@@ -209,7 +209,7 @@ async fn what_webhooks_told_already_the_journal_does_not_do_again() {
     pair.emulator.reset_counts();
     let id = someone(&pair, 3).await;
     let before = counted(&pair, "events").await;
-    edit(&pair, &id, "Once").await;
+    edit(&pair, &id, "Once");
     let both = format!(
         "SELECT (SELECT events > {before} FROM crm.stream WHERE kind = 'journal')
              AND (SELECT events > 0 FROM crm.stream WHERE kind = 'webhook' AND server = 'hubspot')"

@@ -70,23 +70,27 @@ pub(crate) fn router(state: Arc<State>) -> Router {
     ] {
         webhooks_under(prefix, &mut routes);
     }
+    journal_routes(&mut routes);
+    let mut router = Router::new();
+    for (path, handler) in routes {
+        router = router.route(&path, handler);
+    }
+    router.with_state(state)
+}
+
+fn journal_routes(routes: &mut Vec<Route>) {
     for prefix in [
         "/webhooks-journal/journal/2026-03",
         "/webhooks-journal/journal-local/2026-03",
         "/webhooks/v4/journal",
         "/webhooks/v4/journal-local",
     ] {
-        journal::add_to(prefix, &mut routes);
+        journal::add_to(prefix, routes);
     }
     routes.push((
         "/webhooks-journal-data/{file}".to_owned(),
         guarded(M::GET, Access::Open, journal::data),
     ));
-    let mut router = Router::new();
-    for (path, handler) in routes {
-        router = router.route(&path, handler);
-    }
-    router.with_state(state)
 }
 
 fn objects_under(prefix: &str, routes: &mut Vec<Route>) {
