@@ -21,6 +21,22 @@ pub(crate) struct Standard {
     pub(crate) singular: &'static str,
     pub(crate) label: &'static str,
     label_plural: &'static str,
+    /// What paths call it: the type id where the API's own name is not certain.
+    pub(crate) path: &'static str,
+}
+
+/// An object that paths call by its type id.
+const fn by_id(
+    name: &'static str,
+    type_id: &'static str,
+    singular: &'static str,
+    label: &'static str,
+    label_plural: &'static str,
+) -> Standard {
+    Standard {
+        path: type_id,
+        ..standard(name, type_id, singular, label, label_plural)
+    }
 }
 
 const fn standard(
@@ -36,6 +52,7 @@ const fn standard(
         singular,
         label,
         label_plural,
+        path: name,
     }
 }
 
@@ -64,6 +81,14 @@ pub(crate) const STANDARD: &[Standard] = &[
     standard("orders", "0-123", "order", "Order", "Orders"),
     standard("leads", "0-136", "lead", "Lead", "Leads"),
     standard("carts", "0-142", "cart", "Cart", "Carts"),
+    by_id("goals", "0-74", "goal", "Goal", "Goals"),
+    by_id("payments", "0-101", "payment", "Payment", "Payments"),
+    by_id("users", "0-115", "user", "User", "Users"),
+    by_id("services", "0-162", "service", "Service", "Services"),
+    by_id("courses", "0-410", "course", "Course", "Courses"),
+    by_id("listings", "0-420", "listing", "Listing", "Listings"),
+    by_id("appointments", "0-421", "appointment", "Appointment", "Appointments"),
+    by_id("projects", "0-970", "project", "Project", "Projects"),
 ];
 
 /// The standard object that has this name, singular or type id.

@@ -5,7 +5,7 @@ use crate::connectors::{Credential, Keyset, ServerConfig, oauth, table};
 use crate::http::{HttpRequest, Method, Purpose};
 use crate::model::{FieldType, RemoteError, WriteKind};
 
-use super::catalog::modified_field;
+use super::catalog::{STANDARD, modified_field};
 
 /// API version used when the server names none.
 pub(crate) const DEFAULT_VERSION: &str = "2026-03";
@@ -39,8 +39,14 @@ pub(crate) fn path(config: &ServerConfig, v3: &str, dated: &str, rest: &str) -> 
     }
 }
 
+/// An object's name as paths have it.
+fn called(object: &str) -> String {
+    let known = STANDARD.iter().find(|s| s.name == object);
+    encode(known.map_or(object, |s| s.path))
+}
+
 pub(crate) fn objects_path(config: &ServerConfig, object: &str) -> String {
-    let rest = format!("/{}", encode(object));
+    let rest = format!("/{}", called(object));
     path(config, "/crm/v3/objects", "/crm/objects", &rest)
 }
 
@@ -111,7 +117,7 @@ pub(crate) fn schemas(config: &ServerConfig) -> HttpRequest {
 }
 
 pub(crate) fn properties(config: &ServerConfig, object: &str) -> HttpRequest {
-    let rest = format!("/{}", encode(object));
+    let rest = format!("/{}", called(object));
     let target = path(config, "/crm/v3/properties", "/crm/properties", &rest);
     get(target, Purpose::Catalog)
 }

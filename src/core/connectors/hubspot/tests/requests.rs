@@ -218,3 +218,22 @@ fn the_probe_shows_the_account() {
     assert_eq!(shown[0], ("portal id".into(), "62515".into()));
     assert!(hubspot().probed(&answer(200, "{}")).is_err());
 }
+
+#[test]
+fn objects_whose_name_in_paths_is_not_certain_are_called_by_their_type_id() {
+    let config = ServerConfig::default();
+    let target = |object: &str| hubspot().list_request(&config, object, &[], None).target;
+    assert!(target("contacts").starts_with("/crm/objects/2026-03/contacts?"));
+    for (name, id) in [
+        ("goals", "0-74"),
+        ("appointments", "0-421"),
+        ("projects", "0-970"),
+    ] {
+        let path = format!("/crm/objects/2026-03/{id}?");
+        assert!(target(name).starts_with(&path), "{}", target(name));
+        let fields = hubspot().fields_request(&config, name).target;
+        assert_eq!(fields, format!("/crm/properties/2026-03/{id}"));
+    }
+    assert!(target("p1_cars").starts_with("/crm/objects/2026-03/p1_cars?"));
+    assert!(target("2-77").starts_with("/crm/objects/2026-03/2-77?"));
+}
