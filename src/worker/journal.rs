@@ -116,6 +116,13 @@ impl Engine {
             if !self.journals.contains_key(&id) {
                 self.open_journal(id, &name, now)?;
             }
+            // Some CRMs would go on from their earliest without a word.
+            let keeps = journal_of(self, id).map_or(0, Journal::keeps_ms);
+            let old = |at: Millis| now - at > keeps - EXPIRY_MARGIN_MS;
+            let reading = self.journals.get(&id).filter(|r| !r.busy);
+            if reading.and_then(|r| r.sure_at).is_some_and(old) {
+                self.journal_expired(id, now)?;
+            }
             next = next.min(self.look_into(id, now));
         }
         Ok(next)
@@ -126,7 +133,6 @@ impl Engine {
             return Ok(());
         };
         let offset = row.replay_id.and_then(|o| String::from_utf8(o).ok());
-        let keeps = journal_of(self, id).map_or(0, Journal::keeps_ms);
         let reading = Reading {
             row: row.id,
             offset,
@@ -139,12 +145,7 @@ impl Engine {
             trouble: None,
             noted_at: 0,
         };
-        let old = (reading.sure_at).is_some_and(|at| now - at > keeps - EXPIRY_MARGIN_MS);
         self.journals.insert(id, reading);
-        if old {
-            // Some CRMs would go on from their earliest without a word.
-            return self.journal_expired(id, now);
-        }
         Ok(())
     }
 
@@ -220,12 +221,19 @@ impl Engine {
         let row = reading.row;
         tx::in_transaction(|| {
             streams::forget_replay(row)?;
+            let to = Advance {
+                modified_at: Some(now),
+                ..Advance::default()
+            };
+            streams::advance(row, to)?;
             let why =
                 "the journal has forgotten the place read up to; polls look for what came after it";
             streams::stream_error(row, "behind", why)?;
             Ok(())
         })?;
         reading.offset = None;
+        // The polls have it in their own rows.
+        reading.sure_at = Some(now);
         reading.refused = None;
         reading.asked = Asked::Next;
         reading.at = now;

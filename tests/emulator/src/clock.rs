@@ -7,17 +7,29 @@ use std::{
 
 use crate::shared::Side;
 
-/// Real time plus a skew per CRM that the admin interface sets.
+/// Real time plus a skew per CRM that the admin interface sets; that of HubSpot can be stopped.
 #[derive(Default)]
 pub(crate) struct Clock {
     hubspot_skew_ms: AtomicI64,
+    /// Where HubSpot's clock stands still; 0 while it runs.
+    hubspot_stopped_ms: AtomicI64,
     salesforce_skew_ms: AtomicI64,
 }
 
 impl Clock {
     /// Milliseconds since 1970 by the clock of `side`.
     pub(crate) fn now_ms(&self, side: Side) -> i64 {
+        let stopped = self.hubspot_stopped_ms.load(Ordering::Relaxed);
+        if side == Side::HubSpot && stopped != 0 {
+            return stopped;
+        }
         real_ms() + self.skew(side).load(Ordering::Relaxed)
+    }
+
+    /// Stops HubSpot's clock, so that many changes have one stamp, or lets it run.
+    pub(crate) fn stop(&self, stop: bool) {
+        let at = if stop { self.now_ms(Side::HubSpot) } else { 0 };
+        self.hubspot_stopped_ms.store(at, Ordering::Relaxed);
     }
 
     /// Sets how far the clock of `side` is ahead of real time.

@@ -162,12 +162,18 @@ async fn set_clock(State(admin): State<Admin>, body: Bytes) -> Response {
     #[derive(Deserialize)]
     struct Skew {
         crm: String,
-        skew_ms: i64,
+        skew_ms: Option<i64>,
+        stop: Option<bool>,
     }
     let set = || -> Answer {
         let skew: Skew = parse(&body)?;
         let side = side(&skew.crm)?;
-        admin.shared.clock.set_skew_ms(side, skew.skew_ms);
+        if let Some(skew_ms) = skew.skew_ms {
+            admin.shared.clock.set_skew_ms(side, skew_ms);
+        }
+        if let Some(stop) = skew.stop {
+            admin.shared.clock.stop(stop);
+        }
         Ok(json!({"now_ms": admin.shared.clock.now_ms(side)}))
     };
     finish(set())

@@ -1,0 +1,84 @@
+//! Changes of HubSpot that no event tells: searches that end at 10,000 hits, with thousands of one stamp, an index
+//! that lags and pages that are short; removals by the list of archived records.
+
+use std::time::Duration;
+
+use crm_tests::{EmulatorOptions, Options, Pair, PairOptions};
+use serde_json::json;
+
+const PATIENCE: Duration = Duration::from_secs(180);
+
+/// Contacts of HubSpot alone, polled every second, with no webhooks.
+async fn polled(people: u64, options: &[(&str, &str)]) -> Pair {
+    let mut emulator = EmulatorOptions::default().contacts(people);
+    for (name, value) in options {
+        emulator = emulator.arg(name, value);
+    }
+    let pair = Pair::start(PairOptions {
+        cluster: Options::default(),
+        emulator,
+    })
+    .await;
+    pair.emulator.webhooks("");
+    pair.db
+        .exec("ALTER SERVER hubspot OPTIONS (ADD events 'poll')")
+        .await;
+    pair.import("hubspot", &["contacts"]).await;
+    pair.backfilled().await;
+    pair.db
+        .exec("UPDATE crm.mirror SET poll_interval = '1 second'")
+        .await;
+    pair
+}
+
+/// Edits so many at once, all with one stamp, and waits until the mirror shows it.
+async fn one_stamp(pair: &Pair, people: u64) {
+    let clock = |stop: bool| {
+        let body = json!({"crm": "hubspot", "stop": stop});
+        pair.emulator.admin("POST", "/_admin/clock", Some(&body));
+    };
+    clock(true);
+    let many = json!({"crm": "hubspot", "object": "contacts", "from": 1, "count": people, "field": "city", "prefix": "Polled"});
+    pair.emulator
+        .admin("POST", "/_admin/edit-many", Some(&many));
+    clock(false);
+    let all =
+        format!("SELECT count(*) = {people} FROM hubspot.contacts WHERE city LIKE 'Polled %'");
+    pair.db.wait_true("all are found", PATIENCE, &all).await;
+    let stamps = "SELECT count(DISTINCT lastmodifieddate) FROM hubspot.contacts";
+    assert_eq!(pair.db.one::<i64>(stamps).await, 1, "the test has its ties");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn eleven_thousand_changes_of_one_stamp_are_found_past_the_end_of_searches() {
+    let pair = polled(11_000, &[]).await;
+    one_stamp(&pair, 11_000).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn short_pages_a_lagging_index_and_ids_in_the_order_of_text_hide_nothing() {
+    let options = [
+        ("--search-short-pages", "on"),
+        ("--search-lag-ms", "1500"),
+        ("--search-id-order", "text"),
+    ];
+    let pair = polled(900, &options).await;
+    one_stamp(&pair, 900).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_archived_without_an_event_is_found_and_so_is_what_came_back() {
+    let pair = polled(20, &[]).await;
+    let id: String = pair
+        .db
+        .one("SELECT id FROM hubspot.contacts ORDER BY _id LIMIT 1")
+        .await;
+    pair.emulator.delete("hubspot", "contacts", &id);
+    let gone = format!("SELECT _deleted_at IS NOT NULL FROM hubspot.contacts WHERE id = '{id}'");
+    pair.db.wait_true("it is gone", PATIENCE, &gone).await;
+    let body = json!({"object": "contacts", "id": id});
+    pair.emulator
+        .admin("POST", "/_admin/hubspot/restore", Some(&body));
+    let back = format!("SELECT _deleted_at IS NULL FROM hubspot.contacts WHERE id = '{id}'");
+    pair.db.wait_true("it is back", PATIENCE, &back).await;
+}
