@@ -45,7 +45,7 @@ async fn one_stamp(pair: &Pair, people: u64) {
     let all =
         format!("SELECT count(*) = {people} FROM hubspot.contacts WHERE city LIKE 'Polled %'");
     pair.db.wait_true("all are found", PATIENCE, &all).await;
-    let stamps = "SELECT count(DISTINCT lastmodifieddate) FROM hubspot.contacts";
+    let stamps = "SELECT count(DISTINCT _remote_modified_at) FROM hubspot.contacts";
     assert_eq!(pair.db.one::<i64>(stamps).await, 1, "the test has its ties");
 }
 
