@@ -231,7 +231,7 @@ fn objects_whose_name_in_paths_is_not_certain_are_called_by_their_type_id() {
     ] {
         let path = format!("/crm/objects/2026-03/{id}?");
         assert!(target(name).starts_with(&path), "{}", target(name));
-        let fields = hubspot().fields_request(&config, name).target;
+        let fields = hubspot().fields_request(&config, name, None).target;
         assert_eq!(fields, format!("/crm/properties/2026-03/{id}"));
     }
     assert!(target("p1_cars").starts_with("/crm/objects/2026-03/p1_cars?"));
