@@ -31,6 +31,7 @@ pub mod memory;
 pub mod merge;
 pub mod model;
 mod order;
+pub mod outage;
 mod own_page;
 mod past;
 pub mod plan;

@@ -21,6 +21,7 @@ use crate::worker::drift::Drift;
 pub(crate) use crate::worker::handle::IoHandle;
 pub(crate) use crate::worker::job::Job;
 use crate::worker::journal::Reading;
+use crate::worker::outages::Outages;
 use crate::worker::reconcile::Reconciling;
 use crate::worker::replay;
 use crate::worker::servers::{NextRefresh, Refresh};
@@ -144,6 +145,7 @@ pub(crate) struct Engine {
     pub(crate) journals: HashMap<u32, Reading>,
     /// Bulk jobs that write.
     pub(crate) bulk_writes: BTreeMap<u64, BulkWrite>,
+    pub(crate) outages: Outages,
     /// Batches that were refused whole and go again in halves.
     pub(crate) halves: VecDeque<Batch>,
     pub(crate) next_job: u64,
@@ -193,6 +195,7 @@ impl Engine {
             checks: HashMap::new(),
             journals: HashMap::new(),
             bulk_writes: BTreeMap::new(),
+            outages: Outages::new(),
             halves: VecDeque::new(),
             next_job: 0,
             webhook_rows: HashMap::new(),

@@ -40,6 +40,7 @@ pub(crate) mod launcher;
 mod lifecycles;
 pub(crate) mod local;
 mod merges;
+mod outages;
 mod outcomes;
 mod pages;
 mod pairs;

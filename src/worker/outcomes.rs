@@ -23,6 +23,8 @@ impl Session {
         let watch = self.engine.watch(batch.mirror);
         watch.pushes = watch.pushes.saturating_sub(1);
         watch.pushed_at = engine::now();
+        // Its own trouble must not keep the answers from being recorded.
+        let heard = self.engine.heard(batch.mirror, &results, now);
         // Of many that blame the mapping, one is enough to have the catalog read again.
         let doubt = results.iter().find_map(|result| match result {
             WriteResult::Failed(e) if e.class == ErrorClass::FixMapping => Some(e.clone()),
@@ -47,7 +49,7 @@ impl Session {
                 failed = Some(error);
             }
         }
-        match (failed, doubt) {
+        match (failed.or(heard.err()), doubt) {
             (Some(error), _) => Err(error),
             (None, Some(doubt)) => self.engine.doubt_by(batch.mirror, &doubt, now),
             (None, None) => Ok(()),

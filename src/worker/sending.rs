@@ -8,6 +8,7 @@ use crate::pg::tx;
 use crate::worker::arrivals;
 use crate::worker::deliver::{self, Batch};
 use crate::worker::engine::{Engine, Job, Step};
+use crate::worker::outages::PROBE;
 use crate::worker::unique::Look;
 
 /// Batches of writes on the way per mirror.
@@ -56,11 +57,13 @@ impl Engine {
                 next = next.min(now + wait);
                 continue;
             }
-            if let Some(at) = self.sends_from(id, now) {
+            let outage = self.outage(id, now);
+            let held = [self.sends_from(id, now), outage.flatten()];
+            if let Some(at) = held.into_iter().flatten().max() {
                 next = next.min(at);
                 continue;
             }
-            match self.send(id, now)? {
+            match self.send(id, outage.is_some(), now)? {
                 Sending::More => full = true,
                 Sending::Later => next = next.min(now + 100),
                 Sending::Done => {}
@@ -71,8 +74,8 @@ impl Engine {
         Ok(if full { now } else { next.min(bulk) })
     }
 
-    /// Sends what one mirror has.
-    fn send(&mut self, id: i32, now: Millis) -> Step<Sending> {
+    /// Sends what one mirror has, or a little of it to see whether the CRM answers.
+    fn send(&mut self, id: i32, probe: bool, now: Millis) -> Step<Sending> {
         let Some(mirror) = self.world.mirrors.get(&id).filter(|m| m.live && !m.paused) else {
             return Ok(Sending::Done);
         };
@@ -86,7 +89,11 @@ impl Engine {
         {
             return Ok(Sending::Done);
         }
-        let Some(limit) = self.claim_size(mirror, CLAIM)? else {
+        let limit = match probe {
+            true => Some(PROBE),
+            false => self.claim_size(mirror, CLAIM)?,
+        };
+        let Some(limit) = limit else {
             return Ok(Sending::Done);
         };
         let batches = tx::in_transaction(|| {

@@ -87,10 +87,19 @@ pub(crate) fn server_error(server: &str, error: Option<(&str, &str)>) -> Result<
             &[server.into(), message.into(), advice.into()],
         ),
         None => spi::write(
-            "UPDATE crm.server_state SET last_error = NULL, advice = NULL WHERE server = $1 AND last_error IS NOT NULL",
+            "UPDATE crm.server_state SET last_error = NULL, last_error_at = NULL, advice = NULL WHERE server = $1 AND last_error IS NOT NULL",
             &[server.into()],
         ),
     }
+}
+
+/// Writes that wait because a server did not answer go on at once: it does again.
+pub(crate) fn end_outage(server: &str) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.write w SET not_before = NULL FROM crm.mirror m WHERE m.server = $1 AND w.mirror = m.id \
+         AND w.state IN ('queued', 'unknown') AND w.error_class = 'retry' AND w.not_before > now()",
+        &[server.into()],
+    )
 }
 
 /// An event that waits.
