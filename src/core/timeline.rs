@@ -313,17 +313,25 @@ pub(crate) fn wait(side: &mut SideState, value: &Value, clock: &Clock) {
     }
 }
 
-/// What a page showed still stands: the events of its second came before it.
-fn close_second(side: &mut SideState, shown: &Value, field_type: FieldType) {
+/// What a page showed still stands: the events of its second came before it, if the
+/// record was asked for after them.
+fn close_second(
+    side: &mut SideState,
+    shown: &Value,
+    asked_at: Millis,
+    field_type: FieldType,
+    skew_ms: i64,
+) {
     if let Some((value, clock)) = side.seen.clone()
         && same(field_type, &value, shown)
     {
         let paged = side.paged;
         let twin = |at: Interval| at.from == at.to && at == clock.at;
-        let before = |(_, c): &(Value, Clock)| match paged {
-            true => c.at.overlaps(clock.at),
-            false => twin(c.at),
+        let beside = |at: Interval| match paged {
+            true => at.overlaps(clock.at),
+            false => twin(at),
         };
+        let before = |(_, c): &(Value, Clock)| beside(c.at) && is_in(c.at, asked_at, skew_ms);
         for (value, earlier) in side.waiting.extract_if(.., |w| before(w)) {
             side.past.push((value, earlier.at));
         }
@@ -384,7 +392,7 @@ pub(crate) fn order_by_page(
     field_type: FieldType,
     skew_ms: i64,
 ) {
-    close_second(side, shown, field_type);
+    close_second(side, shown, asked_at, field_type, skew_ms);
     turn_to_last(side, shown, field_type);
     // An edit that is newer than all that the page tells of is not in it.
     let waiting: Vec<(Value, Interval)> = side
