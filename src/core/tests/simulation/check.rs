@@ -213,7 +213,10 @@ impl History {
     fn agree(&self, thing: usize, field: usize) -> Checked {
         // Nothing is left that anybody could answer for.
         let records = &self.engine.things[thing].entity.records;
-        if !records.iter().any(|r| r.exists && !r.deleted) {
+        let there = |(s, r): (usize, &crm_core::state::SideRecord)| {
+            r.exists && !r.deleted && self.world.mapped(field, s)
+        };
+        if !records.iter().enumerate().any(there) {
             return Ok(());
         }
         if self.engine.held(thing, field).is_some() {
