@@ -245,6 +245,7 @@ CREATE TABLE crm.conflict_policy (
     function   text,
     min_score  numeric CHECK (min_score >= 0 AND min_score <= 1),
     skew       interval NOT NULL DEFAULT '2 seconds' CHECK (skew >= '0' AND skew <= '1 hour'),
+    strict     boolean NOT NULL DEFAULT false,
     changed_by name NOT NULL DEFAULT session_user,
     changed_at timestamptz NOT NULL DEFAULT now(),
     UNIQUE (link, field)
@@ -254,6 +255,7 @@ COMMENT ON COLUMN crm.conflict_policy.strategy IS 'owner and fill_blank decide e
 COMMENT ON COLUMN crm.conflict_policy.winner IS 'Servers, local (SQL) or applications (pg_crm_sync.application), in order, comma separated: owners, or the order of priority and of ties.';
 COMMENT ON COLUMN crm.conflict_policy.function IS 'For strategy function: schema.name of a function (held text, came text, context jsonb) RETURNS text that is not volatile; it runs as its owner.';
 COMMENT ON COLUMN crm.conflict_policy.min_score IS 'What SQL writes lands only if the transaction gives at least this score: SET LOCAL pg_crm_sync.score = 0.9.';
+COMMENT ON COLUMN crm.conflict_policy.strict IS 'Nothing in the CRM may be overwritten unseen: writes of the field go to Salesforce one record a call, on condition that nobody changed the record since it was last seen. HubSpot knows no such condition.';
 COMMENT ON COLUMN crm.conflict_policy.skew IS 'Edits of two sides that lie no further apart than this have no order of their own; the row of field * sets it for the link.';
 
 CREATE TABLE crm.field_lock (

@@ -101,8 +101,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
            OR (mine.right_mirror = theirs.left_mirror AND fm.right_field = tm.left_field))
     JOIN crm.conflict_policy other ON other.link = theirs.name AND other.field = tm.left_field
     WHERE mine.name = p.link
-      AND (other.strategy, coalesce(other.winner, ''), coalesce(other.function, ''), coalesce(other.min_score, 0))
-          IS DISTINCT FROM (p.strategy, coalesce(p.winner, ''), coalesce(p.function, ''), coalesce(p.min_score, 0))
+      AND (other.strategy, coalesce(other.winner, ''), coalesce(other.function, ''), coalesce(other.min_score, 0), other.strict)
+          IS DISTINCT FROM (p.strategy, coalesce(p.winner, ''), coalesce(p.function, ''), coalesce(p.min_score, 0), p.strict)
     LIMIT 1
 $$;
 COMMENT ON FUNCTION crm._policy_clash(crm.conflict_policy) IS 'The row of another link of the group that decides the same field otherwise.';

@@ -35,7 +35,8 @@ ALTER TABLE crm.link DROP COLUMN on_delete;
 -- done: CREATE TABLE crm.standard_map (
 ALTER TABLE crm.standard_map ADD COLUMN value_map_back jsonb, ADD COLUMN direction text NOT NULL DEFAULT 'both' CHECK (direction IN ('both', 'to_left', 'to_right'));
 -- done: CREATE TABLE crm.conflict_policy (
-ALTER TABLE crm.conflict_policy ADD COLUMN function text, ADD COLUMN min_score numeric CHECK (min_score >= 0 AND min_score <= 1);
+ALTER TABLE crm.conflict_policy ADD COLUMN function text, ADD COLUMN min_score numeric CHECK (min_score >= 0 AND min_score <= 1),
+    ADD COLUMN strict boolean NOT NULL DEFAULT false;
 -- done: CREATE TABLE crm.policy_history (
 ALTER TABLE crm.policy_history ADD COLUMN reason text, ADD COLUMN kind text NOT NULL DEFAULT 'policy' CHECK (kind IN ('policy', 'lock', 'stamp'));
 ALTER TABLE crm.policy_history ALTER COLUMN kind DROP DEFAULT,

@@ -238,6 +238,9 @@ pub struct Write {
     pub unique_value: Option<String>,
     /// Fields to set, canonical text, `None` clears.
     pub values: Vec<(String, FieldType, Value)>,
+    /// To be refused if the record was changed after this, by the CRM's clock; see
+    /// [`crate::connectors::Connector::writes_on_condition`].
+    pub unchanged_since: Option<Millis>,
 }
 
 /// What became of one write.

@@ -19,6 +19,9 @@ pub struct Rule {
     pub function: Option<String>,
     /// What SQL writes needs at least this score, in thousandths.
     pub min_score: Option<u16>,
+    /// Nothing at a CRM may be overwritten unseen: where it can, a write goes out on
+    /// condition that its record is as it was last seen.
+    pub strict: bool,
 }
 
 /// A field that only some origins may write.

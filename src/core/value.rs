@@ -278,6 +278,14 @@ pub fn format_instant(at: Millis) -> Option<String> {
     ))
 }
 
+/// A moment as HTTP headers write it, in whole seconds, the fraction cut:
+/// `Sun, 06 Nov 1994 08:49:37 GMT`. One that has no such form is 1970.
+pub fn http_date(at: Millis) -> String {
+    let t = DateTime::from_timestamp_millis(at).filter(|t| (1..=9999).contains(&t.year()));
+    let t = t.unwrap_or(DateTime::UNIX_EPOCH);
+    format!("{}", t.format("%a, %d %b %Y %H:%M:%S GMT"))
+}
+
 fn day_ms(day: NaiveDate) -> i64 {
     i64::from(day.to_epoch_days()) * DAY_MS
 }

@@ -18,6 +18,7 @@ use crate::pg::store::writes::WriteRow;
 use crate::pg::store::{jobs, streams};
 use crate::pg::tx;
 use crate::worker::bulk_turn::{AGAIN_MS, BulkWrite, Next, Turn};
+use crate::worker::conditions;
 use crate::worker::deliver::{self, Batch};
 use crate::worker::engine::{self, Engine, Job, Server, Step};
 use crate::worker::session::Session;
@@ -76,11 +77,10 @@ impl Engine {
             rest.rows = left;
         }
         let size = self.call_size(&rest);
-        let calls = rest.rows.chunks(size).map(|rows| Batch {
-            mirror: rest.mirror,
-            kind: rest.kind,
-            rows: rows.to_vec(),
-            looked: rest.looked,
+        let rows = conditions::chunks(std::mem::take(&mut rest.rows), size);
+        let calls = rows.into_iter().map(|rows| Batch {
+            rows,
+            ..rest.clone()
         });
         (jobs, calls.collect())
     }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
+use crm_core::connectors::CHANGED;
 use crm_core::model::{ErrorClass, FieldType, Millis, RemoteError, Write, WriteKind, WriteResult};
 use crm_core::retry::Backoff;
 use crm_core::state::{self, Answer, FieldState};
@@ -14,6 +15,7 @@ use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::pg::tx::SqlError;
 use crate::worker::cases;
+use crate::worker::conditions;
 use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::pairs;
@@ -47,7 +49,7 @@ pub(super) fn kind_of(row: &WriteRow) -> WriteKind {
 }
 
 /// Takes writes of a mirror for sending, as a batch for each kind.
-pub(crate) fn claim(mirror: &Mirror, limit: i64) -> Result<Vec<Batch>> {
+pub(crate) fn claim(world: &World, mirror: &Mirror, limit: i64) -> Result<Vec<Batch>> {
     let mut by_kind: BTreeMap<u8, (WriteKind, Vec<WriteRow>)> = BTreeMap::new();
     let mut orphans = Vec::new();
     for row in unique::one_by_one(mirror, writes::claim(mirror.id, limit)?)? {
@@ -68,6 +70,9 @@ pub(crate) fn claim(mirror: &Mirror, limit: i64) -> Result<Vec<Batch>> {
             .push(row);
     }
     writes::set_back(&orphans)?;
+    if let Some((_, updates)) = by_kind.get_mut(&1) {
+        conditions::set(world, mirror, updates)?;
+    }
     let mut batches = Vec::new();
     for (kind, rows) in by_kind.into_values() {
         batches.push(Batch {
@@ -109,6 +114,7 @@ pub(crate) fn to_writes(world: &World, mirror: &Mirror, batch: &Batch) -> Vec<Wr
                 unique_value: (batch.kind == WriteKind::Create && mirror.unique_field.is_some())
                     .then(|| creates::unique_value(&world.installation, mirror.id, row.row_id)),
                 values,
+                unchanged_since: row.unchanged_since,
             }
         })
         .collect()
@@ -224,6 +230,9 @@ impl Sorted {
         match error.class {
             _ if error.maybe_applied => self.unknown(row, &error),
             ErrorClass::Retry | ErrorClass::Wait | ErrorClass::Reauth => {
+                if error.code == CHANGED {
+                    after.read.extend(row.record_id.clone());
+                }
                 self.later(row, wait, &error);
             }
             ErrorClass::Stop => {

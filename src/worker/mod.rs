@@ -15,6 +15,7 @@ mod bulk;
 mod bulk_turn;
 mod bulk_writes;
 pub(crate) mod cases;
+mod conditions;
 mod counterparts;
 mod creates;
 pub(crate) mod credential;

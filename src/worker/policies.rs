@@ -112,5 +112,6 @@ fn add(policy: &mut Policy, row: &PolicyRow, field: Option<String>) {
             .collect(),
         function: row.function.clone(),
         min_score: row.min_score,
+        strict: row.strict,
     });
 }

@@ -101,7 +101,7 @@ impl Engine {
                 return Ok(None);
             }
             arrivals::wait_for_news(&self.world, mirror)?;
-            Ok(Some(deliver::claim(mirror, limit)?))
+            Ok(Some(deliver::claim(&self.world, mirror, limit)?))
         })?;
         let Some(batches) = batches else {
             return Ok(Sending::Later);

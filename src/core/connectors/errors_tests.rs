@@ -130,7 +130,7 @@ fn every_error_that_salesforce_is_known_to_answer_has_its_class_under_each_statu
         (&[503], "SERVER_UNAVAILABLE", Retry),
         (&[503], "SERVER_BUSY", Retry),
         (&[410], "", Stop),
-        (&[412], "", Gone),
+        (&[412], "", Retry),
         (&[414, 431], "", FixMapping),
         (&[420], "", Wait),
         (&[428], "", Gone),

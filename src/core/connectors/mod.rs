@@ -355,6 +355,12 @@ pub trait Connector: Send + Sync {
         values.len().clamp(1, self.read_batch())
     }
 
+    /// Whether an update of one record alone can be made to depend on nobody having
+    /// changed the record since ([`Write::unchanged_since`]). Where somebody has,
+    /// it fails with class `Retry` and code [`CHANGED`].
+    fn writes_on_condition(&self) -> bool {
+        false
+    }
     /// Most writes in one `push_request`.
     fn push_batch(&self, kind: WriteKind) -> usize;
     /// One call for a batch of writes of one object. `unique_field` is our own
@@ -421,6 +427,9 @@ pub trait Connector: Send + Sync {
     /// Brings an event's or a person's spelling of a value into canonical text of its type.
     fn canonical(&self, field_type: FieldType, raw: &str) -> Result<Value, RemoteError>;
 }
+
+/// Code of an update that was refused because its record is not as it was last seen.
+pub const CHANGED: &str = "changed_meanwhile";
 
 /// Names of fields that we use if the account has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

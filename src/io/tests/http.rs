@@ -31,6 +31,7 @@ fn push(job: u64, keys: &[&str]) -> Command {
         key: (*key).into(),
         record_id: Some("1".into()),
         unique_value: None,
+        unchanged_since: None,
         values: Vec::new(),
     };
     Command::Push {

@@ -135,6 +135,7 @@ pub(crate) struct PolicyRow {
     pub(crate) function: Option<String>,
     /// In thousandths.
     pub(crate) min_score: Option<u16>,
+    pub(crate) strict: bool,
 }
 
 /// One locked field.
@@ -268,7 +269,7 @@ SELECT pg_catalog.jsonb_build_object(
         'defaults', coalesce((SELECT jsonb_agg(to_jsonb(d)) FROM crm.field_default d WHERE d.link = l.name), '[]'))
         ORDER BY l.id) FROM crm.link l), '[]'),
     'policies', coalesce((SELECT jsonb_agg(jsonb_build_object('id', p.id, 'link', p.link, 'field', p.field,
-        'strategy', p.strategy, 'winner', p.winner, 'function', p.function, 'min_score', ceil(p.min_score * 1000)::integer,
+        'strategy', p.strategy, 'winner', p.winner, 'function', p.function, 'min_score', ceil(p.min_score * 1000)::integer, 'strict', p.strict,
         'skew_ms', (extract(epoch FROM p.skew) * 1000)::bigint) ORDER BY p.id) FROM crm.conflict_policy p), '[]'),
     'locks', coalesce((SELECT jsonb_agg(jsonb_build_object('id', f.id, 'link', f.link, 'field', f.field, 'origin', f.origin) ORDER BY f.id)
         FROM crm.field_lock f), '[]'),

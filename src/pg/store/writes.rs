@@ -35,6 +35,9 @@ pub(crate) struct WriteRow {
     pub(crate) mirror: i32,
     /// Who wrote the values that it carries.
     pub(crate) origin: String,
+    /// To be sent on condition that its record is as it was at this time; see
+    /// [`crate::worker::conditions`].
+    pub(crate) unchanged_since: Option<i64>,
 }
 
 pub(super) const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, \
@@ -53,6 +56,7 @@ pub(super) fn row(row: &super::cells::Cells) -> Result<WriteRow> {
         claimed_at: row.get(9)?.unwrap_or_default(),
         mirror: row.get(10)?.unwrap_or_default(),
         origin: row.get(11)?.unwrap_or_default(),
+        unchanged_since: None,
     })
 }
 

@@ -54,7 +54,7 @@ pub(crate) const RULES: &[Rule] = &[
     Rule::new(408, "", ErrorClass::Retry, "Salesforce took too long; nothing needs to be done.").unsure(),
     Rule::new(409, "", ErrorClass::Retry, "The call conflicts with another one; it is sent again."),
     Rule::new(410, "", ErrorClass::Stop, "This API version is switched off; set a newer api_version on the server."),
-    Rule::new(412, "", ErrorClass::Gone, "The record changed meanwhile; it is read again."),
+    Rule::new(412, "", ErrorClass::Retry, "The record changed since it was last seen; it is read again and the write decided anew."),
     Rule::new(413, "", ErrorClass::Split, "The batch is too large for Salesforce; it is sent in halves."),
     Rule::new(414, "", ErrorClass::FixMapping, "Too many columns for one request; import fewer columns of this object."),
     Rule::new(415, "", ErrorClass::Stop, "The server does not know this call; check base_url and api_version."),

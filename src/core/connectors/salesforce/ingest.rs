@@ -151,6 +151,10 @@ impl BulkWriter for Salesforce {
         let mut columns = HashSet::new();
         let (mut rows, mut bytes) = (0, 0);
         let fits = writes.iter().map(|write| {
+            // A job knows no conditions.
+            if write.unchanged_since.is_some() {
+                return false;
+            }
             let key = key(kind, unique_field, write);
             let Some((key, own)) = key.zip(row_bytes(write)) else {
                 return false;

@@ -267,6 +267,10 @@ impl Connector for Salesforce {
         request::find_batch(object, fields, field, values)
     }
 
+    fn writes_on_condition(&self) -> bool {
+        true
+    }
+
     fn push_batch(&self, _kind: WriteKind) -> usize {
         request::BATCH
     }

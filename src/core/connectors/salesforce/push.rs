@@ -2,17 +2,21 @@
 
 use serde::Deserialize;
 
-use crate::connectors::ServerConfig;
 use crate::connectors::table::{self, Rule};
 use crate::connectors::text::{encode, push_json};
+use crate::connectors::{CHANGED, ServerConfig};
 use crate::http::{HttpRequest, HttpResponse, Method, Purpose};
-use crate::model::{ErrorClass, FieldType, RemoteError, Value, Write, WriteKind, WriteResult};
+use crate::model::{
+    ErrorClass, FieldType, Millis, RemoteError, Value, Write, WriteKind, WriteResult,
+};
+use crate::value::http_date;
 
 use super::errors::{ErrorItem, classify, not_expected};
 use super::id18;
 use super::request::{bare, root, with_body};
 
-/// Builds one collection call, rows independent of each other.
+/// Builds one collection call, rows independent of each other; of an update on
+/// condition a call of its own, because collections know no conditions.
 pub(crate) fn request(
     config: &ServerConfig,
     object: &str,
@@ -20,6 +24,9 @@ pub(crate) fn request(
     unique_field: Option<&str>,
     writes: &[Write],
 ) -> HttpRequest {
+    if let Some((id, since, write)) = on_condition(kind, writes) {
+        return conditional(config, object, id, since, write);
+    }
     let collections = format!("{}/composite/sobjects", root(config));
     if kind == WriteKind::Delete {
         let ids: Vec<String> = writes
@@ -50,6 +57,40 @@ pub(crate) fn request(
     with_body(method, target, body, Purpose::Push)
 }
 
+/// The write that is alone in its call and depends on its record: id and since when.
+fn on_condition(kind: WriteKind, writes: &[Write]) -> Option<(&str, Millis, &Write)> {
+    match (kind, writes) {
+        (WriteKind::Update, [write]) => {
+            let id = write.record_id.as_deref()?;
+            Some((id, write.unchanged_since?, write))
+        }
+        _ => None,
+    }
+}
+
+fn conditional(
+    config: &ServerConfig,
+    object: &str,
+    id: &str,
+    since: Millis,
+    write: &Write,
+) -> HttpRequest {
+    let mut body = String::with_capacity(200);
+    push_values(&mut body, None, write);
+    // The members follow a comma each.
+    let body = format!("{{{}}}", body.trim_start_matches(','));
+    let target = format!(
+        "{}/sobjects/{}/{}",
+        root(config),
+        encode(object),
+        encode(id)
+    );
+    let mut request = with_body(Method::Patch, target, body, Purpose::Push);
+    let since = ("if-unmodified-since".into(), http_date(since));
+    request.headers.push(since);
+    request
+}
+
 /// The External ID, if the whole batch can go by it.
 fn by_unique<'a>(kind: WriteKind, field: Option<&'a str>, writes: &[Write]) -> Option<&'a str> {
     let usable = kind == WriteKind::Create && writes.iter().all(|w| w.unique_value.is_some());
@@ -61,11 +102,6 @@ fn push_row(body: &mut String, object: &str, kind: WriteKind, unique: Option<&st
     body.push_str("{\"attributes\":{\"type\":");
     push_json(body, object);
     body.push('}');
-    let member = |body: &mut String, name: &str| {
-        body.push(',');
-        push_json(body, name);
-        body.push(':');
-    };
     if let (WriteKind::Update, Some(id)) = (kind, &write.record_id) {
         member(body, "id");
         push_json(body, id);
@@ -74,6 +110,12 @@ fn push_row(body: &mut String, object: &str, kind: WriteKind, unique: Option<&st
         member(body, field);
         push_json(body, value);
     }
+    push_values(body, unique, write);
+    body.push('}');
+}
+
+/// The fields, a comma before each.
+fn push_values(body: &mut String, unique: Option<&str>, write: &Write) {
     for (name, field_type, value) in &write.values {
         if unique == Some(name.as_str()) || name.eq_ignore_ascii_case("id") {
             continue;
@@ -81,7 +123,12 @@ fn push_row(body: &mut String, object: &str, kind: WriteKind, unique: Option<&st
         member(body, name);
         push_value(body, *field_type, value);
     }
-    body.push('}');
+}
+
+fn member(body: &mut String, name: &str) {
+    body.push(',');
+    push_json(body, name);
+    body.push(':');
 }
 
 fn push_value(body: &mut String, field_type: FieldType, value: &Value) {
@@ -129,6 +176,9 @@ pub(crate) fn pushed(
     writes: &[Write],
     response: &HttpResponse,
 ) -> Vec<WriteResult> {
+    if let Some((id, ..)) = on_condition(kind, writes) {
+        return vec![alone(id, response)];
+    }
     if !(200..300).contains(&response.status) {
         return refused(writes, classify(response));
     }
@@ -150,6 +200,31 @@ pub(crate) fn pushed(
     results
         .map(|(write, row)| result(kind, unique, write, row, response.status))
         .collect()
+}
+
+/// What became of an update on condition, which is answered without a body.
+fn alone(id: &str, response: &HttpResponse) -> WriteResult {
+    if response.status == 204 {
+        return WriteResult::Done {
+            id: id18(id),
+            created: false,
+            modified_at: None,
+            echoed: Vec::new(),
+        };
+    }
+    let mut error = classify(response);
+    if (200..300).contains(&response.status) {
+        return WriteResult::Unknown(error);
+    }
+    if response.status == 412 {
+        error.code = CHANGED.to_owned();
+        error.message = "the record was changed since it was last seen".to_owned();
+        return WriteResult::Failed(error);
+    }
+    match error.maybe_applied {
+        true => WriteResult::Unknown(error),
+        false => WriteResult::Failed(error),
+    }
 }
 
 fn result(

@@ -146,6 +146,7 @@ pub fn draw_rule(rng: &mut Rng, field: usize, kind: Kind) -> Rule {
         winner: winner.iter().map(|w| (*w).to_owned()).collect(),
         function: (strategy == Strategy::Function).then(|| "pick".to_owned()),
         min_score: None,
+        strict: false,
     }
 }
 

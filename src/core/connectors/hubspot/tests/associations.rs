@@ -22,6 +22,7 @@ fn write(key: &str, record_id: Option<&str>, values: &[(&str, &str)]) -> Write {
         key: key.into(),
         record_id: record_id.map(str::to_owned),
         unique_value: None,
+        unchanged_since: None,
         values: values.iter().map(value).collect(),
     }
 }

@@ -331,6 +331,7 @@ fn an_answer_that_cannot_be_read_leaves_nothing_of_it_in_the_error() {
             key: "k".into(),
             record_id: None,
             unique_value: None,
+            unchanged_since: None,
             values: Vec::new(),
         }];
         let pushed = hubspot().pushed(WriteKind::Create, None, &writes, &response);

@@ -6,6 +6,7 @@ fn write(key: &str, id: Option<&str>, values: &[(&str, FieldType, Option<&str>)]
         key: key.into(),
         record_id: id.map(str::to_owned),
         unique_value: None,
+        unchanged_since: None,
         values: values
             .iter()
             .map(|(n, t, v)| ((*n).to_owned(), *t, v.map(str::to_owned)))

@@ -16,6 +16,7 @@ fn write(id: &str, values: &[(&str, FieldType, Option<&str>)]) -> Write {
         key: format!("w{id}"),
         record_id: Some(id.to_owned()),
         unique_value: None,
+        unchanged_since: None,
         values: (values.iter())
             .map(|(n, t, v)| ((*n).to_owned(), *t, v.map(str::to_owned)))
             .collect(),

@@ -1,4 +1,5 @@
 use super::*;
+use crate::connectors::CHANGED;
 use crate::http::Method;
 use crate::model::ErrorClass;
 use crate::testing::Random;
@@ -8,6 +9,7 @@ fn write(key: &str, id: Option<&str>, values: &[(&str, FieldType, Option<&str>)]
         key: key.into(),
         record_id: id.map(str::to_owned),
         unique_value: None,
+        unchanged_since: None,
         values: values
             .iter()
             .map(|(n, t, v)| ((*n).to_owned(), *t, v.map(str::to_owned)))
@@ -236,4 +238,52 @@ fn there_is_one_result_per_write_whatever_the_answer() {
             assert_eq!(results.len(), 2, "seed {seed:#x} round {round}");
         }
     }
+}
+
+#[test]
+fn an_update_on_condition_goes_alone_and_tells_a_changed_record_from_a_refusal() {
+    // 26 April 2024, 18:38:05.900 UTC: HTTP knows whole seconds.
+    let since = 1_714_156_685_900;
+    let mut one = write("k", Some(ID), &[("Phone", FieldType::Text, Some("1"))]);
+    one.unchanged_since = Some(since);
+    let request = send(WriteKind::Update, None, std::slice::from_ref(&one));
+    assert_eq!(request.method, Method::Patch);
+    let target = format!("/services/data/v62.0/sobjects/Contact/{ID}");
+    assert_eq!(request.target, target);
+    let condition = request
+        .headers
+        .iter()
+        .find(|(n, _)| n == "if-unmodified-since");
+    assert_eq!(condition.unwrap().1, "Fri, 26 Apr 2024 18:38:05 GMT");
+    assert_eq!(request.body, br#"{"Phone":"1"}"#);
+
+    let answered = |status: u16, text: &str| {
+        let writes = std::slice::from_ref(&one);
+        let mut results = pushed(WriteKind::Update, writes, status, text);
+        assert_eq!(results.len(), 1);
+        results.remove(0)
+    };
+    assert!(matches!(answered(204, ""), WriteResult::Done { id, created: false, .. } if id == ID));
+    for body in [
+        "",
+        "[{\"message\":\"m\",\"errorCode\":\"PRECONDITION_FAILED\"}]",
+    ] {
+        assert!(matches!(answered(412, body), WriteResult::Failed(e)
+            if e.class == ErrorClass::Retry && e.code == CHANGED && !e.maybe_applied));
+    }
+    let gone = r#"[{"errorCode":"ENTITY_IS_DELETED","message":"entity is deleted"}]"#;
+    assert!(matches!(answered(404, gone), WriteResult::Failed(e) if e.class == ErrorClass::Gone));
+    let refused = r#"[{"errorCode":"STRING_TOO_LONG","message":"m","fields":["Phone"]}]"#;
+    assert!(matches!(answered(400, refused), WriteResult::Failed(e)
+        if e.class == ErrorClass::FixData && e.fields == ["Phone"]));
+    assert!(matches!(answered(500, "oops"), WriteResult::Unknown(_)));
+    // Something else answers: nobody knows what became of it.
+    assert!(matches!(answered(200, "<html>"), WriteResult::Unknown(_)));
+
+    // Among others no condition could be told apart: they go as ever.
+    let both = [one.clone(), write("k2", Some(ID), &[])];
+    let request = send(WriteKind::Update, None, &both);
+    assert!(request.target.ends_with("/composite/sobjects"));
+    let request = send(WriteKind::Delete, None, std::slice::from_ref(&one));
+    assert!(request.target.contains("/composite/sobjects?ids="));
 }
