@@ -444,6 +444,10 @@ BEGIN
     END LOOP;
     RETURN QUERY SELECT r.item, r.ok, r.detail, r.advice FROM crm.check_result r
                  WHERE r.ticket = asked AND r.item <> 'end' ORDER BY r.ordinal;
+    RETURN QUERY SELECT 'changes of ' || c.object, c.advice IS NULL OR NOT c.can_stream,
+                        concat_ws(', ', 'by ' || c.changes_by, 'last event ' || date_trunc('seconds', c.last_event_at),
+                                  format('%s of at most %s objects selected for events are wanted here', c.entities_wanted, c.entities_allowed)), c.advice
+                 FROM crm.change_source c WHERE c.server = server_check.server AND c.mirror IS NOT NULL ORDER BY c.object;
 END $$;
 COMMENT ON FUNCTION crm.server_check(text, interval) IS 'Tries the server as the worker sees it: host, TLS, credentials, scopes, limits, streams; one row each with what to do where it fails.';
 

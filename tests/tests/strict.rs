@@ -44,7 +44,9 @@ async fn an_edit_that_nobody_told_us_of_is_asked_about_and_not_overwritten() {
         "the edit was not overwritten"
     );
     assert!(answers(&pair, 412) >= 1, "the write depended on the record");
-    pair.db.exec("UPDATE crm.review SET answer = 'local'").await;
+    pair.db
+        .exec("UPDATE crm.review SET resolution = 'local'")
+        .await;
     pair.reaches_both(who, "city", "Written").await;
 }
 

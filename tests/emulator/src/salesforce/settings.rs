@@ -54,7 +54,12 @@ pub(crate) struct Settings {
     pub(crate) bulk_upload_bytes: u64,
     /// The org's time zone.
     pub(crate) time_zone: String,
+    /// Objects whose changes raise events; none named: all do. An org without the add-on may select [`ENTITIES`].
+    pub(crate) selected: Vec<String>,
 }
+
+/// Objects that may be selected for change events, over all channels.
+const ENTITIES: usize = 5;
 
 impl Default for Settings {
     fn default() -> Self {
@@ -83,6 +88,7 @@ impl Default for Settings {
             bulk_batches: 15_000,
             bulk_upload_bytes: 150_000_000,
             time_zone: "America/Los_Angeles".to_owned(),
+            selected: Vec::new(),
         }
     }
 }
@@ -138,6 +144,7 @@ impl Settings {
                     .ok_or_else(|| format!("{key}: expected text"))?
                     .to_owned();
             }
+            "selected" => self.selected = entities(value)?,
             _ => {
                 let known: Vec<String> = self
                     .to_json()
@@ -167,9 +174,19 @@ impl Settings {
             "bulk_page_rows": self.bulk_page_rows, "bulk_header_every_page": self.bulk_header_every_page,
             "bulk_zulu": self.bulk_zulu, "bulk_fail": self.bulk_fail, "bulk_query_jobs": self.bulk_query_jobs,
             "bulk_batches": self.bulk_batches, "bulk_upload_bytes": self.bulk_upload_bytes,
-            "time_zone": self.time_zone,
+            "time_zone": self.time_zone, "selected": self.selected,
         })
     }
+}
+
+fn entities(value: &Value) -> Result<Vec<String>, String> {
+    let list = value.as_array().filter(|list| list.len() <= ENTITIES);
+    let names = list.and_then(|list| {
+        list.iter()
+            .map(|name| Some(name.as_str()?.to_owned()))
+            .collect()
+    });
+    names.ok_or_else(|| format!("selected: expected a list of at most {ENTITIES} names of objects"))
 }
 
 #[cfg(test)]

@@ -119,7 +119,8 @@ impl State {
         let drafts = bodies
             .iter()
             .enumerate()
-            .filter(|(_, body)| body.header.obj.streams())
+            // The places of what is not selected stay empty.
+            .filter(|(_, body)| self.is_selected(body.header.obj))
             .map(|(place, body)| self.draft(&commit, place, body))
             .collect();
         self.send(drafts);
@@ -183,6 +184,13 @@ impl State {
             schema_id: Arc::clone(schema_id),
             payload: Bytes::from(payload),
         }
+    }
+
+    /// Whether changes of an object raise events.
+    fn is_selected(&self, obj: Obj) -> bool {
+        let settings = self.settings();
+        let named = settings.selected.iter().any(|name| name == obj.name());
+        obj.streams() && (settings.selected.is_empty() || named)
     }
 
     /// Publishes a gap or overflow event: a header only.
