@@ -130,7 +130,7 @@ COMMENT ON TABLE crm.backfill IS 'First copy of each mirror: the cursor is commi
 CREATE TABLE crm.stream (
     id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     server        text NOT NULL,
-    kind          text NOT NULL CHECK (kind IN ('webhook', 'journal', 'pubsub', 'poll')),
+    kind          text NOT NULL CHECK (kind IN ('webhook', 'journal', 'pubsub', 'cometd', 'poll')),
     object        text NOT NULL DEFAULT '',
     replay_id     bytea,
     modified_at   bigint,

@@ -30,7 +30,7 @@ COMMENT ON FUNCTION crm._near_hint(text, text[], text) IS 'A hint that names nea
 
 CREATE FUNCTION crm._server_option_names() RETURNS text[]
 LANGUAGE sql IMMUTABLE PARALLEL SAFE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT ARRAY['credentials', 'webhook_secret', 'base_url', 'login_url', 'pubsub_endpoint', 'api_version', 'ca_file',
+    SELECT ARRAY['credentials', 'webhook_secret', 'base_url', 'login_url', 'pubsub_endpoint', 'stream', 'api_version', 'ca_file',
                  'webhook_url', 'events', 'calls_per_window', 'allowed_hosts']
 $$;
 COMMENT ON FUNCTION crm._server_option_names() IS 'The options that CREATE SERVER accepts.';
@@ -91,6 +91,11 @@ BEGIN
             problem := 'option "pubsub_endpoint" is plain gRPC to another machine';
             expected := 'Plain gRPC is accepted for loopback only: tokens travel in these calls.';
             advice := 'Leave out http:// to use TLS.';
+        END IF;
+    WHEN opt = 'stream' THEN
+        IF val NOT IN ('pubsub', 'cometd') THEN
+            problem := format('option "stream" is neither pubsub nor cometd: "%s"', left(val, 50));
+            expected := 'pubsub is gRPC on port 7443 or 443, cometd HTTPS as for everything else.'; advice := 'Leave the option out unless gRPC cannot pass.';
         END IF;
     WHEN opt = 'api_version' THEN
         IF val !~ '^(v?[0-9]{1,3}(\.[0-9])?|20[0-9]{2}-[0-9]{2})$' THEN

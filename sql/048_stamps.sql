@@ -32,6 +32,7 @@ LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
            ('hubspot', 'read', 'lastmodifieddate, hs_lastmodifieddate', 'record', '1 ms', '2 min'),
            ('hubspot', 'backfill', 'lastmodifieddate, hs_lastmodifieddate', 'record', '1 ms', NULL),
            ('salesforce', 'pubsub', 'ChangeEventHeader.commitTimestamp', 'edit', '1 ms', '0'),
+           ('salesforce', 'cometd', 'ChangeEventHeader.commitTimestamp', 'edit', '1 ms', '0'),
            ('salesforce', 'poll', 'SystemModstamp', 'record', '1 s', '2 min'),
            ('salesforce', 'read', 'SystemModstamp', 'record', '1 s', '2 min'),
            ('salesforce', 'backfill', 'SystemModstamp', 'record', '1 s', NULL)

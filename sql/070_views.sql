@@ -98,7 +98,7 @@ JOIN crm.remote_object o ON o.server = s.server
 LEFT JOIN crm.mirror m ON m.server = o.server AND m.object = o.object
 LEFT JOIN LATERAL (
     SELECT t.kind, t.state, t.last_event_at, t.last_ok_at, t.last_error, t.last_error_at FROM crm.stream t
-    WHERE t.server = o.server AND (t.kind = 'webhook' OR t.kind <> 'poll' AND t.object = o.object)
+    WHERE t.server = o.server AND (t.kind IN ('webhook', 'journal') OR t.kind <> 'poll' AND t.object = o.object)
     ORDER BY greatest(t.last_ok_at, t.last_error_at) DESC NULLS LAST LIMIT 1) x ON o.streamable
 CROSS JOIN LATERAL (SELECT CASE s.server_type WHEN 'salesforce' THEN 5 END AS entities_allowed) a
 CROSS JOIN LATERAL (

@@ -102,4 +102,4 @@ END $$;
 -- done: CREATE TABLE crm.write (
 ALTER TABLE crm.write ADD COLUMN job text;
 -- done: CREATE TABLE crm.stream (
-ALTER TABLE crm.stream DROP CONSTRAINT stream_kind_check, ADD CONSTRAINT stream_kind_check CHECK (kind IN ('webhook', 'journal', 'pubsub', 'poll'));
+ALTER TABLE crm.stream DROP CONSTRAINT stream_kind_check, ADD CONSTRAINT stream_kind_check CHECK (kind IN ('webhook', 'journal', 'pubsub', 'cometd', 'poll'));

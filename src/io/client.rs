@@ -63,8 +63,28 @@ impl Client {
     /// Sends a request and waits for the head of its answer. Any status is an
     /// `Ok` except a redirect.
     pub(crate) async fn open(&self, url: Url, request: HttpRequest) -> Result<Opened, RemoteError> {
+        let limits = (self.request_timeout, self.read_timeout);
+        self.exchange(url, request, limits).await
+    }
+
+    /// The same for an answer that may be silent for so long, and takes no longer.
+    pub(crate) async fn open_within(
+        &self,
+        url: Url,
+        request: HttpRequest,
+        patience: Duration,
+    ) -> Result<Opened, RemoteError> {
+        self.exchange(url, request, (patience, patience)).await
+    }
+
+    async fn exchange(
+        &self,
+        url: Url,
+        request: HttpRequest,
+        (whole, silence): (Duration, Duration),
+    ) -> Result<Opened, RemoteError> {
         let write = is_write(&request);
-        let deadline = Instant::now() + self.request_timeout;
+        let deadline = Instant::now() + whole;
         let method = match request.method {
             Method::Get => reqwest::Method::GET,
             Method::Post => reqwest::Method::POST,
@@ -103,7 +123,7 @@ impl Client {
         Ok(Opened {
             answer,
             deadline,
-            read_timeout: self.read_timeout,
+            read_timeout: silence,
             max_body: self.max_body,
             write,
         })

@@ -1,4 +1,5 @@
-//! Change streams over Salesforce's Pub/Sub API.
+//! Change streams over Salesforce's Pub/Sub API, or over CometD where a server
+//! says so: see [`comet`].
 //!
 //! One task per stream: it connects, asks for as many events as the session
 //! allows, decodes them with the schemas they name, and delivers them in
@@ -7,6 +8,7 @@
 //! commits nothing: what was delivered and not committed is asked for again by
 //! the next session, from its own replay id.
 
+mod comet;
 mod messages;
 mod rpc;
 
@@ -141,6 +143,13 @@ impl Subscription {
             Ok(token) => token,
             Err(e) => return Err(verdict(e)),
         };
+        if target.spec.config.cometd {
+            let result = self.comet(&target, &token, failures).await;
+            if let Err(Failure::Reauth(_)) = &result {
+                target.token_refused(&token).await;
+            }
+            return result;
+        }
         let rpc = match Rpc::connect(&target, &token, &self.settings).await {
             Ok(rpc) => rpc,
             Err(e) => return Err(verdict(e)),

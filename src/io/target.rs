@@ -1,5 +1,7 @@
 //! A server as configured: where it is, how to log in, what a request to it becomes.
 
+use std::time::Duration;
+
 use crm_core::connectors::{LimitHint, Token};
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::RemoteError;
@@ -83,19 +85,42 @@ impl Target {
         self.open(&base, request).await
     }
 
+    /// The same for a request that the CRM may hold for a while; the answer is read whole.
+    pub(crate) async fn hold(
+        &self,
+        token: &Token,
+        mut request: HttpRequest,
+        patience: Duration,
+    ) -> Result<HttpResponse, RemoteError> {
+        let connector = self.spec.connector;
+        connector.authorize(&self.spec.config, token, &mut request);
+        let base = connector.base_url(&self.spec.config, Some(token));
+        let client = self.client.as_ref().map_err(Clone::clone)?;
+        let url = self.url(&base, &request)?;
+        client
+            .open_within(url, request, patience)
+            .await?
+            .whole()
+            .await
+    }
+
     async fn send(&self, base: &str, request: HttpRequest) -> Result<HttpResponse, RemoteError> {
         self.open(base, request).await?.whole().await
     }
 
     async fn open(&self, base: &str, request: HttpRequest) -> Result<Opened, RemoteError> {
         let client = self.client.as_ref().map_err(Clone::clone)?;
+        let url = self.url(base, &request)?;
+        client.open(url, request).await
+    }
+
+    fn url(&self, base: &str, request: &HttpRequest) -> Result<reqwest::Url, RemoteError> {
         let url = if request.target.starts_with('/') {
             format!("{}{}", base.trim_end_matches('/'), request.target)
         } else {
             request.target.clone()
         };
-        let url = hosts::checked(&url, &self.spec.allowed_hosts)?;
-        client.open(url, request).await
+        hosts::checked(&url, &self.spec.allowed_hosts)
     }
 
     pub(crate) fn hint(&self, answer: &Result<HttpResponse, RemoteError>) -> LimitHint {

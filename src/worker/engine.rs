@@ -46,6 +46,8 @@ pub(crate) struct Server {
 /// A change stream that is open.
 pub(crate) struct Stream {
     pub(crate) row: i32,
+    /// `pubsub` or `cometd`.
+    pub(crate) source: &'static str,
     pub(crate) server: String,
     pub(crate) object: String,
 }

@@ -256,7 +256,7 @@ impl Turn {
         }
         self.arrivals.extend(batch.into_iter().map(|item| Arrival {
             server: stream.server.clone(),
-            source: "pubsub",
+            source: stream.source,
             stream: Some(stream.row),
             change: Rc::new(item.change),
         }));

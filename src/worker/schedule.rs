@@ -13,7 +13,7 @@ use crate::pg::store::streams;
 use crate::pg::store::{changes, config, writes};
 use crate::pg::tx;
 use crate::worker::doubt;
-use crate::worker::engine::{self, Engine, Job, Step, Stream};
+use crate::worker::engine::{self, Engine, Job, Server, Step, Stream};
 use crate::worker::ingest::{self, Inbound};
 use crate::worker::journal;
 use crate::worker::pairs::Why;
@@ -103,8 +103,8 @@ impl Engine {
         let Some(topic) = server.connector.topic(&object) else {
             return Ok(Millis::MAX);
         };
-        let server = server.id;
-        let row = tx::in_transaction(|| Ok(streams::stream(&name, "pubsub", &object)?))?;
+        let (server, source) = (server.id, server.stream());
+        let row = tx::in_transaction(|| Ok(streams::stream(&name, source, &object)?))?;
         if let Some(row) = row {
             // Before its first event a stream starts at what is kept: the copy
             // may be older than the subscription.
@@ -116,6 +116,7 @@ impl Engine {
                 replay,
                 Stream {
                     row: row.id,
+                    source,
                     server: name,
                     object,
                 },
@@ -391,11 +392,22 @@ impl Engine {
     }
 }
 
+impl Server {
+    /// How its change events come: the kind of its rows of `crm.stream`.
+    pub(crate) fn stream(&self) -> &'static str {
+        match self.config.cometd {
+            true => "cometd",
+            false => "pubsub",
+        }
+    }
+}
+
 /// Stored names of sources as the constants they came from.
 pub(crate) fn source_name(name: &str) -> &'static str {
     match name {
         "pubsub" => "pubsub",
         journal::SOURCE => journal::SOURCE,
+        "cometd" => "cometd",
         "replay" => "replay",
         "reconcile" => "reconcile",
         "poll" => "poll",

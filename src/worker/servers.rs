@@ -95,7 +95,17 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
             refresh(engine, &row, Vec::new(), 0)?;
         }
     }
+    close_changed_streams(engine);
     engine.load_budgets(true, now())
+}
+
+/// Ends streams whose server's option `stream` says otherwise now; they are
+/// opened again the other way.
+fn close_changed_streams(engine: &mut Engine) {
+    let ways: HashMap<String, &'static str> = (engine.servers.iter())
+        .map(|s| (s.name.clone(), s.stream()))
+        .collect();
+    engine.unsubscribe(|s| ways.get(&s.server).is_some_and(|way| *way != s.source));
 }
 
 fn note_problem(row: &ServerRow, problem: &str) -> Step<()> {

@@ -22,6 +22,7 @@ pub(super) fn config(row: &ServerRow, installation: &str) -> ServerConfig {
         base_url: url("base_url"),
         login_url: url("login_url"),
         pubsub_endpoint: row.option("pubsub_endpoint").to_owned(),
+        cometd: row.option("stream") == "cometd",
         api_version: row.option("api_version").to_owned(),
         installation: installation.to_owned(),
     }

@@ -48,10 +48,7 @@ async fn an_object_that_nobody_selected_for_events_is_polled_and_named() {
     let checked = "SELECT item, ok FROM crm.server_check('salesforce') WHERE item LIKE 'changes of %' ORDER BY item";
     assert_eq!(
         pair.db.table(checked).await,
-        [
-            ["changes of Account", "f"],
-            ["changes of Contact", "t"]
-        ]
+        [["changes of Account", "f"], ["changes of Contact", "t"]]
     );
     // The account's own count of deliveries, as the worker reads it.
     let deliveries = "SELECT bool_and(deliveries_left <= deliveries_allowed AND deliveries_allowed > 0) FROM crm.change_source WHERE server = 'salesforce'";

@@ -20,7 +20,7 @@ use crate::model::{
 };
 use crate::secret::Secret;
 
-pub use table::Rule as ErrorRule;
+pub use table::{CHANGED, Rule as ErrorRule};
 
 /// Where a server is and how to speak to it: the options of `CREATE SERVER`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub struct ServerConfig {
     pub login_url: String,
     /// gRPC endpoint `host:port`, or `http://host:port` for plain loopback; empty means the vendor's.
     pub pubsub_endpoint: String,
+    /// Change events come by CometD, not by the Pub/Sub API.
+    pub cometd: bool,
     /// API version (`2026-03`, `v3`, `62.0`); empty means the connector's default.
     pub api_version: String,
     /// Installation id: the suffix of our client mark.
@@ -427,9 +429,6 @@ pub trait Connector: Send + Sync {
     /// Brings an event's or a person's spelling of a value into canonical text of its type.
     fn canonical(&self, field_type: FieldType, raw: &str) -> Result<Value, RemoteError>;
 }
-
-/// Code of an update that was refused because its record is not as it was last seen.
-pub const CHANGED: &str = "changed_meanwhile";
 
 /// Names of fields that we use if the account has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -7,6 +7,9 @@ const MESSAGE_MAX: usize = 500;
 /// Most field names kept of one error.
 const FIELDS_MAX: usize = 50;
 
+/// Code of an update that was refused because its record is not as it was last seen.
+pub const CHANGED: &str = "changed_meanwhile";
+
 /// One line of a table of errors. The first line that fits decides.
 #[derive(Clone, Copy, Debug)]
 pub struct Rule {

@@ -186,9 +186,13 @@ pub(crate) fn failure(status: &Status) -> Failure {
     let code = if code.is_empty() { &grpc } else { code };
     let known = transport::RULES.iter().any(|r| r.code == grpc);
     let like = if known { grpc.as_str() } else { "stream" };
-    let error = transport::error(code, like, status.message());
+    by_class(transport::error(code, like, status.message()))
+}
+
+/// What an error of a stream asks for.
+pub(crate) fn by_class(error: RemoteError) -> Failure {
     match error.class {
-        _ if code.starts_with("subscription.fetch.replayid.") => Failure::Expired(error),
+        _ if error.code.starts_with("subscription.fetch.replayid.") => Failure::Expired(error),
         ErrorClass::Reauth => Failure::Reauth(error),
         ErrorClass::Retry => Failure::Again(error),
         _ => Failure::Final(error),

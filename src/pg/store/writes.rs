@@ -35,13 +35,11 @@ pub(crate) struct WriteRow {
     pub(crate) mirror: i32,
     /// Who wrote the values that it carries.
     pub(crate) origin: String,
-    /// To be sent on condition that its record is as it was at this time; see
-    /// [`crate::worker::conditions`].
+    /// See [`crate::worker::conditions`].
     pub(crate) unchanged_since: Option<i64>,
 }
 
-pub(super) const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, \
-     w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror, w.origin";
+pub(super) const COLUMNS: &str = "w.id, w.row_id, w.entity, w.kind, w.record_id, w.vals::text, w.state, w.attempts, coalesce((extract(epoch FROM w.claimed_at) * 1000)::bigint, 0), w.mirror, w.origin";
 
 pub(super) fn row(row: &super::cells::Cells) -> Result<WriteRow> {
     Ok(WriteRow {
@@ -61,8 +59,7 @@ pub(super) fn row(row: &super::cells::Cells) -> Result<WriteRow> {
 }
 
 const GIVEN: &str = "SELECT v.mirror, v.row_id, v.entity, v.kind, v.record_id, v.vals::jsonb AS vals, \
-     v.olds::jsonb AS olds, v.origin, v.state, v.txs::bigint[] AS txs \
-     FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], \
+     v.olds::jsonb AS olds, v.origin, v.state, v.txs::bigint[] AS txs FROM unnest($1::int[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[], \
      $9::text[], $10::text[]) AS v(mirror, row_id, entity, kind, record_id, vals, olds, origin, state, txs)";
 
 /// A PostgreSQL array literal; arrays of arrays have no SPI argument type.

@@ -4,6 +4,8 @@
 //! not change. What did change is told by bitmaps of the header, and a null is
 //! a null only if `nulledFields` says so.
 
+pub mod cometd;
+
 use serde_json::Value as Json;
 
 use crate::connectors::table::{self, Rule};

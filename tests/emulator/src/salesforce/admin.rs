@@ -37,6 +37,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
             "/_admin/salesforce/expire-replay-ids",
             post(expire_replay_ids),
         )
+        .route("/_admin/salesforce/forget-clients", post(forget_clients))
         .with_state(state)
 }
 
@@ -88,6 +89,11 @@ async fn edit_together(Extract(org): Extract<Arc<State>>, body: Bytes) -> Respon
 
 async fn expire_replay_ids(Extract(org): Extract<Arc<State>>) -> Response {
     org.bus.expire();
+    finish(Ok(json!({})))
+}
+
+async fn forget_clients(Extract(org): Extract<Arc<State>>) -> Response {
+    org.comets.forget_all();
     finish(Ok(json!({})))
 }
 

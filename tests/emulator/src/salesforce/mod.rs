@@ -8,6 +8,7 @@ mod admin;
 mod api;
 mod base;
 mod cdc;
+mod cometd;
 mod deeds;
 mod derive;
 mod error;
@@ -31,7 +32,6 @@ mod value;
 mod work_objects;
 
 pub(crate) use admin::router as admin;
-pub(crate) use api::http::router;
 
 use crate::shared::{Shared, Side};
 use crate::tls;
@@ -42,6 +42,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use store::Store;
+
+/// Every route of the org that needs no administrator.
+pub(crate) fn router(state: Arc<State>) -> axum::Router {
+    api::http::router(Arc::clone(&state)).merge(cometd::router(state))
+}
 
 /// Addresses of the listeners besides plain HTTP.
 #[derive(Default)]
@@ -69,6 +74,7 @@ pub(crate) struct State {
     settings: RwLock<Settings>,
     sessions: session::Sessions,
     bus: cdc::bus::Bus,
+    comets: cometd::Clients,
     cursors: api::query::Cursors,
     bulk: api::bulk::Jobs,
     running: api::running::Running,
@@ -102,6 +108,7 @@ impl State {
             store: RwLock::new(Store::new(schema, &shared.people)),
             sessions: session::Sessions::new(shared.options.seed, &shared.options.refresh_token),
             bus: cdc::bus::Bus::new(shared.options.seed),
+            comets: cometd::Clients::new(shared.options.seed),
             cursors: api::query::Cursors::default(),
             bulk: api::bulk::Jobs::default(),
             running: api::running::Running::default(),

@@ -26,6 +26,10 @@ pub(crate) struct Settings {
     pub(crate) merge_record_ids: bool,
     /// After so many milliseconds without events a subscriber gets an empty answer with a newer replay id.
     pub(crate) keepalive_ms: u64,
+    /// How long CometD holds a connect without events.
+    pub(crate) connect_ms: u64,
+    /// Events delivered to all subscribers together, after which none gets any more.
+    pub(crate) deliveries: u64,
     /// Events kept for replay; older ones are gone as if 72 hours had passed.
     pub(crate) retained_events: u64,
     /// A used refresh token is replaced by a new one.
@@ -74,6 +78,8 @@ impl Default for Settings {
             diffs: true,
             merge_record_ids: true,
             keepalive_ms: 270_000,
+            connect_ms: 110_000,
+            deliveries: u64::MAX,
             retained_events: 500_000,
             rotate_refresh_token: false,
             session_life_ms: 7_200_000,
@@ -144,6 +150,8 @@ impl Settings {
                     .ok_or_else(|| format!("{key}: expected text"))?
                     .to_owned();
             }
+            "connect_ms" => self.connect_ms = number(1)?,
+            "deliveries" => self.deliveries = number(0)?,
             "selected" => self.selected = entities(value)?,
             _ => {
                 let known: Vec<String> = self
@@ -167,7 +175,7 @@ impl Settings {
             "daily": self.daily, "enforce": self.enforce, "concurrent": self.concurrent, "long_ms": self.long_ms,
             "work_ms": self.work_ms, "touch_on_noop": self.touch_on_noop,
             "duplicate_rule": self.duplicate_rule, "diffs": self.diffs, "merge_record_ids": self.merge_record_ids,
-            "keepalive_ms": self.keepalive_ms, "retained_events": self.retained_events,
+            "keepalive_ms": self.keepalive_ms, "connect_ms": self.connect_ms, "deliveries": self.deliveries, "retained_events": self.retained_events,
             "rotate_refresh_token": self.rotate_refresh_token, "session_life_ms": self.session_life_ms,
             "page_rows": self.page_rows,
             "bulk_queue_ms": self.bulk_queue_ms, "bulk_work_ms": self.bulk_work_ms,

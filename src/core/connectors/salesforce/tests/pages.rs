@@ -137,7 +137,7 @@ fn the_error_table_follows_the_documented_answers() {
         (300, C::FixData),
         (302, C::Stop),
         (410, C::Stop),
-        (412, C::Gone),
+        (412, C::Retry),
         (414, C::FixMapping),
         (502, C::Retry),
         (503, C::Retry),

@@ -5,6 +5,7 @@ pub(crate) mod bitmap;
 pub(crate) mod bus;
 pub(crate) mod diff;
 pub(crate) mod layout;
+pub(crate) mod plain;
 pub(crate) mod proto;
 pub(crate) mod server;
 
@@ -23,6 +24,35 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// Largest event; a larger change becomes a gap event.
 const MAX_EVENT: usize = 1_000_000;
+
+/// A channel of events.
+#[derive(Clone, Copy)]
+pub(crate) enum Topic {
+    All,
+    One(Obj),
+}
+
+impl Topic {
+    /// `/data/ChangeEvents`, `/data/ContactChangeEvent`; `None` for one that does not exist.
+    pub(crate) fn parse(name: &str) -> Option<Self> {
+        let channel = name.strip_prefix("/data/")?;
+        if channel == "ChangeEvents" {
+            return Some(Self::All);
+        }
+        let found = Obj::ALL
+            .into_iter()
+            .find(|obj| obj.streams() && obj.change_event() == channel);
+        found.map(Self::One)
+    }
+
+    /// Whether it shows changes of an object.
+    pub(crate) fn admits(self, obj: Obj) -> bool {
+        match self {
+            Self::All => true,
+            Self::One(only) => only == obj,
+        }
+    }
+}
 
 /// The event layouts of all objects.
 pub(crate) struct Codecs {

@@ -1,5 +1,6 @@
 //! The Pub/Sub API: `eventbus.v1.PubSub` over gRPC.
 
+use super::Topic;
 use super::bus::{Event, Unusable};
 use super::proto::{
     ConsumerEvent, FetchRequest, FetchResponse, ProducerEvent, SchemaInfo, SchemaRequest,
@@ -8,7 +9,6 @@ use super::proto::{
 use crate::clock::real_ms;
 use crate::salesforce::State;
 use crate::salesforce::ids::SfId;
-use crate::salesforce::schema::Obj;
 use crate::salesforce::session::ORG;
 use crate::tls::H2Service;
 use bytes::Bytes;
@@ -72,14 +72,7 @@ impl PubSub {
     }
 
     fn topic(&self, name: &str, rpc_id: &str) -> Result<Topic, Status> {
-        let channel = name.strip_prefix("/data/").unwrap_or_default();
-        if channel == "ChangeEvents" {
-            return Ok(Topic::All);
-        }
-        let found = Obj::ALL
-            .into_iter()
-            .find(|obj| obj.streams() && obj.change_event() == channel);
-        found.map(Topic::One).ok_or_else(|| {
+        Topic::parse(name).ok_or_else(|| {
             failure(
                 Code::NotFound,
                 "topic.notfound",
@@ -87,22 +80,6 @@ impl PubSub {
                 rpc_id,
             )
         })
-    }
-}
-
-/// A channel.
-#[derive(Clone, Copy)]
-enum Topic {
-    All,
-    One(Obj),
-}
-
-impl Topic {
-    fn admits(self, obj: Obj) -> bool {
-        match self {
-            Self::All => true,
-            Self::One(only) => only == obj,
-        }
     }
 }
 
@@ -375,6 +352,15 @@ impl Subscription<'_> {
             return Ok(Progress::Nothing(None));
         }
         let org = &self.service.org;
+        if org.bus.delivered() >= org.settings().deliveries {
+            let message = "You have exceeded the event delivery limit for your org.";
+            return Err(failure(
+                Code::ResourceExhausted,
+                "subscription.limit.exceeded",
+                message,
+                &self.rpc_id,
+            ));
+        }
         if org.bus.missed(*after) {
             let message =
                 "The Replay ID validation failed: events were dropped before they were fetched.";
