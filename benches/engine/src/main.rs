@@ -16,6 +16,7 @@ mod idle;
 mod latency;
 mod limited;
 mod memory;
+mod outage;
 mod process;
 mod reconcile;
 mod setup;
@@ -26,7 +27,7 @@ mod webhook;
 use figures::Figures;
 
 /// The pieces in the order in which they run.
-const PIECES: [&str; 11] = [
+const PIECES: [&str; 12] = [
     "backfill",
     "apply",
     "latency",
@@ -34,6 +35,7 @@ const PIECES: [&str; 11] = [
     "idle",
     "limited",
     "sustained",
+    "outage",
     "memory",
     "state",
     "ask",
@@ -77,6 +79,7 @@ async fn run(wanted: &[String], figures: &mut Figures) {
             "state" => state::measure(figures).await,
             "limited" => limited::measure(figures).await,
             "sustained" => sustained::measure(figures).await,
+            "outage" => outage::measure(figures).await,
             _ => memory::measure(figures).await,
         }
     }
