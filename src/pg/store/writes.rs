@@ -35,7 +35,7 @@ pub(crate) struct WriteRow {
     pub(crate) mirror: i32,
     /// Who wrote the values that it carries.
     pub(crate) origin: String,
-    /// See [`crate::worker::conditions`].
+    /// Sent only if the record did not change since, in milliseconds since 1970.
     pub(crate) unchanged_since: Option<i64>,
 }
 
