@@ -21,7 +21,7 @@ const token = async () => {
 
 function client(access, replay) {
   const c = new lib.CometD();
-  c.configure({ url: `${base}/cometd/62.0/`, requestHeaders: { Authorization: `Bearer ${access}` }, appendMessageTypeToURL: true });
+  c.configure({ url: `${base}/cometd/62.0/`, requestHeaders: { Authorization: `Bearer ${access}` }});
   c.unregisterTransport('websocket');
   c.registerExtension('replay', {
     outgoing: (m) => {
@@ -95,7 +95,9 @@ console.log('ok replay');
 
 // --- a client that the server has forgotten greets again by itself ---------------------------------------
 let greeted = 0;
-one.addListener('/meta/handshake', (m) => (greeted += m.successful ? 1 : 0));
+one.addListener('/meta/handshake', (m) => {
+  if (m.successful) one.subscribe(CHANNEL, (e) => events.push(e.data), () => (greeted += 1));
+});
 await post('/_admin/salesforce/forget-clients', {});
 await patch({ Phone: '+44 2' });
 await until('a new handshake', () => greeted >= 1);

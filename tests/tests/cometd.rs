@@ -75,6 +75,11 @@ async fn changes_of_every_kind_come_by_cometd_and_by_the_other_way_again() {
         before,
         "nothing came the other way"
     );
+    let log = pair.cluster.log();
+    assert!(
+        !log.contains("an event cannot be read"),
+        "events are read, not their objects"
+    );
     let shown = "SELECT stream = 'cometd' AND changes_by = 'stream' FROM crm.change_source WHERE server = 'salesforce' AND object = 'Contact'";
     assert!(pair.db.one::<bool>(shown).await);
 

@@ -94,6 +94,7 @@ async fn expire_replay_ids(Extract(org): Extract<Arc<State>>) -> Response {
 
 async fn forget_clients(Extract(org): Extract<Arc<State>>) -> Response {
     org.comets.forget_all();
+    org.bus.wake();
     finish(Ok(json!({})))
 }
 

@@ -11,9 +11,10 @@ use std::collections::HashMap;
 pub(crate) fn render(object: &Object, codec: &Codec, payload: &[u8]) -> Option<Value> {
     let schema: Value = serde_json::from_str(&codec.schema_json).ok()?;
     let mut named = HashMap::new();
+    learn(&schema, &mut named);
     let root = Reader {
         bytes: payload,
-        named: &mut named,
+        named: &named,
     }
     .value(&schema)?;
     let fields = schema["fields"].as_array()?;
@@ -111,11 +112,26 @@ fn name(
     Some(format!("{own}.{inner}"))
 }
 
+/// Collects the record types of a schema: a field may name one that an earlier field defines, whether that one has a
+/// value or not.
+fn learn(kind: &Value, named: &mut HashMap<String, Value>) {
+    match kind {
+        Value::Array(branches) => branches.iter().for_each(|branch| learn(branch, named)),
+        Value::Object(complex) => {
+            if let (Some(fields), Some(name)) = (complex.get("fields"), complex.get("name")) {
+                let fields = fields.as_array().into_iter().flatten();
+                fields.for_each(|field| learn(&field["type"], named));
+                named.insert(name.as_str().unwrap_or_default().to_owned(), kind.clone());
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Avro binary, as far as change events need it.
 struct Reader<'a> {
     bytes: &'a [u8],
-    /// Record types met so far: later fields name them.
-    named: &'a mut HashMap<String, Value>,
+    named: &'a HashMap<String, Value>,
 }
 
 impl Reader<'_> {
@@ -151,8 +167,6 @@ impl Reader<'_> {
             Value::String(name) => self.named(name),
             Value::Object(complex) => match complex.get("type")?.as_str()? {
                 "record" => {
-                    let name = complex.get("name")?.as_str()?.to_owned();
-                    self.named.insert(name, kind.clone());
                     let mut out = Map::new();
                     for field in complex.get("fields")?.as_array()? {
                         let value = self.value(&field["type"])?;

@@ -70,6 +70,11 @@ impl Clients {
         Some(id)
     }
 
+    /// Whether a client is one.
+    pub(crate) fn knows(&self, id: &str) -> bool {
+        self.lock().clients.contains_key(id)
+    }
+
     /// Notes a sign of life of a client.
     pub(crate) fn check(&self, id: &str, cookie: Option<&str>) -> Result<(), Unknown> {
         let mut inner = self.lock();

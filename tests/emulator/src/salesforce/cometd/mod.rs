@@ -242,6 +242,11 @@ async fn connect(org: &State, id: &str, message: &Map<String, Value>, out: &mut 
     let mut wake = org.bus.listen();
     loop {
         wake.borrow_and_update();
+        if !org.comets.knows(id) {
+            let again = json!({"interval": 0, "reconnect": "handshake"});
+            out.push(refusal(message, "403::Unknown client", &again));
+            return;
+        }
         let (events, later) = org.comets.read(id, &org.bus, (MAX_EVENTS, MAX_ANSWER));
         org.bus.count(events.len());
         if !events.is_empty() {

@@ -295,3 +295,27 @@ fn lost_and_doubled_events_are_really_lost_and_doubled() {
     assert_eq!(events[0].payload, events[1].payload);
     assert!(events[0].replay < events[1].replay && events[1].payload != events[2].payload);
 }
+
+#[test]
+fn an_event_can_be_shown_in_plain_json() {
+    let org = org(20);
+    let start = org.bus.latest();
+    let id = org.base_id("Contact", 1).unwrap();
+    let path = format!("sobjects/Contact/{id}");
+    let body = json!({"Phone": "+44 1", "MailingCity": "Leeds", "FirstName": null, "Birthdate": "1990-02-03"});
+    assert_eq!(send(&org, "PATCH", &path, body).0, 204);
+    let event = org.bus.read(start, 10, |_| true).events.remove(0);
+    let codec = org.codecs().by_id(&event.schema_id).unwrap();
+    let object = org.schema().object(event.obj);
+    let plain = crate::salesforce::cdc::plain::render(object, codec, &event.payload).unwrap();
+    println!("{plain:#}");
+    assert_eq!(plain["Phone"], "+44 1");
+    assert_eq!(plain["MailingAddress"]["City"], "Leeds");
+    assert_eq!(plain["Name"]["FirstName"], Value::Null);
+    assert_eq!(plain["ChangeEventHeader"]["changeType"], "UPDATE");
+    let names = plain["ChangeEventHeader"]["changedFields"].to_string();
+    assert!(
+        names.contains("MailingAddress.City") && names.contains("Name.FirstName"),
+        "{names}"
+    );
+}
