@@ -12,7 +12,7 @@ async fn the_rows_begin_with_the_first_mirror_are_checked_and_have_versions() {
     let rows = "SELECT count(*) FROM crm.stamp_quality";
     assert_eq!(db.one::<i64>(rows).await, 0);
     mirrors(&db).await;
-    assert_eq!(db.one::<i64>(rows).await, 9, "one for each way");
+    assert_eq!(db.one::<i64>(rows).await, 11, "one for each way");
     let insert = "INSERT INTO crm.stamp_quality (system, source, server, stamp, exactness, resolution, tolerance) VALUES";
     for (sql, code, words) in [
         (format!("{insert} ('hubspot', 'pigeon', 'hubspot', 'x', 'edit', '1 s', '0')"), "22023", "hubspot webhook"),
