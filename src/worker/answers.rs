@@ -151,9 +151,18 @@ impl Session {
             .filter_map(|w| w.record_id.clone())
             .collect();
         let world = &self.engine.world;
-        match tx::in_transaction(|| doubt::settle(world, m, writes, &look, now)) {
+        let settle = |writes: Vec<WriteRow>| {
+            tx::in_transaction(|| doubt::settle(world, m, writes, &look, now))
+        };
+        let mut settled = settle(writes.clone());
+        if settled.is_err() && writes.len() > 1 {
+            // A row that somebody holds, or that refuses what it is shown, keeps nobody else in doubt.
+            let each = writes.into_iter().map(|write| settle(vec![write]));
+            settled = each.fold(Ok(()), Result::and);
+        }
+        match settled {
             // Looked at again when its time comes.
-            Err(error) if error.sqlstate == "55P03" => return Ok(()),
+            Err(error) if error.sqlstate == "55P03" => {}
             settled => settled?,
         }
         self.engine.may_send = true;

@@ -1,7 +1,7 @@
 //! What is due without being asked: first copies, polls, streams, reads,
 //! deliveries, writes in doubt, housekeeping.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use crm_core::model::{Change, FieldType, Millis};
 use crm_io::Replay;
 
 use crate::pg::store::streams;
+use crate::pg::store::writes::WriteRow;
 use crate::pg::store::{changes, config, writes};
 use crate::pg::tx;
 use crate::worker::doubt;
@@ -24,6 +25,8 @@ pub(super) const REMOVED_EVERY: u32 = 10;
 /// How far a poll looks back before the last stamp it saw: rows that commit
 /// late, and a search index that lags.
 const LOOK_BACK_MS: Millis = 5_000;
+/// Writes in doubt that are looked at together.
+const UNKNOWN: i64 = 1_000;
 
 impl Engine {
     /// Starts whatever is due; the time of the next thing that will be.
@@ -341,54 +344,69 @@ impl Engine {
             if !writes::any_unknown()? {
                 return Ok(Vec::new());
             }
-            Ok(writes::take_unknown(200)?)
+            Ok(writes::take_unknown(UNKNOWN)?)
         })?;
+        let mut known: BTreeMap<i32, Vec<WriteRow>> = BTreeMap::new();
         for row in rows {
-            let Some(mirror) = self.world.mirrors.get(&row.mirror) else {
-                continue;
-            };
-            let id = mirror.id;
-            let by_key = mirror.unique_field.is_some() || mirror.pairs().is_some();
-            if row.kind == "create" && row.record_id.is_none() && by_key {
-                // An upsert on our own key is safe to send again, and so is a pair.
-                tx::in_transaction(|| Ok(writes::requeue(vec![row.id])?))?;
-                self.may_send = true;
-                continue;
+            match (row.kind.as_str(), &row.record_id) {
+                ("create", None) => self.settle_create(row)?,
+                // A person named it: an id that is none must not spoil the others' call.
+                ("create", Some(_)) => self.look_back(row.mirror, vec![row]),
+                _ => known.entry(row.mirror).or_default().push(row),
             }
-            let Some(server) = self.server(&mirror.server) else {
+        }
+        for (id, rows) in known {
+            let server = self.world.mirrors.get(&id).map(|m| &m.server);
+            let Some(server) = server.and_then(|s| self.server(s)) else {
                 continue;
             };
-            let (request, job) = match &row.record_id {
-                Some(record) => (
-                    server.connector.read_request(
-                        &server.config,
-                        &mirror.object,
-                        &mirror.fields,
-                        std::slice::from_ref(record),
-                    ),
-                    Job::Settle {
-                        mirror: id,
-                        writes: vec![row],
-                        asked_at: engine::now(),
-                    },
-                ),
-                None => match doubt::find_created(self, mirror, &row) {
-                    Some(request) => (
-                        request,
-                        Job::FindCreated {
-                            mirror: id,
-                            write: Box::new(row),
-                        },
-                    ),
-                    None => {
-                        tx::in_transaction(|| Ok(doubt::hold_create(mirror, &row)?))?;
-                        continue;
-                    }
-                },
-            };
-            self.fetch(id, request, job);
+            let size = server.connector.read_batch().max(1);
+            for rows in rows.chunks(size) {
+                self.look_back(id, rows.to_vec());
+            }
         }
         Ok(())
+    }
+
+    /// Sends a create in doubt again where that is safe, else looks for its record.
+    fn settle_create(&mut self, row: WriteRow) -> Step<()> {
+        let Some(mirror) = self.world.mirrors.get(&row.mirror) else {
+            return Ok(());
+        };
+        if mirror.unique_field.is_some() || mirror.pairs().is_some() {
+            // An upsert on our own key is safe to send again, and so is a pair.
+            tx::in_transaction(|| Ok(writes::requeue(vec![row.id])?))?;
+            self.may_send = true;
+            return Ok(());
+        }
+        if self.server(&mirror.server).is_none() {
+            return Ok(());
+        }
+        let Some(request) = doubt::find_created(self, mirror, &row) else {
+            return tx::in_transaction(|| Ok(doubt::hold_create(mirror, &row)?));
+        };
+        let (id, write) = (row.mirror, Box::new(row));
+        self.fetch(id, request, Job::FindCreated { mirror: id, write });
+        Ok(())
+    }
+
+    /// Reads the records of writes in doubt, in one call.
+    fn look_back(&mut self, id: i32, writes: Vec<WriteRow>) {
+        let ids: Vec<String> = writes.iter().filter_map(|w| w.record_id.clone()).collect();
+        let request = self.world.mirrors.get(&id).and_then(|m| {
+            let server = self.server(&m.server)?;
+            let (config, connector) = (&server.config, server.connector);
+            Some(connector.read_request(config, &m.object, &m.fields, &ids))
+        });
+        let Some(request) = request else {
+            return;
+        };
+        let job = Job::Settle {
+            mirror: id,
+            writes,
+            asked_at: engine::now(),
+        };
+        self.fetch(id, request, job);
     }
 }
 

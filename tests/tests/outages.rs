@@ -83,3 +83,27 @@ async fn a_crm_that_is_away_is_tried_by_one_small_call_at_a_time_and_gets_all_wh
         .wait_true("the trouble is gone", PATIENCE, gone)
         .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn writes_in_doubt_are_read_back_by_the_batch_not_one_by_one() {
+    let pair = pair().await;
+    pair.emulator.fault(json!({
+        "crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/update",
+        "action": {"fail_after_write": {}}, "remaining": 3,
+    }));
+    pair.emulator.reset_counts();
+    pair.db
+        .exec("UPDATE hubspot.contacts SET jobtitle = 'Lost' WHERE _id <= 300")
+        .await;
+    let done = "SELECT NOT EXISTS (SELECT FROM crm.write) AND NOT EXISTS (SELECT FROM crm.change_0)
+                AND NOT EXISTS (SELECT FROM crm.change_1)";
+    pair.db.wait_true("all are settled", PATIENCE, done).await;
+    let counts = pair.emulator.counts();
+    let rows = counts["counts"].as_array().cloned().unwrap_or_default();
+    let all: u64 = rows.iter().filter_map(|r| r["count"].as_u64()).sum();
+    let reads = all - tries(&pair);
+    assert!(
+        (1..=30).contains(&reads),
+        "{reads} other calls for 300 writes whose answers were lost: {counts}"
+    );
+}
