@@ -4,7 +4,7 @@
 use crm_core::http::HttpResponse;
 use crm_core::model::{Millis, Page, RemoteError};
 use crm_core::ranges::{self, Ranges};
-use crm_io::{Command, Follow};
+use crm_io::Follow;
 
 use crate::pg::store::config;
 use crate::pg::store::streams::{self, BackfillRow};
@@ -98,13 +98,7 @@ impl Engine {
         let connector = server.connector;
         let request = connector.count_request(&server.config, &mirror.object);
         let server = server.id;
-        let (job, tag) = (self.job(Job::Count { mirror: id }), self.tag(id));
-        self.submit(Command::Call {
-            job,
-            server,
-            tag,
-            request,
-        })
+        self.call(server, self.tag(id), request, Job::Count { mirror: id })
     }
 
     /// Asks for the next page of every range.

@@ -109,16 +109,7 @@ impl Engine {
             return;
         };
         let request = server.connector.probe(&server.config);
-        let job = self.job(Job::Account { server: id });
-        let sent = self.submit(Command::Call {
-            job,
-            server: id,
-            tag: Tag::default(),
-            request,
-        });
-        if !sent {
-            self.jobs.remove(&job);
-        }
+        self.call(id, Tag::default(), request, Job::Account { server: id });
     }
 
     /// Takes over what an account says of itself.

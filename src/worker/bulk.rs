@@ -5,7 +5,6 @@ use crm_core::connectors::bulk::{BulkReader, Progress};
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::{Millis, RemoteError};
 use crm_core::ranges::Ranges;
-use crm_io::Command;
 
 use crate::pg::guc;
 use crate::pg::store::streams;
@@ -48,7 +47,7 @@ impl Engine {
             let m = self.world.mirrors.get(&id)?;
             Some(bulk.start(&server.config, &m.object, &m.fields))
         });
-        request.is_some_and(|r| self.call(id, r, Job::BulkStart { mirror: id }))
+        request.is_some_and(|r| self.ask_reader(id, r, Job::BulkStart { mirror: id }))
     }
 
     /// Goes on with a bulk job that a copy went by; false if it went by pages.
@@ -76,7 +75,7 @@ impl Engine {
         });
         bulk.place.clone_from(&place);
         // If nothing can be sent now, it is tried again with the next look.
-        let sent = self.call(id, request, Job::BulkAsk { mirror: id, place });
+        let sent = self.ask_reader(id, request, Job::BulkAsk { mirror: id, place });
         self.watch(id).backfilling = sent;
         Ok(true)
     }
@@ -132,26 +131,13 @@ impl Engine {
             reader(self, id).and_then(|(server, bulk)| bulk.end(&server.config, place, done));
         if let Some(request) = request {
             // If it is not sent, the CRM forgets the job by itself in a few days.
-            self.call(id, request, Job::BulkEnd);
+            self.ask_reader(id, request, Job::BulkEnd);
         }
     }
 
-    fn call(&mut self, id: i32, request: HttpRequest, job: Job) -> bool {
-        let Some((server, _)) = reader(self, id) else {
-            return false;
-        };
-        let server = server.id;
-        let (job, tag) = (self.job(job), self.tag(id));
-        let sent = self.submit(Command::Call {
-            job,
-            server,
-            tag,
-            request,
-        });
-        if !sent {
-            self.jobs.remove(&job);
-        }
-        sent
+    fn ask_reader(&mut self, id: i32, request: HttpRequest, job: Job) -> bool {
+        let server = reader(self, id).map(|(server, _)| server.id);
+        server.is_some_and(|server| self.call(server, self.tag(id), request, job))
     }
 }
 

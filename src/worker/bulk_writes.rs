@@ -11,7 +11,6 @@ use crm_core::connectors::bulk::{BulkWriter, UNTOUCHED};
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::{Millis, RemoteError, WriteKind, WriteResult};
 use crm_core::transport;
-use crm_io::Command;
 
 use crate::pg::guc;
 use crate::pg::store::writes::WriteRow;
@@ -165,7 +164,7 @@ impl Engine {
         let request = (self.active).then(|| self.bulk_request(bulk, mirror, next));
         let mirror = mirror.id;
         let sent = request.flatten().is_some_and(|(server, request)| {
-            self.call_for(mirror, server, request, Job::BulkWrite { id })
+            self.call(server, self.tag(mirror), request, Job::BulkWrite { id })
         });
         if let Some(bulk) = self.bulk_writes.get_mut(&id) {
             bulk.busy = sent;
@@ -213,22 +212,8 @@ impl Engine {
             Some((server.id, request))
         });
         if let Some((server, request)) = request {
-            self.call_for(mirror, server, request, Job::BulkEnd);
+            self.call(server, self.tag(mirror), request, Job::BulkEnd);
         }
-    }
-
-    fn call_for(&mut self, mirror: i32, server: u32, request: HttpRequest, job: Job) -> bool {
-        let (job, tag) = (self.job(job), self.tag(mirror));
-        let sent = self.submit(Command::Call {
-            job,
-            server,
-            tag,
-            request,
-        });
-        if !sent {
-            self.jobs.remove(&job);
-        }
-        sent
     }
 }
 

@@ -8,7 +8,7 @@ use crm_core::http::HttpRequest;
 use crm_core::model::{FieldType, Millis, Page};
 use crm_core::ranges::Ranges;
 use crm_core::secret::Secret;
-use crm_io::{Command, Follow, Replay};
+use crm_io::{Command, Follow, Replay, Tag};
 use std::cell::Cell;
 use std::sync::Arc;
 
@@ -244,6 +244,21 @@ impl Engine {
     /// come back when it reports something.
     pub(crate) fn submit(&mut self, command: Command) -> bool {
         self.io.submit(command)
+    }
+
+    /// Sends a request whose answer the job takes apart itself; false as for `submit`.
+    pub(crate) fn call(&mut self, server: u32, tag: Tag, request: HttpRequest, job: Job) -> bool {
+        let job = self.job(job);
+        let sent = self.submit(Command::Call {
+            job,
+            server,
+            tag,
+            request,
+        });
+        if !sent {
+            self.jobs.remove(&job);
+        }
+        sent
     }
 
     /// Sends a request whose answer is a page of a mirror.

@@ -9,7 +9,7 @@ use crm_core::catalog::CheckRow;
 use crm_core::connectors::journal::{Journal, Place};
 use crm_core::http::{HttpRequest, HttpResponse};
 use crm_core::model::{ErrorClass, Millis, RemoteError};
-use crm_io::{Command, Tag};
+use crm_io::Tag;
 
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::tx;
@@ -167,16 +167,12 @@ impl Engine {
             Asked::Latest => journal.latest(config),
             Asked::File(place) => journal.file(place),
         };
-        let job = self.job(Job::Journal { server: id });
-        let sent = self.submit(Command::Call {
-            job,
-            server: io_id(id),
-            tag: Tag::default(),
+        let sent = self.call(
+            io_id(id),
+            Tag::default(),
             request,
-        });
-        if !sent {
-            self.jobs.remove(&job);
-        }
+            Job::Journal { server: id },
+        );
         if let Some(reading) = self.journals.get_mut(&id) {
             reading.busy = sent;
             reading.at = now + if sent { 0 } else { LOOK_MS };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use crm_core::http::{HttpResponse, Purpose};
 use crm_core::model::{FieldType, Millis, Page, Record, RemoteError};
 use crm_core::reconcile::{self, Bucket, CHUNK, Finding, Kind};
-use crm_io::{Command, Follow, Tag};
+use crm_io::{Follow, Tag};
 
 use crate::pg::store::reconciles::{self, Run};
 use crate::pg::store::spi::Result;
@@ -163,13 +163,7 @@ impl Engine {
         let request = server.connector.time_zone_request(&server.config);
         self.zones.insert(name.clone(), now);
         if let Some(request) = request {
-            let job = self.job(Job::Zone { server: name });
-            self.submit(Command::Call {
-                job,
-                server: id,
-                tag: Tag::default(),
-                request,
-            });
+            self.call(id, Tag::default(), request, Job::Zone { server: name });
         }
     }
 

@@ -213,17 +213,14 @@ fn send_catalog(
     while let Some(request) = queue.pop() {
         let part = first;
         first += 1;
-        let job = engine.job(Job::Catalog { server, part });
-        if !engine.submit(Command::Call {
-            job,
+        if !engine.call(
             server,
-            tag: Tag::default(),
+            Tag::default(),
             request,
-        }) {
-            engine.jobs.remove(&job);
-            if let Some(refresh) = engine.refreshes.get_mut(&server) {
-                queue.extend(refresh.machine.refused(part));
-            }
+            Job::Catalog { server, part },
+        ) && let Some(refresh) = engine.refreshes.get_mut(&server)
+        {
+            queue.extend(refresh.machine.refused(part));
         }
     }
     if let Some(refresh) = engine.refreshes.get_mut(&server) {
@@ -375,17 +372,10 @@ fn send_check(engine: &mut Engine, ticket: i64, requests: Vec<HttpRequest>) -> S
         };
         let (server, part) = (*server, *sent);
         *sent += 1;
-        let job = engine.job(Job::Check { ticket, part });
-        if !engine.submit(Command::Call {
-            job,
-            server,
-            tag: Tag::default(),
-            request,
-        }) {
-            engine.jobs.remove(&job);
-            if let Some((_, machine, _)) = engine.checks.get_mut(&ticket) {
-                queue.extend(machine.refused(part));
-            }
+        if !engine.call(server, Tag::default(), request, Job::Check { ticket, part })
+            && let Some((_, machine, _)) = engine.checks.get_mut(&ticket)
+        {
+            queue.extend(machine.refused(part));
         }
     }
     if engine.checks.get(&ticket).is_some_and(|(_, m, _)| m.done())
