@@ -95,12 +95,7 @@ BEGIN
     IF crm._restoring() THEN
         RETURN new;
     END IF;
-    IF NOT EXISTS (SELECT FROM crm._server s WHERE s.server = new.server) THEN
-        SELECT array_agg(s.server ORDER BY s.server) INTO known FROM crm._server s;
-        RAISE EXCEPTION 'server "%" does not exist', new.server
-            USING ERRCODE = '42704', DETAIL = CASE WHEN known IS NULL THEN 'No server of pg_crm_sync exists yet.' ELSE 'Servers are: ' || array_to_string(known, ', ') || '.' END,
-                  HINT = crm._near_hint(new.server, known, 'CREATE SERVER makes one.');
-    END IF;
+    PERFORM crm._server_checked(new.server);
     IF tg_table_name = 'off_peak' THEN
         IF crm._time_zone(new.server) IS NULL THEN
             RAISE EXCEPTION 'the time zone of server "%" is not known', new.server
