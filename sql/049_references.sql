@@ -39,7 +39,7 @@ CREATE TABLE crm.reference_due (
     waits   text
 );
 CREATE INDEX reference_due_next ON crm.reference_due (next_at);
-COMMENT ON TABLE crm.reference_due IS 'Changed associations and references that the worker has not carried over. One whose other end has no counterpart yet is tried again, at intervals up to a minute, for a day.';
+COMMENT ON TABLE crm.reference_due IS 'Changed associations and references that the worker has not carried over. One whose other end has no counterpart yet is tried again: at intervals up to a minute for a day, then every hour.';
 COMMENT ON COLUMN crm.reference_due.record IS 'For an association (tied, untied): the record that it starts from.';
 COMMENT ON COLUMN crm.reference_due.row_id IS 'For a reference field (moved, filled): the row that holds it.';
 COMMENT ON COLUMN crm.reference_due.waits IS 'What is missing.';
@@ -348,7 +348,7 @@ BEGIN
         plan := crm._reference_plan(r, d);
         IF plan.waits IS NULL AND cardinality(plan.statements) > 0 THEN
             RETURN QUERY SELECT d.id, plan.relation, s.statement, ARRAY(SELECT jsonb_array_elements_text(plan.args -> (s.n - 1)::integer)) FROM unnest(plan.statements) WITH ORDINALITY AS s (statement, n);
-        ELSIF plan.waits IS NOT NULL AND d.at > now() - interval '1 day' THEN
+        ELSIF plan.waits IS NOT NULL THEN
             PERFORM crm._reference_later(d.id, plan.waits);
         ELSE
             DELETE FROM crm.reference_due WHERE id = d.id;
@@ -359,7 +359,7 @@ COMMENT ON FUNCTION crm._reference_step(integer) IS 'The next references to carr
 
 CREATE FUNCTION crm._reference_later(due bigint, why text) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    UPDATE crm.reference_due SET tries = tries + 1, waits = left(why, 500), next_at = clock_timestamp() + least(interval '1 minute', interval '250 milliseconds' * power(2, least(tries, 8))) WHERE id = due
+    UPDATE crm.reference_due SET tries = tries + 1, waits = left(why, 500), next_at = clock_timestamp() + CASE WHEN at < now() - interval '1 day' THEN interval '1 hour' ELSE least(interval '1 minute', interval '250 milliseconds' * power(2, least(tries, 8))) END WHERE id = due
 $$;
 COMMENT ON FUNCTION crm._reference_later(bigint, text) IS 'Puts a reference off.';
 
@@ -367,7 +367,7 @@ CREATE FUNCTION crm._why_references(mirrors integer[], rows bigint[], records te
 RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     SELECT 'reference', 'waits', format('%s of link "%s" waits: %s', r.field, r.link, coalesce(d.waits, 'the worker has not looked at it yet')),
-           format('It is carried over when both records are there, until %s. The other end belongs to link "%s".', date_trunc('seconds', d.at + interval '1 day'), r.parent)
+           format('It is carried over when both records are there; looked at again at %s. The other end belongs to link "%s".', date_trunc('seconds', d.next_at), r.parent)
     FROM unnest(mirrors, rows, records) AS v (mirror, row_id, record)
     JOIN crm.reference_map r ON v.mirror IN (r.own, r.theirs)
     JOIN crm.reference_due d ON d.map = r.id AND ((v.mirror = r.own AND d.record = v.record) OR (v.mirror = r.theirs AND d.row_id = v.row_id))

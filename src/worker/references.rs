@@ -39,7 +39,7 @@ pub(crate) fn carry_over() -> Step<bool> {
         let more = acts.len() >= BATCH as usize / 2;
         let mut done: BTreeSet<i64> = acts.iter().map(|a| a.due).collect();
         for act in acts {
-            // A row that somebody holds, or a CHECK that refuses the value: later, for a day.
+            // A row that somebody holds, or a CHECK that refuses the value: later.
             if let Err(error) = perform(&act) {
                 done.remove(&act.due);
                 let why = format!("{} ({})", error.message, error.sqlstate);

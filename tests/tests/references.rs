@@ -184,6 +184,16 @@ async fn a_reference_to_a_record_without_counterpart_waits_and_says_so() {
     pair.db
         .wait_true("crm.why says what is missing", PATIENCE, &told)
         .await;
+    // Two days later it is looked for less often, and not forgotten.
+    pair.db
+        .exec(
+            "UPDATE crm.reference_due SET at = at - interval '2 days', next_at = clock_timestamp()",
+        )
+        .await;
+    let rare = "SELECT count(*) = 1 AND bool_and(next_at > now() + interval '50 minutes') FROM crm.reference_due";
+    pair.db
+        .wait_true("looked for every hour", PATIENCE, rare)
+        .await;
     let account = pair.emulator.create(
         "salesforce",
         "Account",
@@ -193,6 +203,10 @@ async fn a_reference_to_a_record_without_counterpart_waits_and_says_so() {
         .as_str()
         .or(account["Id"].as_str())
         .expect("id");
+    counterpart(&pair, "hubspot.companies", company, "salesforce.account").await;
+    pair.db
+        .exec("UPDATE crm.reference_due SET next_at = clock_timestamp()")
+        .await;
     pair.reaches("salesforce", "Contact", &theirs, "AccountId", account)
         .await;
 }
