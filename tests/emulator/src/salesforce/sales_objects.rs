@@ -5,6 +5,7 @@ use super::objects::{Base, NONE, field, flagged, number, owner, pick, refers, sy
 use super::schema::{Field, Kind, Obj, flag};
 use super::stamps::DAY_MS;
 use super::value::Value;
+use super::work_objects::about;
 
 /// Length of a meeting that nobody has written.
 const HOUR_MS: i64 = 3_600_000;
@@ -20,17 +21,8 @@ fn day(ms: i64) -> Value {
 
 pub(super) fn event() -> Vec<Field> {
     let mut fields = system(Obj::Event);
+    fields.extend(about());
     fields.extend([
-        refers("WhoId", &[Obj::Contact, Obj::Lead], "Who", |gen_| {
-            gen_.contact()
-        }),
-        refers(
-            "WhatId",
-            &[Obj::Account, Obj::Opportunity, Obj::Case],
-            "What",
-            NONE,
-        ),
-        text("Subject", 255, |gen_| gen_.subject()).with(flag::NAME),
         text("Location", 255, NONE),
         flagged("IsAllDayEvent", |_| Value::Bool(false)),
         field("ActivityDateTime", Kind::DateTime, 0, |gen_| {

@@ -112,19 +112,22 @@ pub(super) fn case() -> Vec<Field> {
     fields
 }
 
-pub(super) fn task() -> Vec<Field> {
-    let mut fields = system(Obj::Task);
-    fields.extend([
+/// What a task or a meeting is about.
+pub(super) fn about() -> [Field; 3] {
+    let what = &[Obj::Account, Obj::Opportunity, Obj::Case];
+    [
         refers("WhoId", &[Obj::Contact, Obj::Lead], "Who", |gen_| {
             gen_.contact()
         }),
-        refers(
-            "WhatId",
-            &[Obj::Account, Obj::Opportunity, Obj::Case],
-            "What",
-            NONE,
-        ),
+        refers("WhatId", what, "What", NONE),
         text("Subject", 255, |gen_| gen_.subject()).with(flag::NAME),
+    ]
+}
+
+pub(super) fn task() -> Vec<Field> {
+    let mut fields = system(Obj::Task);
+    fields.extend(about());
+    fields.extend([
         field("ActivityDate", Kind::Date, 0, |gen_| gen_.date(19_800, 400)),
         pick(
             "Status",
