@@ -68,16 +68,10 @@ impl Pair {
     #[must_use]
     pub fn writes(&self, crm: &str) -> u64 {
         let reads = ["search", "batch/read", "token", "query", "oauth"];
-        let counts = self.emulator.counts();
-        let list = counts["counts"].as_array().expect("a list of counts");
-        list.iter()
-            .filter(|c| c["crm"] == crm && c["method"] != "GET")
-            .filter(|c| {
-                let route = c["route"].as_str().unwrap_or_default();
-                !reads.iter().any(|r| route.contains(r))
-            })
-            .map(|c| c["count"].as_u64().unwrap_or(0))
-            .sum()
+        self.emulator.served(|c| {
+            let route = c["route"].as_str().unwrap_or_default();
+            c["crm"] == crm && c["method"] != "GET" && !reads.iter().any(|r| route.contains(r))
+        })
     }
 
     /// Fault rules that have not hit yet.

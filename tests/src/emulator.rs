@@ -161,6 +161,16 @@ impl Emulator {
         self.admin("GET", "/_admin/counts", None)
     }
 
+    /// Requests of some kind that were served: `hits` is shown a row of the counts,
+    /// with `crm`, `method`, `route` and `status`.
+    #[must_use]
+    pub fn served(&self, hits: impl Fn(&Value) -> bool) -> u64 {
+        let counts = self.counts();
+        let rows = counts["counts"].as_array().expect("a list of counts");
+        let of = rows.iter().filter(|row| hits(row));
+        of.map(|row| row["count"].as_u64().expect("a count")).sum()
+    }
+
     /// Starts counting from zero.
     pub fn reset_counts(&self) {
         self.admin("POST", "/_admin/counts/reset", Some(&json!({})));

@@ -28,12 +28,8 @@ fn limits(pair: &Pair, crm: &str, mut limits: serde_json::Value) {
 
 /// How often a CRM answered with a status.
 fn answered(pair: &Pair, crm: &str, status: u64) -> u64 {
-    let counts = pair.emulator.counts();
-    let rows = counts["counts"].as_array().cloned().unwrap_or_default();
-    rows.iter()
-        .filter(|r| r["crm"] == crm && r["status"] == status)
-        .map(|r| r["count"].as_u64().unwrap_or(0))
-        .sum()
+    pair.emulator
+        .served(|r| r["crm"] == crm && r["status"] == status)
 }
 
 async fn title_arrives(pair: &Pair, id: &str, title: &str) {

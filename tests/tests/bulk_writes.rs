@@ -35,12 +35,9 @@ async fn pair(settings: Value) -> Pair {
 
 /// How often a route was called and what it answered.
 fn calls(pair: &Pair, method: &str, route: &str) -> u64 {
-    let counts = pair.emulator.counts();
-    let rows = counts["counts"].as_array().cloned().unwrap_or_default();
     let route = format!("/services/data/{{version}}/{route}");
-    let fits = |row: &&Value| row["method"] == method && row["route"] == route.as_str();
-    let of = rows.iter().filter(fits);
-    of.map(|row| row["count"].as_u64().unwrap_or(0)).sum()
+    pair.emulator
+        .served(|row| row["method"] == method && row["route"] == route.as_str())
 }
 
 /// Edits everybody in one statement.

@@ -433,12 +433,7 @@ async fn a_salesforce_object_that_did_not_change_is_not_described_again() {
     pair.import("salesforce", &["Contact"]).await;
     pair.backfilled().await;
     policy(&pair, "salesforce.contact", "ask").await;
-    let unchanged = || {
-        let counts = pair.emulator.counts();
-        let list = counts["counts"].as_array().cloned().unwrap_or_default();
-        let hits = list.iter().filter(|c| c["status"] == 304);
-        hits.filter_map(|c| c["count"].as_u64()).sum::<u64>()
-    };
+    let unchanged = || pair.emulator.served(|c| c["status"] == 304);
     crm_tests::wait_until(
         "descriptions are asked for on condition",
         PATIENCE,

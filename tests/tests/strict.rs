@@ -21,10 +21,7 @@ async fn strict(strategy: &str) -> (Pair, Vec<Person>) {
 
 /// Answers with a status so far.
 fn answers(pair: &Pair, status: u64) -> u64 {
-    let counts = pair.emulator.counts();
-    let list = counts["counts"].as_array().cloned().unwrap_or_default();
-    let hits = list.iter().filter(|c| c["status"] == status);
-    hits.filter_map(|c| c["count"].as_u64()).sum()
+    pair.emulator.served(|c| c["status"] == status)
 }
 
 #[tokio::test(flavor = "multi_thread")]
