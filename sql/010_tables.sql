@@ -321,7 +321,8 @@ CREATE TABLE crm.event (
     new_values     text[],
     unknown        text[],
     decision       jsonb,
-    carried        jsonb
+    carried        jsonb,
+    score          real
 ) PARTITION BY RANGE (seq);
 COMMENT ON TABLE crm.event IS 'The ledger: every observed change with its decision, append-only, in the order of decisions. Partitions are made and dropped by the worker.';
 COMMENT ON COLUMN crm.event.seq IS 'The engine sequence: the order in which changes were decided. It has gaps.';
@@ -340,6 +341,7 @@ COMMENT ON COLUMN crm.event.source IS 'webhook, pubsub, poll, backfill, read, re
 COMMENT ON COLUMN crm.event.actor IS 'The CRM''s user, or session_user of the SQL session; null if unknown.';
 COMMENT ON COLUMN crm.event.application IS 'What the CRM tells of the program that wrote, or application_name of the SQL session.';
 COMMENT ON COLUMN crm.event.reason IS 'pg_crm_sync.reason of the SQL session.';
+COMMENT ON COLUMN crm.event.score IS 'pg_crm_sync.score of the SQL session, 0 to 1: how sure it was of what it wrote; null where it stated none. See crm.conflict_policy.min_score.';
 COMMENT ON COLUMN crm.event.fields IS 'Changed fields, by the names of the mirror''s CRM.';
 COMMENT ON COLUMN crm.event.old_values IS 'Values of the mirror''s row before, one per field, in canonical text. A null in it is a null that was there, unless unknown names the field; no array at all means that nothing is known (create, result, erased).';
 COMMENT ON COLUMN crm.event.new_values IS 'Values that came, one per field, whether or not they stand now. A null in it is an explicit null; no array at all means that none came (delete, erased).';

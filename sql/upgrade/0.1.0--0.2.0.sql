@@ -49,7 +49,7 @@ ALTER TABLE crm.xref DROP COLUMN record_id;
 -- done: CREATE TABLE crm.event (
 ALTER TABLE crm.event
     ADD COLUMN tx bigint, ADD COLUMN stream integer, ADD COLUMN identity uuid, ADD COLUMN application text, ADD COLUMN reason text,
-    ADD COLUMN unknown text[], ADD COLUMN carried jsonb, ALTER COLUMN mirror DROP NOT NULL, ALTER COLUMN policy_version TYPE integer;
+    ADD COLUMN unknown text[], ADD COLUMN carried jsonb, ADD COLUMN score real, ALTER COLUMN mirror DROP NOT NULL, ALTER COLUMN policy_version TYPE integer;
 -- Questions of before are asked again with all their values when the next event comes; those about matches stay.
 -- done: CREATE TABLE crm.review_item (
 ALTER TABLE crm.review_item DROP CONSTRAINT review_item_link_mirror_row_id_field_key;

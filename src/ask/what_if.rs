@@ -181,10 +181,6 @@ fn of_group(
 fn tell(gaps: &Gaps) {
     for (gap, (count, seq, field)) in gaps {
         let (what, taken) = match gap {
-            Gap::Score => (
-                "edits by SQL meet a min_score, and scores are not kept",
-                "They are taken as they were judged then.",
-            ),
             Gap::Map => (
                 "values would go through the function of a map, which is not asked",
                 "The other side is shown as it was.",
@@ -321,6 +317,7 @@ fn edits(world: &World, info: &GroupInfo, event: &PastEvent, entity: i64) -> Vec
             quality,
             seq: event.seq,
             local: event.source == "sql",
+            score: event.score,
             old: event.olds.get(place).filter(|_| known).cloned(),
             came: came.clone(),
             carried: replaced(info, &carried, field),

@@ -46,6 +46,8 @@ pub struct PastEdit {
     pub seq: i64,
     /// SQL, not a CRM.
     pub local: bool,
+    /// How sure SQL was, in thousandths; `None` where it did not say.
+    pub score: Option<u16>,
     /// What that side held before; `None` if nobody knows.
     pub old: Option<Value>,
     /// What came.
@@ -87,8 +89,6 @@ pub struct Difference {
 /// What of the past a replay cannot know, and takes as it was.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
-    /// An edit by SQL that a `min_score` would judge: scores are not kept.
-    Score,
     /// A value that only the function of a map could carry to another side.
     Map,
     /// Decided again by a change of policy; what it replaced is not known.

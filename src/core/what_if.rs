@@ -239,11 +239,9 @@ impl<'a> Replay<'a> {
             };
             return (put_back(column, held, edit), by_lock);
         }
-        if edit.local && rule.is_some_and(|r| r.min_score.is_some()) {
-            self.gap(Gap::Score, edit);
-            if step == Some(Step::Score) {
-                return (put_back(column, held, edit), told("score"));
-            }
+        let least = rule.and_then(|r| r.min_score).filter(|_| edit.local);
+        if least.is_some_and(|least| edit.score.is_none_or(|s| s < least)) {
+            return (put_back(column, held, edit), told("score"));
         }
         let (end, by) = match rule {
             None if met_another(edit) => (Err(String::new()), "no policy row"),

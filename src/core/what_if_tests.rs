@@ -56,6 +56,7 @@ fn edit(seq: i64, side: usize, origin: &str, old: &str, came: &str) -> PastEdit 
         quality: Quality::default(),
         seq,
         local: origin == "local",
+        score: None,
         old: Some(value(old)),
         came: value(came),
         carried: Vec::new(),
@@ -307,21 +308,40 @@ fn what_a_past_change_of_policy_decided_again_differs_where_the_draft_decides_an
 }
 
 #[test]
-fn scores_that_are_not_kept_are_told_and_edits_stay_as_they_were_judged() {
+fn edits_by_sql_land_where_their_score_reaches_what_the_draft_asks_and_only_there() {
     let now = policy(1, "last_write_wins", "");
     let mut then = policy(2, "last_write_wins", "");
     then.rules[0].min_score = Some(800);
+    let scored = |seq, old, new, score| PastEdit {
+        score,
+        ..edit(seq, 0, "local", old, new)
+    };
     let edits = [
-        edit(1, 0, "local", "old", "guess"),
-        decided(
-            edit(2, 0, "local", "guess", "worse"),
-            Step::Score,
-            "guess",
-            &["local"],
-            "local",
-        ),
+        scored(1, "old", "sure", Some(800)),
+        scored(2, "sure", "guess", Some(799)),
     ];
     let (differs, gaps) = replayed_with(&now, &then, &edits, &mut |_| unreachable!());
-    assert_eq!(differs, []);
-    assert_eq!(gaps.get(&Gap::Score), Some(&(2, 1, "phone".to_owned())));
+    assert_eq!(
+        differs,
+        [(0, "sure".to_owned(), 2), (1, "sure".to_owned(), 2)]
+    );
+    assert!(gaps.is_empty());
+    let silent = [scored(1, "old", "unsaid", None)];
+    let kept = [(0, "old".to_owned(), 1), (1, "old".to_owned(), 1)];
+    assert_eq!(replayed(&now, &then, &silent), kept);
+    // What was put back for its score lands where less is asked.
+    let mut strict = now.clone();
+    strict.rules[0].min_score = Some(900);
+    let refused = PastEdit {
+        score: Some(700),
+        ..decided(
+            edit(1, 0, "local", "old", "guess"),
+            Step::Score,
+            "old",
+            &["local"],
+            "local",
+        )
+    };
+    let lands = [(0, "guess".to_owned(), 1), (1, "guess".to_owned(), 1)];
+    assert_eq!(replayed(&strict, &now, &[refused]), lands);
 }

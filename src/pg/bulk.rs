@@ -49,6 +49,12 @@ impl RowImage {
         }));
     }
 
+    pub(crate) fn real(&mut self, value: Option<f32>) {
+        self.cells.push(value.map_or(Cell::Null, |v| {
+            v.into_datum().map_or(Cell::Null, Cell::Value)
+        }));
+    }
+
     pub(crate) fn text(&mut self, value: Option<&str>) {
         let cell = value.map_or(Cell::Null, |text| Cell::At(self.image.text(text)));
         self.cells.push(cell);

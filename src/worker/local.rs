@@ -366,7 +366,7 @@ impl Local<'_> {
             quality,
             seq: engine::order(),
             mark_is_ours: false,
-            score: self.headers.get(&change.tx).and_then(|t| t.score),
+            score: cause.score,
             decided,
             held: cause.held,
             ..Observed::default()

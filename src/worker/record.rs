@@ -148,6 +148,7 @@ pub(crate) fn by_sql(
         actor: cause.actor.clone(),
         application: cause.application.clone(),
         reason: cause.reason.clone(),
+        score: cause.score.map(|s| f32::from(s) / 1_000.0),
         ..EventRow::default()
     }
 }
@@ -188,6 +189,8 @@ pub(crate) struct Cause {
     actor: Option<String>,
     application: Option<String>,
     reason: Option<String>,
+    /// How sure it was, in thousandths.
+    pub(crate) score: Option<u16>,
 }
 
 impl Cause {
@@ -203,6 +206,7 @@ impl Cause {
             actor: header.map(|t| t.user.clone()),
             application: header.map(|t| t.application.clone()),
             reason: header.and_then(|t| t.reason.clone()),
+            score: header.and_then(|t| t.score),
         }
     }
 }

@@ -72,6 +72,36 @@ async fn edits_that_another_policy_would_have_refused_are_listed_with_both_value
     assert_eq!(what_if(&pair, &same).await, [""; 0]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_that_was_not_sure_enough_for_the_draft_is_listed_and_the_rest_is_not() {
+    let (pair, people) = linked().await;
+    let (a, b) = (&people[0], &people[1]);
+    let had = pair.shows("hubspot", b, "city").unwrap_or_default();
+    for (who, city, score) in [(a, "Sure", 0.9), (b, "Guess", 0.6)] {
+        let update = Pair::update(who, "city", city);
+        pair.db
+            .exec(&format!(
+                "BEGIN; SET LOCAL pg_crm_sync.score = {score}; {update}; COMMIT"
+            ))
+            .await;
+        pair.reaches_both(who, "city", city).await;
+    }
+    pair.agree().await;
+    let draft = r#"[{"link": "contacts", "field": "city", "strategy": "last_write_wins", "min_score": 0.8}]"#;
+    let by = format!("Guess|{had}||score (draft)");
+    let wanted = [
+        format!("contacts|hubspot.contacts|{}|city|{by}", b.hubspot),
+        format!(
+            "contacts|salesforce.contact|{}|MailingCity|{by}",
+            b.salesforce
+        ),
+    ];
+    assert_eq!(what_if(&pair, draft).await, wanted);
+    let kept =
+        "SELECT array_agg(score::text ORDER BY seq)::text FROM crm.event WHERE score IS NOT NULL";
+    assert_eq!(pair.db.one::<String>(kept).await, "{0.9,0.6}");
+}
+
 /// A Painter in HubSpot and a Poet in Salesforce; who won.
 async fn painter_and_poet(pair: &Pair, who: &Person) -> String {
     pair.db.exec("SELECT crm.pause('link', 'contacts')").await;

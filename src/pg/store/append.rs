@@ -12,7 +12,7 @@ use crate::pg::bulk;
 use crate::pg::tx;
 
 /// Columns of `crm.event`, in their order.
-const EVENT_COLUMNS: [pg_sys::Oid; 23] = [
+const EVENT_COLUMNS: [pg_sys::Oid; 24] = [
     pg_sys::INT8OID,
     pg_sys::INT8OID,
     pg_sys::INT8OID,
@@ -36,6 +36,7 @@ const EVENT_COLUMNS: [pg_sys::Oid; 23] = [
     pg_sys::TEXTARRAYOID,
     pg_sys::JSONBOID,
     pg_sys::JSONBOID,
+    pg_sys::FLOAT4OID,
 ];
 
 /// Columns of `crm.event_seen`, in their order.
@@ -86,6 +87,7 @@ pub(super) fn events(first: i64, policy_version: i64, events: &[EventRow]) -> Re
         row.texts(e.unknown.iter().map(|f| Some(f.as_str())));
         row.jsonb(e.decision.as_deref());
         row.jsonb(e.carried.as_deref());
+        row.real(e.score);
     });
     if !done {
         PARTITION.set(None);

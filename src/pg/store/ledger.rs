@@ -41,6 +41,8 @@ pub(crate) struct EventRow {
     pub(crate) decision: Option<String>,
     /// JSON text: values that the event replaced on other mirrors.
     pub(crate) carried: Option<String>,
+    /// How sure SQL was, 0 to 1.
+    pub(crate) score: Option<f32>,
 }
 
 /// A PostgreSQL array literal; arrays of arrays have no SPI argument type.
@@ -83,15 +85,15 @@ pub(crate) fn reserve_sequence(count: usize) -> Result<i64> {
 
 const APPEND: &str = "INSERT INTO crm.event (seq, mirror, row_id, record_id, entity, kind, origin, source, occurred_at, \
      received_at, policy_version, stream, identity, tx, actor, application, reason, fields, old_values, \
-     new_values, unknown, decision, carried) \
+     new_values, unknown, decision, carried, score) \
      SELECT $1 + v.ord - 1, v.mirror, v.row_id, v.record_id, v.entity, v.kind, v.origin, v.source, \
      to_timestamp(v.at / 1000000.0::float8), now(), $2, v.stream, v.identity, v.tx, v.actor, v.application, v.reason, \
-     v.fields::text[], v.olds::text[], v.news::text[], v.unknown::text[], v.decision::jsonb, v.carried::jsonb \
+     v.fields::text[], v.olds::text[], v.news::text[], v.unknown::text[], v.decision::jsonb, v.carried::jsonb, v.score \
      FROM unnest($3::int[], $4::bigint[], $5::text[], $6::bigint[], $7::text[], $8::text[], $9::text[], \
      $10::bigint[], $11::int[], $12::uuid[], $13::bigint[], $14::text[], $15::text[], $16::text[], $17::text[], \
-     $18::text[], $19::text[], $20::text[], $21::text[], $22::text[]) WITH ORDINALITY \
+     $18::text[], $19::text[], $20::text[], $21::text[], $22::text[], $23::real[]) WITH ORDINALITY \
      AS v(mirror, row_id, record_id, entity, kind, origin, source, at, stream, identity, tx, actor, application, \
-     reason, fields, olds, news, unknown, decision, carried, ord)";
+     reason, fields, olds, news, unknown, decision, carried, score, ord)";
 
 /// Appends events with consecutive numbers from `first`.
 pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> Result<usize> {
@@ -110,6 +112,7 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
     let mut origin = Vec::with_capacity(n);
     let mut source = Vec::with_capacity(n);
     let mut occurred = Vec::with_capacity(n);
+    let mut score = Vec::with_capacity(n);
     let mut facts = Facts::with_capacity(n);
     let mut values = Values::with_capacity(n);
     for e in events {
@@ -121,6 +124,7 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
         origin.push(e.origin);
         source.push(e.source);
         occurred.push(e.occurred_at * 1000 + e.micros);
+        score.push(e.score);
         facts.push(
             (e.stream, e.identity, e.tx),
             (e.actor, e.application, e.reason),
@@ -156,6 +160,7 @@ pub(crate) fn append(first: i64, policy_version: i64, events: Vec<EventRow>) -> 
             values.unknown.into(),
             values.decision.into(),
             values.carried.into(),
+            score.into(),
         ],
     )
 }

@@ -23,10 +23,12 @@ pub(crate) struct PastEvent {
     /// JSON.
     pub(crate) decision: Option<String>,
     pub(crate) carried: Option<String>,
+    /// How sure SQL was, in thousandths.
+    pub(crate) score: Option<u16>,
 }
 
 const PAST: &str = "SELECT e.seq, e.mirror, e.row_id, e.origin, e.source, (extract(epoch FROM e.occurred_at) * 1000)::bigint, \
-     e.fields, e.old_values, e.new_values, e.unknown, e.decision::text, e.carried::text, e.kind \
+     e.fields, e.old_values, e.new_values, e.unknown, e.decision::text, e.carried::text, e.kind, round(e.score * 1000)::integer \
      FROM crm.event e WHERE e.mirror = ANY($1) AND e.received_at >= $2 AND e.kind IN ('create', 'update', 'resolved', 'policy') AND e.source NOT IN ('result', 'link', 'replay') \
      AND e.row_id IS NOT NULL AND e.new_values IS NOT NULL ORDER BY e.seq";
 
@@ -57,6 +59,7 @@ pub(crate) fn each(
                     decision: row.get(11)?,
                     carried: row.get(12)?,
                     kind: row.get(13)?.unwrap_or_default(),
+                    score: row.get::<i32>(14)?.and_then(|s| u16::try_from(s).ok()),
                 });
             }
             if piece.is_empty() {
