@@ -280,6 +280,17 @@ pub(crate) fn stores_as(
     })
 }
 
+/// The CRM shows a write as it was sent: what was taken for its form of it, though
+/// nothing like it, was something else.
+pub(crate) fn refute_form(side: &mut SideState, shown: &Value, field_type: FieldType) {
+    for write in &mut side.sent {
+        let guessed = write.normal.as_ref().is_some_and(|n| !alike(n, shown));
+        if guessed && same(field_type, &write.value, shown) {
+            write.normal = None;
+        }
+    }
+}
+
 /// What this CRM will make of a value, as far as it showed us.
 pub(crate) fn stored_form(side: &SideState, value: Value, field_type: FieldType) -> Value {
     side.sent

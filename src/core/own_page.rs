@@ -62,20 +62,15 @@ pub(crate) fn still_shows_ours(case: &Case<'_>) -> bool {
 pub(crate) fn shows_our_form(case: &mut Case<'_>) -> Option<Keep> {
     let skew = case.policy.tolerance_ms();
     let (value, field_type) = (case.value.clone(), case.column.field_type);
-    let (held, seen) = (case.held.clone(), case.here().seen.clone());
+    let held = case.held.clone();
     let news = case.observed.source == Source::Page
         && !case.merges()
-        && matches!(case.order(), Order::After | Order::Unclear)
+        && may_be_newest(case, skew)
         && !echo::known(case.here()).is_some_and(|k| case.is(k))
         && !case.here().sent.iter().any(|w| case.is(w.result()));
     let own = echo::last_own_mut(case.here_mut()).filter(|_| news)?;
-    let window = own.window(skew);
-    let replaced = |(v, c): (Value, Clock)| {
-        !echo::alike(&v, &own.value) && window.is_none_or(|w| w.before(c.at))
-    };
-    let replaced = seen.is_some_and(replaced);
     let unknown = own.normal.is_none() && !same(field_type, &own.value, &value);
-    if replaced || !unknown || !echo::alike(&own.value, &value) {
+    if !unknown || !echo::alike(&own.value, &value) {
         return None;
     }
     own.confirmed = true;
@@ -85,6 +80,41 @@ pub(crate) fn shows_our_form(case: &mut Case<'_>) -> Option<Keep> {
     } else {
         Keep::Nothing
     })
+}
+
+/// Whether what a page shows may be what our newest write left there: one of the
+/// times that its value was sent in a row, the stamp is not from before that, and
+/// nobody wrote anything else after it.
+fn may_be_newest(case: &Case<'_>, skew_ms: i64) -> bool {
+    let (here, at) = (case.here(), case.observed.at);
+    let sent = here.sent.iter().rev();
+    let mut sent = sent.filter(|w| !matches!(w.sent, Sent::Queued | Sent::Failed));
+    let Some(newest) = sent.next() else {
+        return false;
+    };
+    let stands = |w: &SentWrite| {
+        let window = w.window(skew_ms);
+        let replaced = |(v, c): &(Value, Clock)| {
+            !echo::alike(v, &w.value) && window.is_none_or(|w| w.before(c.at))
+        };
+        window.is_some_and(|w| !at.before(w)) && !here.seen.as_ref().is_some_and(replaced)
+    };
+    let mut again = sent.take_while(|w| w.value == newest.value);
+    stands(newest) || again.any(stands)
+}
+
+/// Whether a page shows what its users wrote and what we wrote there again: since
+/// when it stands there nobody can tell, and edits in between may still be told.
+pub(crate) fn is_own_too(case: &Case<'_>) -> bool {
+    let (here, skew) = (case.here(), case.policy.tolerance_ms());
+    let again = |seen: Interval| {
+        here.sent.iter().any(|w| {
+            let later = w.window(skew).is_some_and(|w| !w.before(seen));
+            later && case.is(w.result())
+        })
+    };
+    let seen = here.seen.as_ref().filter(|(v, _)| case.is(v));
+    case.observed.source == Source::Page && seen.is_some_and(|(_, c)| again(c.at))
 }
 
 /// A page that shows what one of our earlier writes left there: its stamp is of

@@ -7,6 +7,7 @@ use crate::effect;
 use crate::evaluate::Question;
 use crate::model::Value;
 use crate::order;
+use crate::own_page::shows_own_past;
 use crate::policy::Rule;
 use crate::state::{Clock, Interval, Turns};
 use crate::strategy::Verdict;
@@ -134,6 +135,7 @@ fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
     }
     let queued = has_turn_before(case);
     if page && queued {
+        case.notes.no_edit = shows_own_past(case);
         return Err(Keep::Wait);
     }
     let beside = !page && (queued || case.beside_page() || late_beside_counted(case));

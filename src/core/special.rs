@@ -35,10 +35,12 @@ impl Case<'_> {
             return !clock.at.before(self.observed.at);
         };
         let skew = self.policy.tolerance_ms();
-        // It stood there before, though it may have been sent again since.
+        // It stood there before, though it may have been sent again since, in the
+        // form that the CRM made of it.
         let stood = |w: &SentWrite| {
             let there = matches!(w.sent, Sent::Answered { .. }) || w.landed.is_some();
-            let window = w.window(skew).filter(|_| there && w.value == last.value);
+            let same = w.value == last.value || w.result() == last.result();
+            let window = w.window(skew).filter(|_| there && same);
             window.is_some_and(|window| window.before(self.observed.at))
         };
         !here.sent.iter().any(stood)

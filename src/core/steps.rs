@@ -6,7 +6,7 @@ use crate::echo::{self, Order};
 use crate::effect;
 use crate::model::Value;
 use crate::own_page::{
-    READ_AGE_MS, confirm_newest, shows_earlier_write, shows_our_form, shows_own_past,
+    READ_AGE_MS, confirm_newest, is_own_too, shows_earlier_write, shows_our_form, shows_own_past,
     still_shows_ours,
 };
 use crate::rules::{self, conflict, every_change, locked, merging, one_side, score};
@@ -68,6 +68,8 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     }
     let (at, page) = (case.observed.at, case.observed.source == Source::Page);
     let (field_type, skew) = (case.column.field_type, case.policy.tolerance_ms());
+    let shown = case.value;
+    echo::refute_form(case.here_mut(), shown, field_type);
     let form = echo::stores_as(case.here(), &case.held, case.value, field_type);
     let marked = case.observed.mark_is_ours;
     let place = echo::find(case.here(), case.value, at, marked, field_type, skew);
@@ -278,7 +280,7 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     }
     // What we left there ourselves is not what its users wrote; but where it
     // stands against an answer, the answer proves nothing.
-    if before {
+    if before && !is_own_too(case) {
         case.record_seen();
     } else {
         let (value, field_type) = (case.value, case.column.field_type);
@@ -352,7 +354,9 @@ fn known(case: &mut Case<'_>) -> Option<Keep> {
         Order::Unclear if !told_again => return None,
         Order::After | Order::Unclear | Order::Before | Order::NoWrite => {}
     }
-    case.record_seen();
+    if !is_own_too(case) {
+        case.record_seen();
+    }
     Some(Keep::Nothing)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crm_core::model::{Value, WriteKind};
 use crm_core::plan::Edit;
-use crm_core::state::{Answer, Sent, answered, claimed, retry};
+use crm_core::state::{Answer, FieldState, Sent, answered, claimed, retry};
 
 use crate::engine::Engine;
 use crate::trace::note;
@@ -69,6 +69,11 @@ pub enum Result {
     NotFound,
 }
 
+fn has_queued(state: &FieldState, side: usize) -> bool {
+    let mut sent = state.sides[side].sent.iter();
+    sent.any(|w| w.sent == Sent::Queued)
+}
+
 impl Engine {
     /// Takes what waits for a record, one write at a time per record.
     pub fn claim(&mut self, thing: usize, side: usize, now: i64) -> Option<Flying> {
@@ -91,10 +96,12 @@ impl Engine {
                 column.is_some_and(|c| c.writable)
             });
             let values = columns.map(|f| (f, record.values[f].clone()));
-            (
-                WriteKind::Create,
-                values.filter(|(_, v)| v.is_some()).collect(),
-            )
+            // A blank that was decided meanwhile joins the create: an earlier
+            // attempt may have landed with what stood there before.
+            let state = |f: &usize| there.entity.fields.get(f);
+            let waits = |f: &usize| state(f).is_some_and(|s| has_queued(s, side));
+            let wanted = values.filter(|(f, v)| v.is_some() || waits(f));
+            (WriteKind::Create, wanted.collect())
         } else if out.delete && known {
             (WriteKind::Delete, Vec::new())
         } else if known {
