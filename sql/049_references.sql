@@ -156,7 +156,7 @@ BEGIN
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name || '_new', t);
     END LOOP;
     IF attach THEN
-        EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR DELETE OR UPDATE OF _deleted_at ON %s FOR EACH ROW EXECUTE FUNCTION crm._reference_noted(%L, ''association'')', name, tied, r.id);
+        EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR DELETE OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION crm._reference_noted(%L, ''association'')', name, tied, r.id);
         EXECUTE format('CREATE TRIGGER %1$I AFTER UPDATE ON %2$s FOR EACH ROW WHEN (old.%3$s IS DISTINCT FROM new.%3$s) EXECUTE FUNCTION crm._reference_noted(%4$L, ''reference'', %3$L)',
                        name, theirs, crm._column_of(r.theirs, r.field), r.id);
         EXECUTE format('CREATE TRIGGER %1$I AFTER INSERT ON %2$s FOR EACH ROW WHEN (new.%3$s IS NOT NULL) EXECUTE FUNCTION crm._reference_noted(%4$L, ''reference'', %3$L)',

@@ -256,40 +256,6 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._mirror_upsert(text, crm.remote_object, name, interval) IS 'Finds or makes the mirror of an object.';
 
--- Pairs are read by the records that they start from.
-CREATE FUNCTION crm._pairs_checked(remote crm.remote_object, columns jsonb, row_filter text) RETURNS void
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF strpos(remote.type_id, '/') = 0 THEN
-        RETURN;
-    ELSIF columns IS NOT NULL OR row_filter IS NOT NULL THEN
-        RAISE EXCEPTION 'associations come whole' USING ERRCODE = '22023', DETAIL = format('Columns or a filter were given for "%s".', remote.object),
-              HINT = 'Name the objects that columns and row_filter are meant for.';
-    ELSIF NOT EXISTS (SELECT FROM crm.mirror m JOIN crm.remote_object o USING (server, object)
-                      WHERE m.server = remote.server AND o.type_id = split_part(remote.type_id, '/', 1)) THEN
-        RAISE EXCEPTION 'associations "%" need a mirror of "%"', remote.object, split_part(remote.object, '/', 1)
-            USING ERRCODE = '55000', DETAIL = 'They are read by the records that they start from.',
-                  HINT = format('Name both: ARRAY[%L, %L].', split_part(remote.object, '/', 1), replace(remote.object, '/', '_'));
-    END IF;
-END $$;
-COMMENT ON FUNCTION crm._pairs_checked(crm.remote_object, jsonb, text) IS 'Raises where a mirror of associations lacks the mirror of the records that they start from.';
-
-CREATE FUNCTION crm._pairs_prepared(m crm.mirror, t regclass) RETURNS void
-LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    f record;
-BEGIN
-    -- What a new association is if nobody says: the first type, the one without a label.
-    FOR f IN SELECT c.column_name, r.options -> 0 ->> 'value' AS first FROM crm.mirror_column c
-             JOIN crm.remote_field r ON r.server = m.server AND r.object = m.object AND r.field = c.field
-             WHERE c.mirror = m.id AND c.field IN ('type_id', 'category') AND jsonb_array_length(r.options) > 0 LOOP
-        EXECUTE format('ALTER TABLE %s ALTER COLUMN %I SET DEFAULT %L', t, f.column_name, f.first);
-    END LOOP;
-    EXECUTE format('CREATE INDEX ON %s (from_id)', t);
-    EXECUTE format('CREATE INDEX ON %s (to_id)', t);
-END $$;
-COMMENT ON FUNCTION crm._pairs_prepared(crm.mirror, regclass) IS 'Defaults and indexes of a mirror of associations.';
-
 CREATE FUNCTION crm._import_one(server text, object text, into_schema name, columns jsonb, row_filter text, poll_interval interval) RETURNS crm.mirror
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -313,7 +279,7 @@ BEGIN
         fields := ARRAY(SELECT c.field FROM crm.mirror_column c WHERE c.mirror = m.id AND c.field <> ALL (fields) ORDER BY c.field);
         PERFORM crm._mirror_detach(t) WHERE EXISTS (SELECT FROM crm.backfill b WHERE b.mirror = m.id);
         PERFORM crm._mirror_attach(m.id, t, (SELECT coalesce(array_agg(c.column_name::text), '{}') FROM crm.mirror_column c WHERE c.mirror = m.id AND c.read_only)
-            || CASE WHEN remote.createable THEN '{}' ELSE '{!insert}' END::text[] || CASE WHEN remote.type_id LIKE '%/%' THEN '{!update}' ELSE '{}' END::text[]
+            || CASE WHEN remote.createable THEN '{}' ELSE '{!insert}' END::text[]
             || CASE WHEN remote.deletable THEN '{}' ELSE '{!delete}' END::text[]);
         PERFORM crm._pairs_prepared(m, t) WHERE remote.type_id LIKE '%/%';
         INSERT INTO crm.backfill AS b (mirror) VALUES (m.id) ON CONFLICT (mirror) DO NOTHING;
@@ -411,7 +377,7 @@ BEGIN
         IF NOT pg_has_role((SELECT relowner FROM pg_class WHERE oid = to_regclass(t)), 'USAGE') THEN
             RAISE EXCEPTION 'must be owner of mirror %', t USING ERRCODE = '42501', HINT = 'Ask its owner, or a superuser.';
         END IF;
-        PERFORM crm._mirror_detach(to_regclass(t));
+        PERFORM crm._mirror_detach(to_regclass(t)), crm._pairs_released(to_regclass(t));
         IF drop_table THEN
             EXECUTE format('DROP TABLE %s', t);
         END IF;

@@ -264,7 +264,7 @@ BEGIN
         plan := plan || format('SELECT crm._mirror_attach(%s, %L::regclass, %L::text[])', m.id, t,
             ARRAY(SELECT x.column_name::text FROM crm.mirror_column x
                   WHERE x.mirror = m.id AND CASE WHEN x.field = c.field THEN f.read_only OR f.calculated ELSE x.read_only END ORDER BY 1)
-            || ARRAY(SELECT v.mark FROM crm.remote_object o, LATERAL (VALUES (NOT o.createable, '!insert'), (o.type_id LIKE '%/%', '!update'), (NOT o.deletable, '!delete')) AS v (refused, mark)
+            || ARRAY(SELECT v.mark FROM crm.remote_object o, LATERAL (VALUES (NOT o.createable, '!insert'), (NOT o.deletable, '!delete')) AS v (refused, mark)
                      WHERE o.server = m.server AND o.object = m.object AND v.refused));
     END IF;
     RETURN plan;

@@ -80,7 +80,12 @@ extension_sql_file!(
     name = "review",
     requires = ["delivery"]
 );
-extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["review"]);
+extension_sql_file!(
+    "../sql/058_pairs.sql",
+    name = "pairs",
+    requires = ["review"]
+);
+extension_sql_file!("../sql/060_api.sql", name = "api", requires = ["pairs"]);
 extension_sql_file!("../sql/062_ledger.sql", name = "ledger", requires = ["api"]);
 extension_sql_file!(
     "../sql/063_consumers.sql",

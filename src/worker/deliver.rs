@@ -19,6 +19,7 @@ use crate::worker::conditions;
 use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::pairs;
+use crate::worker::retypes;
 use crate::worker::setbacks::{self, no_record, setback};
 use crate::worker::unique;
 use crate::worker::world::{Mirror, World};
@@ -201,7 +202,7 @@ pub(crate) fn unrecordable(write: i64, result: &WriteResult, refusal: &SqlError)
 }
 
 /// A write that succeeded: the record's id and the values the answer shows.
-pub(super) type Landed = (WriteRow, String, Vec<(String, Option<String>)>);
+pub(crate) type Landed = (WriteRow, String, Vec<(String, Option<String>)>);
 
 #[derive(Default)]
 struct Sorted {
@@ -278,6 +279,7 @@ impl Sorted {
             let gone = self.done.iter().map(|(r, _, _)| r.row_id).collect();
             rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
         }
+        retypes::landed(mirror, &self.done)?;
         let landed: Vec<i64> = self.done.iter().map(|(r, _, _)| r.id).collect();
         let known: HashSet<i64> = writes::finish(landed)?.into_iter().collect();
         for (row, id, _) in &self.exists {

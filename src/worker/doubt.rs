@@ -15,6 +15,7 @@ use crate::worker::deliver::{adopt, kind_of, remember, result_event};
 use crate::worker::engine::Engine;
 use crate::worker::flush;
 use crate::worker::pages::{self, Unreadable, Via};
+use crate::worker::retypes;
 use crate::worker::setbacks;
 use crate::worker::world::{Mirror, World};
 
@@ -42,6 +43,14 @@ pub(crate) fn settle(
     let mut again = Vec::new();
     let mut unseen = Vec::new();
     for row in pending {
+        // A pair that becomes another one: sent again, it does no harm.
+        if let Some(id) = retypes::target(mirror, &row) {
+            match look.found.contains_key(&id) {
+                true => landed.push((row, id, Vec::new())),
+                false => again.push(row),
+            }
+            continue;
+        }
         let record = row.record_id.as_ref().and_then(|id| look.found.get(id));
         let deleted = record.is_none_or(|r| r.deleted);
         if kind_of(&row) == WriteKind::Create {
@@ -68,6 +77,7 @@ pub(crate) fn settle(
         }
     }
     again.extend(give_up(world, mirror, unseen, look, now)?);
+    retypes::landed(mirror, &landed)?;
     writes::finish(landed.iter().map(|(r, _, _)| r.id).collect())?;
     remember(world, mirror, &landed, &[], now)?;
     let setbacks: Vec<Setback> = again

@@ -57,6 +57,7 @@ mod removals;
 mod repair;
 mod replay;
 pub(crate) mod repolicy;
+mod retypes;
 mod reviews;
 mod schedule;
 mod scope;

@@ -241,7 +241,7 @@ async fn associations_of_sql_reach_the_crm_once_and_come_back_as_they_are() {
         agree(&pair, contact).await;
         let error = pair
             .db
-            .error("UPDATE hubspot.contacts_companies SET type_id = 1")
+            .error("UPDATE hubspot.contacts_companies SET to_id = from_id")
             .await;
         assert_eq!(error.code().code(), "0A000", "{error:?}");
         let delete = format!(

@@ -101,6 +101,31 @@ async fn the_main_company_is_the_account_whoever_moves_it() {
         .emulator
         .field("salesforce", "Contact", &theirs, "AccountId");
     assert_eq!(after, None, "what went over does not come back");
+    // The flag of the pair's row, set and taken away in SQL.
+    pair.db
+        .exec(&format!(
+            "INSERT INTO hubspot.contacts_companies (from_id, to_id) VALUES ('{ours}', '{company}')"
+        ))
+        .await;
+    tied(&pair, "contacts/companies", (&ours, &company), 279, true).await;
+    for (flag, of) in [(true, "label IS NULL"), (false, "is_primary")] {
+        let set = format!(
+            "UPDATE hubspot.contacts_companies SET is_primary = {flag} WHERE from_id = '{ours}' AND to_id = '{company}' AND {of} AND _deleted_at IS NULL"
+        );
+        pair.db.exec(&set).await;
+        tied(&pair, "contacts/companies", (&ours, &company), 1, flag).await;
+        let field = || {
+            pair.emulator
+                .field("salesforce", "Contact", &theirs, "AccountId")
+        };
+        let what = format!("the Account follows the flag {flag}");
+        pair.cluster
+            .wait_until(&what, PATIENCE, async || {
+                (field() == flag.then(|| account.clone())).then_some(())
+            })
+            .await;
+        pair.quiet().await;
+    }
     let left: i64 = pair.db.one("SELECT count(*) FROM crm.reference_due").await;
     assert_eq!(left, 0);
 }

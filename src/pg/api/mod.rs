@@ -37,6 +37,13 @@ fn as_engine(relation: pg_sys::Oid, statement: &str, data: pgrx::JsonB) -> i64 {
     }
 }
 
+/// Does the row trigger that runs now belong to a statement of the engine on this
+/// mirror?
+#[pg_extern(name = "_by_engine", volatile, strict, parallel_unsafe)]
+fn by_engine(relation: pg_sys::Oid) -> bool {
+    origin::is_engine(relation)
+}
+
 /// The JSON that a query on a mirror answers, with the rights of its owner.
 #[pg_extern(name = "_as_engine_found", volatile, strict, parallel_unsafe)]
 fn as_engine_found(relation: pg_sys::Oid, query: &str, data: pgrx::JsonB) -> Option<pgrx::JsonB> {

@@ -74,7 +74,7 @@ pub(crate) extern "C-unwind" fn pg_finfo_crm_capture() -> *const pg_sys::Pg_finf
 
 /// `crm._capture()`: AFTER INSERT, UPDATE or DELETE, for each row; and BEFORE
 /// TRUNCATE, which it refuses. Arguments: mirror number, read-only columns,
-/// `!insert`, `!update` and `!delete` for what users must not do.
+/// `!insert` and `!delete` for what users must not do.
 #[pg_guard]
 #[unsafe(no_mangle)]
 pub unsafe extern "C-unwind" fn crm_capture(call: pg_sys::FunctionCallInfo) -> pg_sys::Datum {
@@ -140,7 +140,6 @@ fn updated(mirror: &Rc<Mirror>, old: &Tuple<'_>, new: &Tuple<'_>) {
                 continue;
             }
             match attribute.role {
-                Role::Plain if mirror.no_update => refuse_row(mirror, "change rows", REPLACE),
                 Role::Plain => encode::put(out, attribute, was),
                 _ => refuse_column(mirror, attribute),
             }
@@ -198,7 +197,6 @@ fn deleted(mirror: &Rc<Mirror>, old: &Tuple<'_>) {
 }
 
 const KEPT: &str = "The CRM keeps these records itself and takes no such change: make it in the CRM, the mirror follows.";
-const REPLACE: &str = "Its columns say which record it is: INSERT the other one and DELETE this one, in one transaction if you like.";
 
 #[cold]
 fn refuse_row(mirror: &Mirror, what: &str, hint: &str) -> ! {

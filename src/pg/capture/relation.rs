@@ -52,8 +52,6 @@ pub(super) struct Mirror {
     pub(super) attributes: Vec<Attribute>,
     /// The CRM makes its records itself.
     pub(super) no_insert: bool,
-    /// What a record says is what it is: another value is another record.
-    pub(super) no_update: bool,
     /// The CRM lets nobody remove its records.
     pub(super) no_delete: bool,
     generation: u64,
@@ -141,7 +139,6 @@ unsafe fn build(data: &pg_sys::TriggerData, generation: u64) -> Mirror {
             name: name_of(data.tg_relation).into_boxed_str(),
             attributes,
             no_insert: read_only.iter().any(|what| what == "!insert"),
-            no_update: read_only.iter().any(|what| what == "!update"),
             no_delete: read_only.iter().any(|what| what == "!delete"),
             generation,
         }
@@ -149,7 +146,7 @@ unsafe fn build(data: &pg_sys::TriggerData, generation: u64) -> Mirror {
 }
 
 /// The mirror's number, then the names of the columns that users must not write,
-/// and `!insert`, `!update` and `!delete` where they must not do that.
+/// and `!insert` and `!delete` where they must not do that.
 unsafe fn arguments(trigger: &pg_sys::Trigger) -> (i32, Vec<String>) {
     let count = usize::try_from(trigger.tgnargs).unwrap_or(0);
     let text = |at: usize| {

@@ -66,3 +66,33 @@ pub(crate) fn orphans(
         })
     })
 }
+
+/// A row number that no row has or will have.
+pub(crate) fn spare_row(table: &Table) -> Result<i64> {
+    let found = as_owner(table, || {
+        spi::write_rows(
+            "SELECT nextval(pg_get_serial_sequence($1, '_id'))",
+            &[table.name.clone().into()],
+            |row| Ok(row.get::<i64>(1)?.unwrap_or_default()),
+        )
+    })?;
+    Ok(found.first().copied().unwrap_or_default())
+}
+
+/// The user transactions that caused a write.
+pub(crate) fn causes(write: i64) -> Result<Vec<i64>> {
+    spi::write_rows(
+        "SELECT t FROM crm.write w, unnest(w.txs) t WHERE w.id = $1",
+        &[write.into()],
+        |row| Ok(row.get::<i64>(1)?.unwrap_or_default()),
+    )
+}
+
+/// Of these records, those that are on their way out.
+pub(crate) fn leaving(mirror: i32, records: &[String]) -> Result<Vec<String>> {
+    spi::write_rows(
+        "SELECT w.record_id FROM crm.write w WHERE w.mirror = $1 AND w.kind = 'delete' AND w.state <> 'dead' AND w.record_id = ANY($2)",
+        &[mirror.into(), image::texts(records)],
+        |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
+    )
+}

@@ -88,8 +88,7 @@ fn object(from: &(String, String), to: &(String, String)) -> RemoteObject {
         label,
         custom: false,
         createable: true,
-        // Another type is another association.
-        updateable: false,
+        updateable: true,
         deletable: true,
         streamable: false,
     }
@@ -141,14 +140,19 @@ pub(crate) fn fields(
     let categories = kinds
         .iter()
         .map(|k| (k.category.clone(), k.type_id.clone()));
+    let main = kinds.iter().filter(|k| is_main(k));
+    let main = main.map(|k| (k.type_id.clone(), k.category.clone()));
+    let main = main.collect();
     let (from, to) = of(object).unwrap_or_default();
     Ok(vec![
         field("from_id", "Record", FieldType::Reference).refers(from),
         field("to_id", "Associated record", FieldType::Reference).refers(to),
         field("type_id", "Type of the association", FieldType::Number).choices(types.collect()),
         field("category", "Who defined the type", FieldType::Text).choices(categories.collect()),
-        field("label", "Label of the type, if it has one", FieldType::Text).shown(),
-        field("is_primary", "The main one of several", FieldType::Boolean).shown(),
+        field("label", "Label of the type, if it has one", FieldType::Text).optional(),
+        field("is_primary", "The main one of several", FieldType::Boolean)
+            .choices(main)
+            .optional(),
     ]
     .into_iter()
     .map(|f| f.0)
@@ -168,8 +172,7 @@ impl Field {
         self
     }
 
-    fn shown(mut self) -> Self {
-        self.0.read_only = true;
+    fn optional(mut self) -> Self {
         self.0.required = false;
         self
     }
@@ -284,8 +287,12 @@ pub(crate) fn page(
     Ok(page)
 }
 
+fn is_main(kind: &Kind) -> bool {
+    kind.category == "HUBSPOT_DEFINED" && PRIMARY.contains(&kind.type_id.as_str())
+}
+
 fn record(from: &str, to: &str, kind: &Kind, fields: &[(String, FieldType)]) -> Record {
-    let primary = kind.category == "HUBSPOT_DEFINED" && PRIMARY.contains(&kind.type_id.as_str());
+    let primary = is_main(kind);
     let value = |(name, field_type): &(String, FieldType)| -> Value {
         let raw = match name.as_str() {
             "from_id" => from.to_owned(),
@@ -309,15 +316,23 @@ fn record(from: &str, to: &str, kind: &Kind, fields: &[(String, FieldType)]) -> 
 /// From, to, category and type of a write.
 struct Parts<'a>(&'a str, &'a str, &'a str, &'a str);
 
+/// What a write is about: of an update, what the association becomes.
 fn parts(write: &Write) -> Option<Parts<'_>> {
-    if let Some(id) = &write.record_id {
-        let mut of = id.splitn(4, ':');
-        return Some(Parts(of.next()?, of.next()?, of.next()?, of.next()?));
-    }
     let value = |name: &str| {
         let found = write.values.iter().find(|(n, _, _)| n == name);
         found.and_then(|(_, _, v)| v.as_deref())
     };
+    if let Some(id) = &write.record_id {
+        let mut of = id.splitn(4, ':');
+        let (from, to) = (of.next()?, of.next()?);
+        let (category, type_id) = (of.next()?, of.next()?);
+        return Some(Parts(
+            from,
+            to,
+            value("category").unwrap_or(category),
+            value("type_id").unwrap_or(type_id),
+        ));
+    }
     Some(Parts(
         value("from_id")?,
         value("to_id")?,
@@ -337,7 +352,9 @@ pub(crate) fn is(writes: &[Write]) -> bool {
     writes.iter().any(|w| by_id(w) || by_value(w))
 }
 
-/// One call for a batch: types are added to pairs, or taken from them.
+/// One call for a batch: types are added to pairs, or taken from them. An update
+/// adds what the association becomes; the worker takes the former type away when
+/// that is there.
 pub(crate) fn push(
     config: &ServerConfig,
     object: &str,

@@ -176,6 +176,17 @@ fn types_are_added_to_pairs_and_taken_from_them() {
     );
     let results = h.pushed(WriteKind::Delete, None, &gone, &answer(204, ""));
     assert!(matches!(&results[..], [WriteResult::Done { id, .. }] if id == "7:8:USER_DEFINED:36"));
+    // An update adds what the pair becomes, and answers that one's id.
+    let to = [("type_id", "38"), ("label", "Friend")];
+    let change = [write("w3", Some("7:8:USER_DEFINED:36"), &to)];
+    let update = h.push_request(&config, OBJECT, WriteKind::Update, None, &change);
+    assert!(update.target.ends_with("/contacts/companies/batch/create"));
+    assert_eq!(
+        body(&update)["inputs"][0]["types"],
+        serde_json::json!([{"associationCategory":"USER_DEFINED","associationTypeId":38}])
+    );
+    let results = h.pushed(WriteKind::Update, None, &change, &answer(201, "{}"));
+    assert!(matches!(&results[..], [WriteResult::Done { id, .. }] if id == "7:8:USER_DEFINED:38"));
 }
 
 #[test]

@@ -346,7 +346,8 @@ pub(crate) fn create_links(
 }
 
 /// Ties (or unties, all types) the records `from` and `to` of the object types in `object`, `contacts/companies`, as a
-/// person does; with the plain type, or the one called `type`, given as `category` and `type`.
+/// person does; with the plain type, or the one called `type`, given as `category` and `type`. With `label` alone, makes a
+/// label for such ties and answers its two types.
 pub(crate) fn by_admin(
     state: &State,
     object: &str,
@@ -361,6 +362,10 @@ pub(crate) fn by_admin(
     };
     let (from, to) = object.split_once('/').ok_or_else(|| bad(object))?;
     let (from, to) = (state.table(from)?.index, state.table(to)?.index);
+    if let Some(label) = fields.get("label").and_then(Value::as_str) {
+        let kinds = routes::add_label(state, (from, to), label, label);
+        return Ok(json!({"types": kinds.map(|k| k.id)}));
+    }
     let id = |name: &str| fields.get(name).and_then(number).ok_or_else(|| bad(name));
     let (a, b) = ((from, id("from")?), (to, id("to")?));
     if removed {

@@ -111,6 +111,7 @@ fn link_all(call: &Call<'_>, default: bool) -> Outcome {
         };
         exists(call.state, from, a)?;
         exists(call.state, to, b)?;
+        defined(call.state, (from, to), &types)?;
         call.state.link((from, a), (to, b), &types, &call.origin());
         results.push(json!({"fromObjectTypeId": OBJECTS[from].type_id, "fromObjectId": a,
             "toObjectTypeId": OBJECTS[to].type_id, "toObjectId": b,
@@ -126,6 +127,27 @@ fn exists(state: &State, table: usize, id: u64) -> Result<(), ApiError> {
             "{} with id {id} was not found",
             OBJECTS[table].singular
         ))),
+    }
+}
+
+/// Refuses types that links between these object types do not have.
+fn defined(state: &State, (from, to): (usize, usize), types: &[LinkType]) -> Result<(), ApiError> {
+    let labels = (state.associations.labels.lock()).unwrap_or_else(PoisonError::into_inner);
+    let known = |kind: &LinkType| {
+        *kind == natural(from, to)
+            || Some(*kind) == primary(from, to)
+            || (labels.iter()).any(|l| (l.from, l.to, l.kind) == (from, to, *kind))
+    };
+    match types.iter().find(|t| !known(t)) {
+        None => Ok(()),
+        Some(kind) => Err(ApiError::validation(format!(
+            "{} {} is no association type from {} to {}",
+            kind.category(),
+            kind.id,
+            OBJECTS[from].singular,
+            OBJECTS[to].singular
+        ))
+        .with("context", json!({"type": [kind.id.to_string()]}))),
     }
 }
 
@@ -235,6 +257,7 @@ pub(crate) fn put(call: &Call<'_>) -> Outcome {
     let body: Value = serde_json::from_slice(&call.body)
         .map_err(|e| ApiError::validation(format!("Invalid input JSON: {e}")))?;
     let types = kinds(Some(&body))?;
+    defined(call.state, (from, to), &types)?;
     call.state.link((from, a), (to, b), &types, &call.origin());
     Ok(Reply::value(
         201,
@@ -307,33 +330,35 @@ pub(crate) fn create_label(call: &Call<'_>) -> Outcome {
         ));
     };
     let inverse = text("inverseLabel").unwrap_or_else(|| label.clone());
-    let mut labels = call
-        .state
-        .associations
-        .labels
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner);
-    let id = FIRST_LABEL + labels.len() as u64;
-    let kind = |id| LinkType {
-        user_defined: true,
-        id,
-    };
-    labels.push(Label {
-        from,
-        to,
-        kind: kind(id),
-        label: label.clone(),
-    });
-    labels.push(Label {
-        from: to,
-        to: from,
-        kind: kind(id + 1),
-        label: inverse.clone(),
-    });
+    let kinds = add_label(call.state, (from, to), &label, &inverse);
     Ok(Reply::value(
         201,
         &json!({"results": [
-        {"category": "USER_DEFINED", "typeId": id, "label": label},
-        {"category": "USER_DEFINED", "typeId": id + 1, "label": inverse}]}),
+        {"category": "USER_DEFINED", "typeId": kinds[0].id, "label": label},
+        {"category": "USER_DEFINED", "typeId": kinds[1].id, "label": inverse}]}),
     ))
+}
+
+/// Makes a label, its two directions.
+pub(super) fn add_label(
+    state: &State,
+    (from, to): (usize, usize),
+    label: &str,
+    inverse: &str,
+) -> [LinkType; 2] {
+    let mut labels = (state.associations.labels.lock()).unwrap_or_else(PoisonError::into_inner);
+    let id = FIRST_LABEL + labels.len() as u64;
+    let kinds = [id, id + 1].map(|id| LinkType {
+        user_defined: true,
+        id,
+    });
+    for (from, to, kind, label) in [(from, to, kinds[0], label), (to, from, kinds[1], inverse)] {
+        labels.push(Label {
+            from,
+            to,
+            kind,
+            label: label.to_owned(),
+        });
+    }
+    kinds
 }
