@@ -143,9 +143,13 @@ CREATE TABLE crm.stream (
     last_ok_at    timestamptz,
     last_error    text,
     last_error_at timestamptz,
+    refused       text,
+    refused_at    timestamptz,
     UNIQUE (server, kind, object)
 );
 COMMENT ON TABLE crm.stream IS 'Inbound sources and how far each was applied: the offset is committed with the data it brought.';
+COMMENT ON COLUMN crm.stream.state IS 'new: nothing came yet; running; failed: tried again after a while; polls: the CRM has no such stream, or refused it, and the object is polled.';
+COMMENT ON COLUMN crm.stream.refused IS 'Why there is no stream, in the CRM''s words. Asked again after crm.refresh, crm.server_check, crm.schema_refresh or crm.import, and once a day.';
 COMMENT ON COLUMN crm.stream.modified_at IS 'Milliseconds since 1970. Polls: the modified stamp of the last row seen. Journals: up to when nothing was missed.';
 
 CREATE TABLE crm.link (

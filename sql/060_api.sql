@@ -355,7 +355,7 @@ BEGIN
     PERFORM crm._ask('crm.refresh', ARRAY['poll:' || m.id], s.server_oid, clock_timestamp() + interval '10 seconds') FROM crm._server s WHERE s.server = m.server;
     RETURN format('%I.%I is polled now; crm.stream shows when that is done', m.schema_name, m.table_name);
 END $$;
-COMMENT ON FUNCTION crm.refresh(text) IS 'Asks the CRM for changes of a mirror now instead of at its next poll. What polls list whole (owners, pipelines, stages, associations) is compared whole.';
+COMMENT ON FUNCTION crm.refresh(text) IS 'Asks the CRM for changes of a mirror now instead of at its next poll, and for a stream of them if it had refused one. What polls list whole (owners, pipelines, stages, associations) is compared whole.';
 
 CREATE FUNCTION crm.mirror_drop(mirror text, drop_table boolean DEFAULT true) RETURNS text
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -410,8 +410,8 @@ BEGIN
     END LOOP;
     RETURN QUERY SELECT r.item, r.ok, r.detail, r.advice FROM crm.check_result r
                  WHERE r.ticket = asked AND r.item <> 'end' ORDER BY r.ordinal;
-    RETURN QUERY SELECT 'changes of ' || c.object, c.advice IS NULL OR NOT c.can_stream,
-                        concat_ws(', ', 'by ' || c.changes_by, 'last event ' || date_trunc('seconds', c.last_event_at),
+    RETURN QUERY SELECT 'changes of ' || c.object, CASE WHEN c.advice IS NULL OR NOT c.can_stream THEN true WHEN c.refused IS NULL THEN false END,
+                        concat_ws(', ', 'by ' || c.changes_by, 'no stream: ' || c.refused, 'last event ' || date_trunc('seconds', c.last_event_at),
                                   format('%s of at most %s objects selected for events are wanted here', c.entities_wanted, c.entities_allowed)), c.advice
                  FROM crm.change_source c WHERE c.server = server_check.server AND c.mirror IS NOT NULL ORDER BY c.object;
 END $$;

@@ -81,11 +81,12 @@ COMMENT ON VIEW crm.error_class IS 'The table of errors that the worker goes by:
 CREATE VIEW crm.change_source AS
 SELECT s.server, o.object, crm._table_of(m.id) AS mirror, o.streamable AS can_stream,
        CASE WHEN m.id IS NOT NULL THEN CASE WHEN o.streamable AND x.state = 'running' AND x.last_event_at IS NOT NULL THEN 'stream' ELSE 'poll' END END AS changes_by,
-       x.kind AS stream, x.last_event_at, m.poll_interval,
+       x.kind AS stream, x.refused, x.last_event_at, m.poll_interval,
        a.entities_allowed, CASE WHEN a.entities_allowed IS NOT NULL THEN n.wanted END AS entities_wanted,
        l.calls_left AS deliveries_left, l.calls_max AS deliveries_allowed,
        CASE WHEN m.id IS NULL THEN NULL
             WHEN NOT o.streamable THEN format('There is no stream of its changes: polled every %s.', m.poll_interval)
+            WHEN x.refused IS NOT NULL THEN format('The CRM refuses a stream of its changes: polled every %s. Once that is granted: SELECT crm.refresh(%L);', m.poll_interval, crm._table_of(m.id))
             WHEN x.last_error_at > coalesce(x.last_ok_at, '-infinity') THEN format('The stream is down (%s); polled meanwhile. SELECT * FROM crm.server_check(%L);', x.last_error, s.server)
             WHEN x.last_event_at IS NULL AND s.server_type = 'salesforce' THEN
                 format('No event yet, and polled. Select %s in Setup, Change Data Capture: %s objects may be selected over all channels without the add-on.', o.object, a.entities_allowed)
@@ -97,15 +98,16 @@ FROM crm._server s
 JOIN crm.remote_object o ON o.server = s.server
 LEFT JOIN crm.mirror m ON m.server = o.server AND m.object = o.object
 LEFT JOIN LATERAL (
-    SELECT t.kind, t.state, t.last_event_at, t.last_ok_at, t.last_error, t.last_error_at FROM crm.stream t
+    SELECT t.kind, t.state, t.refused, t.last_event_at, t.last_ok_at, t.last_error, t.last_error_at FROM crm.stream t
     WHERE t.server = o.server AND (t.kind IN ('webhook', 'journal') OR t.kind <> 'poll' AND t.object = o.object)
-    ORDER BY greatest(t.last_ok_at, t.last_error_at) DESC NULLS LAST LIMIT 1) x ON o.streamable
+    ORDER BY greatest(t.last_ok_at, t.last_error_at, t.refused_at) DESC NULLS LAST LIMIT 1) x ON o.streamable
 CROSS JOIN LATERAL (SELECT CASE s.server_type WHEN 'salesforce' THEN 5 END AS entities_allowed) a
 CROSS JOIN LATERAL (
     SELECT count(*) AS wanted FROM crm.mirror y JOIN crm.remote_object z ON z.server = y.server AND z.object = y.object AND z.streamable
     WHERE y.server = s.server) n
 LEFT JOIN crm.api_limit l ON l.server = s.server AND l.name = 'DailyDeliveredPlatformEvents';
 COMMENT ON VIEW crm.change_source IS 'How changes of each object come: whether its CRM streams them, whether a stream brings them now or only polling does, how many objects Salesforce lets an org select for change events (without the add-on) and how many mirrors want that, how many events it still delivers in 24 hours, and what to do.';
+COMMENT ON COLUMN crm.change_source.refused IS 'Why the CRM refused a stream of its changes, in its own words; polled instead, and asked again when there is a reason.';
 COMMENT ON COLUMN crm.change_source.can_stream IS 'The CRM has change events of the object, where its administrator selects it; no call tells whether he did, only events do.';
 
 CREATE VIEW crm._status_parts AS
@@ -181,7 +183,8 @@ SELECT 5, 'link', l.name, CASE WHEN l.paused THEN 'paused' ELSE l.mode END,
 FROM crm.link l
 UNION ALL
 SELECT 6, 'stream', concat_ws(' ', x.server, x.kind, nullif(x.object, '')), x.state,
-       concat_ws(', ', x.events || ' events', nullif(x.duplicates, 0) || ' duplicates', nullif(x.rejected, 0) || ' rejected', 'last event ' || date_trunc('seconds', x.last_event_at)),
+       concat_ws(', ', x.events || ' events', nullif(x.duplicates, 0) || ' duplicates', nullif(x.rejected, 0) || ' rejected', 'last event ' || date_trunc('seconds', x.last_event_at),
+                 'polled instead: ' || x.refused),
        NULL, crm._span(x.last_ok_at), x.last_error, x.last_error_at,
        CASE WHEN x.last_error_at > coalesce(x.last_ok_at, '-infinity') THEN format('SELECT * FROM crm.server_check(%L); polling goes on meanwhile.', x.server) END
 FROM crm.stream x

@@ -103,3 +103,4 @@ END $$;
 ALTER TABLE crm.write ADD COLUMN job text;
 -- done: CREATE TABLE crm.stream (
 ALTER TABLE crm.stream DROP CONSTRAINT stream_kind_check, ADD CONSTRAINT stream_kind_check CHECK (kind IN ('webhook', 'journal', 'pubsub', 'cometd', 'poll'));
+ALTER TABLE crm.stream ADD COLUMN refused text, ADD COLUMN refused_at timestamptz;

@@ -44,6 +44,17 @@ pub const RULES: &[Rule] = &[
     Rule::new(0, "stream", ErrorClass::Retry, "The stream is opened again."),
 ];
 
+/// Whether a stream's end says that the CRM has, or shows us, no events of its
+/// object: asking again changes nothing before somebody grants it.
+pub fn refuses_topic(error: &RemoteError) -> bool {
+    let class = matches!(
+        error.class,
+        ErrorClass::FixMapping | ErrorClass::FixPermission
+    );
+    // An endpoint that does not know the call is no Pub/Sub API at all.
+    error.status == 0 && class && error.code != "grpc_unimplemented"
+}
+
 /// The error of a code; codes that the table lacks are `like`'s. Whether a write
 /// may have landed is the caller's to say: here it is `false`.
 pub fn error(code: &str, like: &str, message: &str) -> RemoteError {
@@ -52,4 +63,22 @@ pub fn error(code: &str, like: &str, message: &str) -> RemoteError {
     let mut error = table::error(&rule, 0, code, message);
     error.maybe_applied = false;
     error
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{error, refuses_topic};
+
+    #[test]
+    fn only_a_topic_that_is_not_there_or_not_shown_is_a_refusal() {
+        let is = |code, like| refuses_topic(&error(code, like, ""));
+        assert!(is("topic.notfound", "grpc_notfound"));
+        assert!(is("grpc_permissiondenied", "stream"));
+        assert!(is("channel_refused", "stream"));
+        // A proxy, an outage, a limit and a lost log-in say nothing of the topic.
+        assert!(!is("grpc_unimplemented", "stream"));
+        assert!(!is("grpc_unavailable", "stream"));
+        assert!(!is("subscription.limit.exceeded", "stream"));
+        assert!(!is("service.auth.error", "stream"));
+    }
 }

@@ -34,43 +34,6 @@ impl Session {
         }
     }
 
-    pub(super) fn stream_ended(
-        &mut self,
-        stream: u64,
-        error: &RemoteError,
-        expired: bool,
-        now: Millis,
-    ) -> Step<()> {
-        let Some(ended) = self.engine.streams.remove(&stream) else {
-            return Ok(());
-        };
-        let mirror = self
-            .engine
-            .world
-            .mirror_of(&ended.server, &ended.object)
-            .map(|m| m.id);
-        tx::in_transaction(|| {
-            streams::stream_error(ended.row, "failed", &error.to_string())?;
-            if expired {
-                // What was missed is found by a poll from before the gap and by
-                // reading everything again.
-                streams::forget_replay(ended.row)?;
-                if let Some(id) = mirror {
-                    streams::backfill_restart(id)?;
-                }
-            }
-            Ok(())
-        })?;
-        if let Some(id) = mirror {
-            let watch = self.engine.watch(id);
-            watch.streaming = false;
-            watch.failures += 1;
-            watch.poll_at = now;
-            watch.stream_at = now + (1_000_i64 << watch.failures.min(8));
-        }
-        Ok(())
-    }
-
     pub(super) fn fetched(
         &mut self,
         job: Job,

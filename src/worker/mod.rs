@@ -68,6 +68,7 @@ mod setbacks;
 mod shown;
 mod specs;
 mod sweep;
+mod topics;
 pub(crate) mod unique;
 mod unsettled;
 mod usage;

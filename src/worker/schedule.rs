@@ -7,14 +7,13 @@ use std::sync::Arc;
 
 use crm_core::connectors::Keyset;
 use crm_core::model::{Change, FieldType, Millis};
-use crm_io::Replay;
 
-use crate::pg::store::streams;
 use crate::pg::store::writes::WriteRow;
 use crate::pg::store::{changes, config, writes};
+use crate::pg::store::{streams, topics};
 use crate::pg::tx;
 use crate::worker::doubt;
-use crate::worker::engine::{self, Engine, Job, Server, Step, Stream};
+use crate::worker::engine::{self, Engine, Job, Step};
 use crate::worker::ingest::{self, Inbound};
 use crate::worker::journal;
 use crate::worker::pairs::Why;
@@ -82,52 +81,6 @@ impl Engine {
         Ok(next)
     }
 
-    fn open_stream(&mut self, id: i32, now: Millis) -> Step<Millis> {
-        let Some(mirror) = self.world.mirrors.get(&id) else {
-            return Ok(Millis::MAX);
-        };
-        let (name, object, paused) = (mirror.server.clone(), mirror.object.clone(), mirror.paused);
-        if paused {
-            self.unsubscribe(|s| s.server == name && s.object == object);
-            self.watch(id).streaming = false;
-            return Ok(Millis::MAX);
-        }
-        let open = self
-            .streams
-            .values()
-            .any(|s| s.server == name && s.object == object);
-        let at = self.watch(id).stream_at;
-        if open || now < at {
-            return Ok(if open { Millis::MAX } else { at });
-        }
-        let Some(server) = self.server(&name) else {
-            return Ok(Millis::MAX);
-        };
-        let Some(topic) = server.connector.topic(&object) else {
-            return Ok(Millis::MAX);
-        };
-        let (server, source) = (server.id, server.stream());
-        let row = tx::in_transaction(|| Ok(streams::stream(&name, source, &object)?))?;
-        if let Some(row) = row {
-            // Before its first event a stream starts at what is kept: the copy
-            // may be older than the subscription.
-            let replay = row.replay_id.map_or(Replay::Earliest, Replay::After);
-            self.watch(id).stream_at = now + 5_000;
-            self.subscribe(
-                server,
-                topic,
-                replay,
-                Stream {
-                    row: row.id,
-                    source,
-                    server: name,
-                    object,
-                },
-            );
-        }
-        Ok(Millis::MAX)
-    }
-
     fn poll(&mut self, id: i32, now: Millis) -> Step<Millis> {
         let Some(mirror) = self.world.mirrors.get(&id).filter(|m| !m.paused) else {
             return Ok(Millis::MAX);
@@ -146,8 +99,11 @@ impl Engine {
             watch.poll_at = now + interval;
             return self.start_pairs(id, Why::Poll, now);
         }
-        // A stream that works leaves little for polling to find.
-        let interval = if watch.streaming {
+        // A stream that works leaves little for polling to find. One that was never
+        // heard of may be of an object that nobody selected for events.
+        let streams =
+            watch.streaming && tx::in_transaction(|| Ok(topics::has_brought(&name, &object)?))?;
+        let interval = if streams {
             interval.saturating_mul(5)
         } else {
             interval
@@ -407,16 +363,6 @@ impl Engine {
             asked_at: engine::now(),
         };
         self.fetch(id, request, job);
-    }
-}
-
-impl Server {
-    /// How its change events come: the kind of its rows of `crm.stream`.
-    pub(crate) fn stream(&self) -> &'static str {
-        match self.config.cometd {
-            true => "cometd",
-            false => "pubsub",
-        }
     }
 }
 

@@ -53,6 +53,7 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
         engine.submit(Command::Forget(id));
         engine.submit(Command::Forget(journal::io_id(id)));
     }
+    let before = ways(engine);
     engine.servers.clear();
     engine.world.connectors.clear();
     for row in rows {
@@ -95,17 +96,31 @@ pub(crate) fn load(engine: &mut Engine, asked: bool) -> Step<()> {
             refresh(engine, &row, Vec::new(), 0)?;
         }
     }
-    close_changed_streams(engine);
+    close_changed_streams(engine, &before);
     engine.load_budgets(true, now())
 }
 
 /// Ends streams whose server's option `stream` says otherwise now; they are
 /// opened again the other way.
-fn close_changed_streams(engine: &mut Engine) {
-    let ways: HashMap<String, &'static str> = (engine.servers.iter())
-        .map(|s| (s.name.clone(), s.stream()))
-        .collect();
+fn close_changed_streams(engine: &mut Engine, before: &HashMap<String, &'static str>) {
+    let mut ways = ways(engine);
     engine.unsubscribe(|s| ways.get(&s.server).is_some_and(|way| *way != s.source));
+    // What was refused one way is asked for the other way at once.
+    ways.retain(|server, way| before.get(server).is_some_and(|old| old != way));
+    let changed = engine.world.mirrors.values();
+    let changed: Vec<i32> = changed
+        .filter(|m| ways.contains_key(&m.server))
+        .map(|m| m.id)
+        .collect();
+    for id in changed {
+        engine.watch(id).stream_at = 0;
+    }
+}
+
+/// How the streams of each server come.
+fn ways(engine: &Engine) -> HashMap<String, &'static str> {
+    let servers = engine.servers.iter();
+    servers.map(|s| (s.name.clone(), s.stream())).collect()
 }
 
 fn note_problem(row: &ServerRow, problem: &str) -> Step<()> {
@@ -267,8 +282,12 @@ fn catalog_done(engine: &mut Engine, id: u32) -> Step<()> {
         .map(|(object, _)| (object.clone(), stamp_of(object)))
         .collect();
     stamps.extend(machine.unchanged.iter().map(|o| (o.clone(), None)));
+    let whole = !refresh.known && machine.error.is_none();
     engine.described(id, stamps, changes, now);
     engine.refreshes.remove(&id);
+    if whole {
+        engine.ask_for_streams(&name, None)?;
+    }
     if let Some(next) = engine.next_refreshes.remove(&id)
         && let Some(row) = row_of(id)?
     {
@@ -305,6 +324,10 @@ pub(crate) fn on_request(engine: &mut Engine, request: &Request) -> Step<()> {
     if let Some(("poll", mirror)) = request.kind.split_once(':') {
         if let Ok(mirror) = mirror.parse() {
             engine.watch(mirror).poll_at = 0;
+            let known = engine.world.mirrors.get(&mirror);
+            if let Some((server, object)) = known.map(|m| (m.server.clone(), m.object.clone())) {
+                engine.ask_for_streams(&server, Some(&object))?;
+            }
         }
         return Ok(());
     }
@@ -357,8 +380,9 @@ fn check(engine: &mut Engine, row: &ServerRow, ticket: i64) -> Step<()> {
         .filter(|m| m.server == row.name)
         .map(|m| m.object.clone())
         .collect();
-    let (machine, requests) =
-        ServerCheck::start(server.connector, server.config.clone(), mirrored, rows);
+    let (name, connector, config) = (row.name.clone(), server.connector, server.config.clone());
+    engine.ask_for_streams(&name, None)?;
+    let (machine, requests) = ServerCheck::start(connector, config, mirrored, rows);
     engine.checks.insert(ticket, (row.oid, machine, 0));
     send_check(engine, ticket, requests)
 }

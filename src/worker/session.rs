@@ -426,7 +426,9 @@ impl Session {
                 stream,
                 error,
                 replay_expired,
-            } => self.stream_ended(stream, &error, replay_expired, now)?,
+            } => self
+                .engine
+                .close_stream(stream, &error, replay_expired, now)?,
             Event::Fetched {
                 job,
                 server,

@@ -183,9 +183,19 @@ pub(crate) fn failure(status: &Status) -> Failure {
         .unwrap_or("");
     let code = trailer.rsplit("eventbus.grpc.").next().unwrap_or("");
     let grpc = format!("grpc_{:?}", status.code()).to_ascii_lowercase();
-    let code = if code.is_empty() { &grpc } else { code };
+    // Something on the way answered, not the event bus: it says nothing of the topic.
+    let stranger = status.message().contains("mapped from HTTP status");
+    let code = match code {
+        "" if stranger => "stream",
+        "" => grpc.as_str(),
+        code => code,
+    };
     let known = transport::RULES.iter().any(|r| r.code == grpc);
-    let like = if known { grpc.as_str() } else { "stream" };
+    let like = if known && !stranger {
+        grpc.as_str()
+    } else {
+        "stream"
+    };
     by_class(transport::error(code, like, status.message()))
 }
 

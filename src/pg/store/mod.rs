@@ -27,4 +27,5 @@ pub(crate) mod rows;
 pub(crate) mod scopes;
 pub(crate) mod spi;
 pub(crate) mod streams;
+pub(crate) mod topics;
 pub(crate) mod writes;

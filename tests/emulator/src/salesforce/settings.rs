@@ -60,6 +60,8 @@ pub(crate) struct Settings {
     pub(crate) time_zone: String,
     /// Objects whose changes raise events; none named: all do. An org without the add-on may select [`ENTITIES`].
     pub(crate) selected: Vec<String>,
+    /// Objects whose events the app's user may not see: a subscription to one is refused.
+    pub(crate) withheld: Vec<String>,
 }
 
 /// Objects that may be selected for change events, over all channels.
@@ -95,6 +97,7 @@ impl Default for Settings {
             bulk_upload_bytes: 150_000_000,
             time_zone: "America/Los_Angeles".to_owned(),
             selected: Vec::new(),
+            withheld: Vec::new(),
         }
     }
 }
@@ -153,6 +156,7 @@ impl Settings {
             "connect_ms" => self.connect_ms = number(1)?,
             "deliveries" => self.deliveries = number(0)?,
             "selected" => self.selected = entities(value)?,
+            "withheld" => self.withheld = entities(value)?,
             _ => {
                 let known: Vec<String> = self
                     .to_json()
@@ -182,7 +186,7 @@ impl Settings {
             "bulk_page_rows": self.bulk_page_rows, "bulk_header_every_page": self.bulk_header_every_page,
             "bulk_zulu": self.bulk_zulu, "bulk_fail": self.bulk_fail, "bulk_query_jobs": self.bulk_query_jobs,
             "bulk_batches": self.bulk_batches, "bulk_upload_bytes": self.bulk_upload_bytes,
-            "time_zone": self.time_zone, "selected": self.selected,
+            "time_zone": self.time_zone, "selected": self.selected, "withheld": self.withheld,
         })
     }
 }
@@ -194,7 +198,7 @@ fn entities(value: &Value) -> Result<Vec<String>, String> {
             .map(|name| Some(name.as_str()?.to_owned()))
             .collect()
     });
-    names.ok_or_else(|| format!("selected: expected a list of at most {ENTITIES} names of objects"))
+    names.ok_or_else(|| format!("expected a list of at most {ENTITIES} names of objects"))
 }
 
 #[cfg(test)]

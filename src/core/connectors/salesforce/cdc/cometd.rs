@@ -159,7 +159,8 @@ impl Client {
             if message.successful == Some(false) {
                 let reason = message.ext.pointer("/sfdc/failureReason");
                 let reason = reason.and_then(|r| r.as_str()).unwrap_or_default();
-                refused = Some(refusal(&message.error.unwrap_or_default(), reason));
+                let (error, channel) = (message.error.unwrap_or_default(), &message.channel);
+                refused = Some(refusal(&error, channel, reason));
             }
         }
         match refused {
@@ -187,7 +188,7 @@ impl Client {
 }
 
 /// What `403::Unknown client` and the like mean.
-fn refusal(error: &str, reason: &str) -> RemoteError {
+fn refusal(error: &str, channel: &str, reason: &str) -> RemoteError {
     let (status, text) = error.split_once("::").unwrap_or(("", error));
     let code = match status.split(':').next().unwrap_or_default() {
         "401" => "service.auth.error",
@@ -197,6 +198,7 @@ fn refusal(error: &str, reason: &str) -> RemoteError {
         "400" if text.contains("replayId") => "subscription.fetch.replayid.validation.failed",
         "400" if text.contains("cookie") => "unknown_client",
         "400" => "channel_refused",
+        "403" if channel == "/meta/subscribe" => "channel_refused",
         _ => "stream",
     };
     let message = match reason {

@@ -223,6 +223,15 @@ impl State {
         obj.streams() && (settings.selected.is_empty() || named)
     }
 
+    /// Whether nobody may subscribe to a channel.
+    pub(crate) fn withholds(&self, topic: Topic) -> bool {
+        let Topic::One(obj) = topic else {
+            return false;
+        };
+        let settings = self.settings();
+        settings.withheld.iter().any(|name| name == obj.name())
+    }
+
     /// Publishes a gap or overflow event: a header only.
     pub(crate) fn publish_gap(&self, obj: Obj, ids: Vec<String>, kind: &str, writer: &Writer) {
         let commit = self.begin_commit(writer).without_origin();

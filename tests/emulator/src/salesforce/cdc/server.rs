@@ -72,14 +72,21 @@ impl PubSub {
     }
 
     fn topic(&self, name: &str, rpc_id: &str) -> Result<Topic, Status> {
-        Topic::parse(name).ok_or_else(|| {
+        let topic = Topic::parse(name).ok_or_else(|| {
             failure(
                 Code::NotFound,
                 "topic.notfound",
                 &format!("Topic {name} does not exist or you have no access to it"),
                 rpc_id,
             )
-        })
+        })?;
+        match self.org.withholds(topic) {
+            true => {
+                let message = format!("No permission to subscribe to {name} rpcId: {rpc_id}");
+                Err(Status::permission_denied(message))
+            }
+            false => Ok(topic),
+        }
     }
 }
 

@@ -203,6 +203,10 @@ fn subscribe(org: &State, id: &str, message: &Map<String, Value>) -> Value {
             format!("400::The channel you requested to subscribe to does not exist {{{channel}}}");
         return refusal(message, &error, &Value::Null);
     };
+    if org.withholds(topic) {
+        let error = format!("403::No permission to subscribe to {{{channel}}}");
+        return refusal(message, &error, &Value::Null);
+    }
     let replay = message
         .get("ext")
         .and_then(|ext| ext.get("replay")?.get(channel)?.as_i64());
