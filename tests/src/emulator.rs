@@ -110,6 +110,17 @@ impl Emulator {
         self.admin("POST", &format!("/_admin/{crm}/create"), Some(&body))
     }
 
+    /// The same where somebody may have made the record a moment before, which the CRM
+    /// refuses; whether it was made.
+    pub fn create_unless_there(&self, crm: &str, object: &str, fields: &Value) -> bool {
+        let body = json!({"object": object, "fields": fields});
+        let path = format!("/_admin/{crm}/create");
+        let (status, answer) = http::call(&self.http, "POST", &path, Some(&body));
+        let there = status == 400 && answer.to_string().contains("already exists");
+        assert!(there || (200..300).contains(&status), "{path} {answer}");
+        !there
+    }
+
     /// Deletes a record as a person would.
     pub fn delete(&self, crm: &str, object: &str, id: &str) -> Value {
         let body = json!({"object": object, "id": id});
