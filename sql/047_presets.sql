@@ -71,6 +71,11 @@ FROM (VALUES
     ('product', 'products', 'Product2', 'hs_sku', 'ProductCode', NULL, NULL, NULL, 1),
     ('product', 'products', 'Product2', 'name', 'Name', NULL, NULL, NULL, 2),
     ('product', 'products', 'Product2', 'description', 'Description', NULL, NULL, NULL, NULL),
+    -- Whose and of which product, crm.link_references says.
+    ('line_item', 'line_items', 'OpportunityLineItem', 'name', 'Name', NULL, NULL, NULL, NULL),
+    ('line_item', 'line_items', 'OpportunityLineItem', 'quantity', 'Quantity', NULL, NULL, NULL, NULL),
+    ('line_item', 'line_items', 'OpportunityLineItem', 'price', 'UnitPrice', NULL, NULL, NULL, NULL),
+    ('line_item', 'line_items', 'OpportunityLineItem', 'description', 'Description', NULL, NULL, NULL, NULL),
     ('meeting', 'meetings', 'Event', 'hs_meeting_title', 'Subject', NULL, NULL, NULL, NULL),
     ('meeting', 'meetings', 'Event', 'hs_meeting_body', 'Description', NULL, NULL, NULL, NULL),
     ('meeting', 'meetings', 'Event', 'hs_meeting_location', 'Location', NULL, NULL, NULL, NULL),

@@ -6,20 +6,25 @@
 CREATE TABLE crm.reference_map (
     id          integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     link        text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
-    association integer NOT NULL REFERENCES crm.mirror ON DELETE CASCADE,
+    association integer REFERENCES crm.mirror ON DELETE CASCADE,
     field       text NOT NULL,
     parent      text NOT NULL REFERENCES crm.link (name) ON UPDATE CASCADE ON DELETE CASCADE,
-    type_id     numeric NOT NULL,
+    type_id     numeric,
     category    text NOT NULL DEFAULT 'HUBSPOT_DEFINED',
     main        boolean NOT NULL DEFAULT false,
     own          integer NOT NULL DEFAULT 0,
     theirs       integer NOT NULL DEFAULT 0,
     own_parent   integer NOT NULL DEFAULT 0,
     their_parent integer NOT NULL DEFAULT 0,
-    UNIQUE (link, association, field, parent)
+    own_field    text,
+    at_creation  boolean NOT NULL DEFAULT false,
+    UNIQUE NULLS NOT DISTINCT (link, association, own_field, field, parent),
+    CHECK ((association IS NULL) <> (own_field IS NULL) AND (association IS NULL) = (type_id IS NULL))
 );
-COMMENT ON TABLE crm.reference_map IS 'Which associations of a link''s records are which reference field of their counterparts. Made by crm.link_references, or row by row: link, association, field, parent, type_id.';
-COMMENT ON COLUMN crm.reference_map.association IS 'The mirror of associations, crm.mirror.id.';
+COMMENT ON TABLE crm.reference_map IS 'Which associations of a link''s records, or which field that holds an id, are which reference field of their counterparts. Made by crm.link_references, or row by row: link, field, parent, and association with type_id, or own_field.';
+COMMENT ON COLUMN crm.reference_map.association IS 'The mirror of associations, crm.mirror.id; null where own_field says it.';
+COMMENT ON COLUMN crm.reference_map.own_field IS 'A field of the records that holds the id of the one at the other end, as hs_product_id of a line item.';
+COMMENT ON COLUMN crm.reference_map.at_creation IS 'The counterpart is made with this reference and keeps it: its create waits until the reference is known (of an association up to a day), and what changes later is not carried to that side.';
 COMMENT ON COLUMN crm.reference_map.parent IS 'The link over which the records at the other end are one thing.';
 COMMENT ON COLUMN crm.reference_map.type_id IS 'Type and category of the associations that are meant.';
 COMMENT ON COLUMN crm.reference_map.main IS 'There is one association of this type at a time (the primary company): a new one replaces the field''s value. Otherwise there may be several, and a new one only fills an empty field.';
@@ -28,7 +33,7 @@ COMMENT ON COLUMN crm.reference_map.own IS 'Set by itself: the mirrors of the re
 CREATE TABLE crm.reference_due (
     id      bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     map     integer NOT NULL REFERENCES crm.reference_map ON DELETE CASCADE,
-    kind    text NOT NULL CHECK (kind IN ('tied', 'untied', 'moved', 'filled')),
+    kind    text NOT NULL CHECK (kind IN ('tied', 'untied', 'moved', 'filled', 'given')),
     record  text,
     row_id  bigint,
     was     text,
@@ -41,7 +46,7 @@ CREATE TABLE crm.reference_due (
 CREATE INDEX reference_due_next ON crm.reference_due (next_at);
 COMMENT ON TABLE crm.reference_due IS 'Changed associations and references that the worker has not carried over. One whose other end has no counterpart yet is tried again: at intervals up to a minute for a day, then every hour.';
 COMMENT ON COLUMN crm.reference_due.record IS 'For an association (tied, untied): the record that it starts from.';
-COMMENT ON COLUMN crm.reference_due.row_id IS 'For a reference field (moved, filled): the row that holds it.';
+COMMENT ON COLUMN crm.reference_due.row_id IS 'For a reference field (moved, filled) and for a field that holds an id (given): the row that holds it.';
 COMMENT ON COLUMN crm.reference_due.waits IS 'What is missing.';
 DO $$
 DECLARE t text;
@@ -56,8 +61,10 @@ CREATE TABLE crm.standard_reference (
     to_object   text NOT NULL,
     right_object text NOT NULL,
     field       text NOT NULL,
-    type_id     numeric NOT NULL,
+    type_id     numeric,
     main        boolean NOT NULL,
+    own_field   text,
+    at_creation boolean NOT NULL DEFAULT false,
     PRIMARY KEY (left_object, to_object, right_object)
 );
 COMMENT ON TABLE crm.standard_reference IS 'Reference maps that crm.link_references starts from. Part of the extension; edit crm.reference_map instead.';
@@ -75,6 +82,9 @@ INSERT INTO crm.standard_reference (left_object, to_object, right_object, field,
     ('notes', 'deals', 'Task', 'WhatId', 214, false), ('notes', 'tickets', 'Task', 'WhatId', 228, false),
     ('meetings', 'contacts', 'Event', 'WhoId', 200, false), ('meetings', 'companies', 'Event', 'WhatId', 188, false),
     ('meetings', 'deals', 'Event', 'WhatId', 212, false), ('meetings', 'tickets', 'Event', 'WhatId', 226, false);
+INSERT INTO crm.standard_reference (left_object, to_object, right_object, field, type_id, main, own_field, at_creation) VALUES
+    ('line_items', 'deals', 'OpportunityLineItem', 'OpportunityId', 20, false, NULL, true),
+    ('line_items', 'products', 'OpportunityLineItem', 'Product2Id', NULL, false, 'hs_product_id', true);
 
 -- What a change of an association or a reference leaves for the worker; runs in
 -- the transaction of whoever made it, and does nothing else.
@@ -86,13 +96,17 @@ DECLARE
     now_ jsonb := CASE WHEN tg_op <> 'DELETE' THEN to_jsonb(new) END;
     had  boolean;
     has  boolean;
+    name text;
 BEGIN
     SELECT m.* INTO r FROM crm.reference_map m JOIN crm.link k ON k.name = m.link WHERE m.id = tg_argv[0]::integer AND k.mode = 'live';
     IF NOT FOUND THEN
         RETURN NULL;
-    ELSIF tg_argv[1] = 'reference' THEN
+    ELSIF tg_argv[1] <> 'association' THEN
+        -- By what the column is called now.
+        SELECT c.column_name INTO name FROM crm.mirror_column c
+        WHERE (c.mirror, c.field) = CASE tg_argv[1] WHEN 'given' THEN (r.own, r.own_field) ELSE (r.theirs, r.field) END;
         INSERT INTO crm.reference_due (map, kind, row_id, was, becomes)
-        VALUES (r.id, CASE tg_op WHEN 'INSERT' THEN 'filled' ELSE 'moved' END, (now_ ->> '_id')::bigint, was ->> tg_argv[2], now_ ->> tg_argv[2]);
+        VALUES (r.id, CASE WHEN tg_argv[1] = 'given' THEN 'given' WHEN tg_op = 'INSERT' THEN 'filled' ELSE 'moved' END, (now_ ->> '_id')::bigint, was ->> name, now_ ->> name);
     ELSE
         had := was ->> '_deleted_at' IS NULL AND ((was ->> 'type_id')::numeric, was ->> 'category') = (r.type_id, r.category);
         has := now_ ->> '_deleted_at' IS NULL AND ((now_ ->> 'type_id')::numeric, now_ ->> 'category') = (r.type_id, r.category);
@@ -124,8 +138,20 @@ BEGIN
     k := crm._link_named(new.link);
     p := crm._link_named(new.parent);
     SELECT * INTO a FROM crm.mirror m WHERE m.id = new.association;
-    SELECT * INTO o FROM crm.mirror m WHERE m.id IN (k.left_mirror, k.right_mirror) AND m.server = a.server AND m.object = split_part(a.object, '/', 1);
-    SELECT * INTO x FROM crm.mirror m WHERE m.id IN (p.left_mirror, p.right_mirror) AND m.server = a.server AND m.object = split_part(a.object, '/', 2);
+    IF new.own_field IS NULL THEN
+        SELECT * INTO o FROM crm.mirror m WHERE m.id IN (k.left_mirror, k.right_mirror) AND m.server = a.server AND m.object = split_part(a.object, '/', 1);
+        SELECT * INTO x FROM crm.mirror m WHERE m.id IN (p.left_mirror, p.right_mirror) AND m.server = a.server AND m.object = split_part(a.object, '/', 2);
+    ELSE
+        -- The side that has the one field and whose counterpart has the other.
+        SELECT m.* INTO o FROM crm.mirror m WHERE m.id IN (k.left_mirror, k.right_mirror)
+            AND EXISTS (SELECT FROM crm.mirror_column c WHERE c.mirror = m.id AND c.field = new.own_field)
+            AND EXISTS (SELECT FROM crm.mirror_column c WHERE c.mirror = k.left_mirror + k.right_mirror - m.id AND lower(c.field) = lower(new.field)) LIMIT 1;
+        SELECT * INTO x FROM crm.mirror m WHERE m.id IN (p.left_mirror, p.right_mirror) AND m.server = o.server;
+        IF o.id IS NULL OR x.id IS NULL THEN
+            RAISE EXCEPTION 'fields "%" and "%" tie no records of links "%" and "%"', new.own_field, new.field, k.name, p.name
+                USING ERRCODE = '22023', DETAIL = 'One mirror of the link must have the one field and the other mirror the other.', HINT = 'own_field holds the id of a record of the parent link in the same CRM; field holds the id of its counterpart.';
+        END IF;
+    END IF;
     IF o.id IS NULL OR x.id IS NULL THEN
         RAISE EXCEPTION 'associations of % do not tie records of links "%" and "%"', coalesce(crm._table_of(a.id), new.association::text), k.name, p.name
             USING ERRCODE = '22023', DETAIL = format('They are %s.', coalesce(a.object, 'not a mirror')), HINT = 'Name the mirror of associations that start from the link''s records and lead to those of the parent''s.';
@@ -149,19 +175,23 @@ DECLARE
     tied   text := crm._table_of(r.association);
     theirs text := crm._table_of(r.theirs);
     t      text;
+    f      record;
 BEGIN
-    FOREACH t IN ARRAY ARRAY[tied, theirs] LOOP
+    FOREACH t IN ARRAY ARRAY[tied, theirs, crm._table_of(r.own)] LOOP
         CONTINUE WHEN to_regclass(t) IS NULL;
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name, t);
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name || '_new', t);
     END LOOP;
-    IF attach THEN
+    IF attach AND tied IS NOT NULL THEN
         EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR DELETE OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION crm._reference_noted(%L, ''association'')', name, tied, r.id);
-        EXECUTE format('CREATE TRIGGER %1$I AFTER UPDATE ON %2$s FOR EACH ROW WHEN (old.%3$s IS DISTINCT FROM new.%3$s) EXECUTE FUNCTION crm._reference_noted(%4$L, ''reference'', %3$L)',
-                       name, theirs, crm._column_of(r.theirs, r.field), r.id);
-        EXECUTE format('CREATE TRIGGER %1$I AFTER INSERT ON %2$s FOR EACH ROW WHEN (new.%3$s IS NOT NULL) EXECUTE FUNCTION crm._reference_noted(%4$L, ''reference'', %3$L)',
-                       name || '_new', theirs, crm._column_of(r.theirs, r.field), r.id);
     END IF;
+    FOR f IN SELECT r.theirs AS mirror, r.field, 'reference' AS what UNION ALL SELECT r.own, r.own_field, 'given' WHERE r.own_field IS NOT NULL LOOP
+        CONTINUE WHEN NOT attach;
+        EXECUTE format('CREATE TRIGGER %1$I AFTER UPDATE ON %2$s FOR EACH ROW WHEN (old.%3$s IS DISTINCT FROM new.%3$s) EXECUTE FUNCTION crm._reference_noted(%4$L, %5$L)',
+                       name, crm._table_of(f.mirror), crm._column_of(f.mirror, f.field), r.id, f.what);
+        EXECUTE format('CREATE TRIGGER %1$I AFTER INSERT ON %2$s FOR EACH ROW WHEN (new.%3$s IS NOT NULL) EXECUTE FUNCTION crm._reference_noted(%4$L, %5$L)',
+                       name || '_new', crm._table_of(f.mirror), crm._column_of(f.mirror, f.field), r.id, f.what);
+    END LOOP;
 END $$;
 COMMENT ON FUNCTION crm._reference_attach(crm.reference_map, boolean) IS 'Makes or drops the triggers of a reference map.';
 
@@ -195,26 +225,28 @@ BEGIN
         SELECT o.id AS own, o.server, o.object, t.id AS theirs, t.server AS their_server, t.object AS their_object
         FROM crm.mirror o, crm.mirror t WHERE (o.id, t.id) IN ((k.left_mirror, k.right_mirror), (k.right_mirror, k.left_mirror))
     ), found AS (
-        SELECT a.id AS association, s.field, p.name AS parent, s.type_id, s.main
+        SELECT a.id AS association, s.field, p.name AS parent, s.type_id, s.main, s.own_field, s.at_creation
         FROM sides d JOIN crm.standard_reference s ON s.left_object = d.object AND s.right_object = d.their_object
-        JOIN crm.mirror a ON a.server = d.server AND a.object = s.left_object || '/' || s.to_object
+        LEFT JOIN crm.mirror a ON a.server = d.server AND a.object = s.left_object || '/' || s.to_object AND s.own_field IS NULL
+        LEFT JOIN crm.mirror_column w ON w.mirror = d.own AND w.field = s.own_field AND NOT w.read_only
         JOIN crm.mirror po ON po.server = d.server AND po.object = s.to_object
         JOIN crm.link p ON po.id IN (p.left_mirror, p.right_mirror)
         JOIN crm.mirror pt ON pt.id IN (p.left_mirror, p.right_mirror) AND pt.id <> po.id AND pt.server = d.their_server
         JOIN crm.mirror_column c ON c.mirror = d.theirs AND c.field = s.field AND NOT c.read_only
         JOIN crm.remote_field f ON f.server = d.their_server AND f.object = d.their_object AND f.field = s.field AND pt.object = ANY (f."references")
+        WHERE a.id IS NOT NULL OR w.mirror IS NOT NULL
     ), made AS (
-        INSERT INTO crm.reference_map (link, association, field, parent, type_id, main)
-        SELECT k.name, f.association, f.field, f.parent, f.type_id, f.main FROM found f ON CONFLICT DO NOTHING RETURNING *
+        INSERT INTO crm.reference_map (link, association, field, parent, type_id, main, own_field, at_creation)
+        SELECT k.name, f.association, f.field, f.parent, f.type_id, f.main, f.own_field, f.at_creation FROM found f ON CONFLICT DO NOTHING RETURNING *
     )
-    SELECT crm._table_of(m.association), m.field, m.parent FROM made m ORDER BY 1, 2;
+    SELECT coalesce(crm._table_of(m.association), m.own_field), m.field, m.parent FROM made m ORDER BY 1, 2;
     GET DIAGNOSTICS n = ROW_COUNT;
     IF n = 0 THEN
         RAISE NOTICE 'link "%" has no reference to add', k.name
             USING HINT = 'Import the associations (for example contacts_companies) and link the objects at the other end first.';
     END IF;
 END $$;
-COMMENT ON FUNCTION crm.link_references(text) IS 'Carries references of a link''s records over from now on: associations of HubSpot to the reference fields of Salesforce and back, where the associations are imported and the records at the other end are linked. Says what it added.';
+COMMENT ON FUNCTION crm.link_references(text) IS 'Carries references of a link''s records over from now on: associations of HubSpot, and the product of a line item, to the reference fields of Salesforce and back, where the associations are imported and the records at the other end are linked. Says what it added.';
 
 -- Mirrors are read with the rights of their owners; $1 of a query is a list.
 CREATE FUNCTION crm._reference_read(mirror integer, query text, given jsonb) RETURNS jsonb
@@ -252,12 +284,47 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
 $$;
 COMMENT ON FUNCTION crm._reference_tied(crm.reference_map, text) IS 'Records that a record is tied to by associations of a map''s type.';
 
--- What the reference field of a row holds.
-CREATE FUNCTION crm._reference_held(r crm.reference_map, row_id bigint) RETURNS text
+-- What a field of a row holds: the reference, or the one that holds an id.
+CREATE FUNCTION crm._reference_held(mirror integer, field text, row_id bigint) RETURNS text
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
-    SELECT crm._reference_read(r.theirs, 'SELECT jsonb_agg(t.' || replace(crm._column_of(r.theirs, r.field), '%', '%%') || ') FROM %s t WHERE t._id = ($1 ->> 0)::bigint AND t._deleted_at IS NULL', jsonb_build_array(row_id)) ->> 0
+    SELECT crm._reference_read(mirror, 'SELECT jsonb_agg(t.' || replace(crm._column_of(mirror, field), '%', '%%') || ') FROM %s t WHERE t._id = ($1 ->> 0)::bigint AND t._deleted_at IS NULL', jsonb_build_array(row_id)) ->> 0
 $$;
-COMMENT ON FUNCTION crm._reference_held(crm.reference_map, bigint) IS 'The value of a map''s reference field in a row.';
+COMMENT ON FUNCTION crm._reference_held(integer, text, bigint) IS 'The value of a field of a row that tells of another record.';
+
+-- The same for two fields that hold ids: a change of either asks for one of the other.
+CREATE FUNCTION crm._reference_plan_ids(r crm.reference_map, d crm.reference_due, OUT relation oid, OUT statements text[], OUT args jsonb, OUT waits text)
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    given    CONSTANT boolean := d.kind = 'given';
+    here     CONSTANT integer := CASE WHEN given THEN r.own ELSE r.theirs END;
+    there    CONSTANT integer := CASE WHEN given THEN r.theirs ELSE r.own END;
+    field_name CONSTANT text := CASE WHEN given THEN r.field ELSE r.own_field END;
+    child    record;
+    other    record;
+BEGIN
+    statements := '{}';
+    args := '[]';
+    IF crm._reference_held(here, CASE WHEN given THEN r.own_field ELSE r.field END, d.row_id) IS DISTINCT FROM d.becomes THEN
+        RETURN;
+    END IF;
+    child := crm._reference_partner(here, NULL, d.row_id, there);
+    other := crm._reference_partner(CASE WHEN given THEN r.own_parent ELSE r.their_parent END, d.becomes, NULL, CASE WHEN given THEN r.their_parent ELSE r.own_parent END);
+    IF given AND r.at_creation AND child.partner IS NOT NULL THEN
+        RETURN;
+    ELSIF NOT given AND EXISTS (SELECT FROM crm.reference_due x WHERE x.map = r.id AND x.kind = 'given' AND x.row_id = child.partner_row) THEN
+        -- What a new row starts with here gives way to what its counterpart says.
+        RETURN;
+    ELSIF child.partner_row IS NULL OR (d.becomes IS NOT NULL AND other.partner IS NULL) THEN
+        waits := format('%s has no record in %s yet', CASE WHEN child.partner_row IS NULL THEN 'it' ELSE d.becomes END,
+                        crm._table_of(CASE WHEN child.partner_row IS NULL THEN there WHEN given THEN r.their_parent ELSE r.own_parent END));
+    ELSIF crm._reference_held(there, field_name, child.partner_row) IS DISTINCT FROM other.partner THEN
+        relation := (SELECT crm._relation_of(m.schema_name, m.table_name) FROM crm.mirror m WHERE m.id = there);
+        statements := ARRAY[format('UPDATE %s SET %s = ($1)[1]::%s WHERE _id = ($1)[2]::bigint', crm._table_of(there), crm._column_of(there, field_name),
+            (SELECT format_type(a.atttypid, a.atttypmod) FROM pg_attribute a JOIN crm.mirror_column c ON c.column_name = a.attname WHERE a.attrelid = relation AND c.mirror = there AND c.field = field_name))];
+        args := jsonb_build_array(jsonb_build_array(other.partner, child.partner_row));
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._reference_plan_ids(crm.reference_map, crm.reference_due) IS 'What a changed id of a record at the other end asks for on the other side.';
 
 -- What a change asks for: statements on one relation with their arguments, nothing,
 -- or what it waits for.
@@ -286,10 +353,10 @@ BEGIN
             waits := format('%s %s has no record in %s yet', split_part((SELECT m.object FROM crm.mirror m WHERE m.id = r.association), '/', CASE WHEN child.partner_row IS NULL THEN 1 ELSE 2 END),
                             CASE WHEN child.partner_row IS NULL THEN d.record ELSE d.becomes END, crm._table_of(CASE WHEN child.partner_row IS NULL THEN r.theirs ELSE r.their_parent END));
             RETURN;
-        ELSIF child.partner_row IS NULL OR other.partner IS NULL THEN
+        ELSIF child.partner_row IS NULL OR other.partner IS NULL OR (r.at_creation AND child.partner IS NOT NULL) THEN
             RETURN;
         END IF;
-        held := crm._reference_held(r, child.partner_row);
+        held := crm._reference_held(r.theirs, r.field, child.partner_row);
         IF d.kind = 'tied' AND held IS DISTINCT FROM other.partner AND (held IS NULL OR r.main) THEN
             held := other.partner;
         ELSIF d.kind = 'untied' AND held = other.partner THEN
@@ -302,7 +369,7 @@ BEGIN
         RETURN;
     END IF;
     relation := (SELECT crm._relation_of(m.schema_name, m.table_name) FROM crm.mirror m WHERE m.id = r.association);
-    held := crm._reference_held(r, d.row_id);
+    held := crm._reference_held(r.theirs, r.field, d.row_id);
     -- A field for several kinds of record: this one is of another.
     SELECT o.type_id INTO prefix FROM crm.mirror m JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object WHERE m.id = r.their_parent;
     IF held IS DISTINCT FROM d.becomes OR (d.becomes IS NOT NULL AND d.was IS NULL AND length(prefix) = 3 AND left(d.becomes, 3) <> prefix) THEN
@@ -345,7 +412,11 @@ BEGIN
             UPDATE crm.reference_due SET next_at = clock_timestamp() + interval '1 minute' WHERE id = d.id;
             CONTINUE;
         END IF;
-        plan := crm._reference_plan(r, d);
+        IF r.own_field IS NULL THEN
+            plan := crm._reference_plan(r, d);
+        ELSE
+            plan := crm._reference_plan_ids(r, d);
+        END IF;
         IF plan.waits IS NULL AND cardinality(plan.statements) > 0 THEN
             RETURN QUERY SELECT d.id, plan.relation, s.statement, ARRAY(SELECT jsonb_array_elements_text(plan.args -> (s.n - 1)::integer)) FROM unnest(plan.statements) WITH ORDINALITY AS s (statement, n);
         ELSIF plan.waits IS NOT NULL THEN
@@ -370,7 +441,26 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
            format('It is carried over when both records are there; looked at again at %s. The other end belongs to link "%s".', date_trunc('seconds', d.next_at), r.parent)
     FROM unnest(mirrors, rows, records) AS v (mirror, row_id, record)
     JOIN crm.reference_map r ON v.mirror IN (r.own, r.theirs)
-    JOIN crm.reference_due d ON d.map = r.id AND ((v.mirror = r.own AND d.record = v.record) OR (v.mirror = r.theirs AND d.row_id = v.row_id))
-    ORDER BY d.id LIMIT 20
+    JOIN crm.reference_due d ON d.map = r.id AND ((v.mirror = r.own AND d.record = v.record) OR (v.mirror = CASE d.kind WHEN 'given' THEN r.own ELSE r.theirs END AND d.row_id = v.row_id))
+    UNION ALL
+    SELECT 'reference', 'waits', format('it is made with its %s, which is not known yet', r.field),
+           format('It is made when the record of link "%s" at the other end is named and has its own there.', r.parent)
+    FROM unnest(mirrors, rows) AS v (mirror, row_id)
+    JOIN crm.reference_map r ON v.mirror = r.theirs AND r.at_creation
+    JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'create' AND w.state = 'queued' AND w.vals ->> r.field IS NULL
+    LIMIT 20
 $$;
 COMMENT ON FUNCTION crm._why_references(integer[], bigint[], text[]) IS 'Part of crm.why: references that wait for a record at the other end.';
+
+-- Creates that must be made with a reference wait for it: of a field as long as its id
+-- waits to be carried over, of an association for a day.
+CREATE FUNCTION crm._references_awaited(mirror integer) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    UPDATE crm.write w SET not_before = clock_timestamp() + least(interval '1 minute', greatest(interval '250 milliseconds', (clock_timestamp() - w.queued_at) / 8))
+    FROM crm.reference_map r JOIN crm.link k ON k.name = r.link AND k.mode = 'live'
+    WHERE r.theirs = $1 AND r.at_creation AND w.mirror = $1 AND w.kind = 'create' AND w.state = 'queued' AND (w.not_before IS NULL OR w.not_before <= now())
+      AND EXISTS (SELECT FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror = r.own WHERE a.mirror = $1 AND a.row_id = w.row_id
+                  AND CASE WHEN r.own_field IS NULL THEN w.vals ->> r.field IS NULL AND w.queued_at > now() - interval '1 day'
+                           ELSE EXISTS (SELECT FROM crm.reference_due d WHERE d.map = r.id AND d.kind = 'given' AND d.row_id = b.row_id) END)
+$$;
+COMMENT ON FUNCTION crm._references_awaited(integer) IS 'Puts off the creates of a mirror that lack a reference which they are made with.';

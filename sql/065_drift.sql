@@ -171,6 +171,7 @@ BEGIN
     FROM crm.link l WHERE l.name = f.link AND l.right_mirror = mirror_id AND (f.right_field = was OR was = ANY (f.right_more));
     UPDATE crm.field_default d SET field = now_called FROM crm.link l
     WHERE l.name = d.link AND d.field = was AND mirror_id = CASE d.side WHEN 'left' THEN l.left_mirror ELSE l.right_mirror END;
+    UPDATE crm.reference_map r SET field = now_called WHERE r.theirs = mirror_id AND r.field = was;
     -- Policies, locks and states go by the left side's name.
     UPDATE crm.conflict_policy p SET field = now_called FROM crm.link l WHERE l.name = p.link AND l.left_mirror = mirror_id AND p.field = was;
     UPDATE crm.field_lock p SET field = now_called FROM crm.link l WHERE l.name = p.link AND l.left_mirror = mirror_id AND p.field = was;
@@ -199,7 +200,10 @@ BEGIN
     FROM (SELECT CASE action WHEN 'note' THEN 'noted' WHEN 'apply' THEN 'applying' WHEN 'done' THEN 'applied' ELSE 'asked' END) AS s (state)
     RETURNING id INTO n;
     UPDATE crm.schema_change c SET advice =
-        CASE WHEN c.state = 'asked' THEN format('SELECT crm.schema_answer(%s, ''apply''); or ''ignore''.', n)
+        CASE WHEN c.state = 'asked' AND c.kind = 'retyped' THEN (
+                 SELECT format('SELECT crm.schema_answer(%s, ''apply''); makes a column of the new type, filled from the CRM, and keeps the old one as %s_was_%s: values that the new type cannot hold are null in it and stand in crm.dead_letter. Or ''ignore'': the column stays %2$s of type %3$s.',
+                               n, k.column_name, k.field_type) FROM crm.mirror_column k WHERE k.mirror = mirror_id AND k.field = c.field)
+             WHEN c.state = 'asked' THEN format('SELECT crm.schema_answer(%s, ''apply''); or ''ignore''.', n)
              WHEN c.kind = 'removed' AND rests IS NOT NULL THEN 'Its column keeps its last values and is no longer read or written. DROP COLUMN when nobody needs them.' END
     WHERE c.id = n;
     IF rests IS NOT NULL THEN
@@ -291,6 +295,8 @@ BEGIN
            column_name = coalesce(c.detail ->> 'column', k.column_name)
     FROM crm.mirror m JOIN crm.remote_field f ON f.server = m.server AND f.object = m.object
     WHERE m.id = c.mirror AND f.field = c.field AND k.mirror = c.mirror AND k.field = c.field;
+    -- Triggers that look at the column are on the old one: their map makes them anew.
+    UPDATE crm.reference_map r SET field = c.field WHERE r.theirs = c.mirror AND r.field = c.field AND c.detail ? 'column';
     -- What waited for the field goes out now.
     UPDATE crm.write w SET state = 'queued', not_before = NULL WHERE w.mirror = c.mirror AND w.state = 'dead' AND w.error_code = 'field_gone' AND w.vals ? c.field;
     IF NOT (c.kind = 'retyped' AND c.detail ->> 'fit' = 'same') THEN

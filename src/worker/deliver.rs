@@ -19,6 +19,7 @@ use crate::worker::conditions;
 use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::pairs;
+use crate::worker::references;
 use crate::worker::retypes;
 use crate::worker::setbacks::{self, no_record, setback};
 use crate::worker::unique;
@@ -53,6 +54,7 @@ pub(super) fn kind_of(row: &WriteRow) -> WriteKind {
 pub(crate) fn claim(world: &World, mirror: &Mirror, limit: i64) -> Result<Vec<Batch>> {
     let mut by_kind: BTreeMap<u8, (WriteKind, Vec<WriteRow>)> = BTreeMap::new();
     let mut orphans = Vec::new();
+    references::await_needed(mirror.id)?;
     for row in unique::one_by_one(mirror, writes::claim(mirror.id, limit)?)? {
         let kind = kind_of(&row);
         if row.record_id.is_none() && kind != WriteKind::Create {

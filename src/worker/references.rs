@@ -58,6 +58,15 @@ pub(crate) fn carry_over() -> Step<bool> {
     })
 }
 
+/// Puts off creates that must be made with a reference which is not known yet.
+pub(crate) fn await_needed(mirror: i32) -> spi::Result<()> {
+    spi::write(
+        "SELECT crm._references_awaited($1) WHERE EXISTS (SELECT FROM crm.reference_map r WHERE r.theirs = $1 AND r.at_creation)",
+        &[mirror.into()],
+    )?;
+    Ok(())
+}
+
 fn perform(act: &Act) -> Result<(), SqlError> {
     tx::in_subtransaction(|| {
         origin::as_owner(act.relation, || {

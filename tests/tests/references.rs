@@ -319,3 +319,59 @@ async fn a_map_leaves_nothing_behind_when_its_link_or_its_associations_go() {
         ))
         .await;
 }
+
+/// Waits until an Account that is set in Salesforce, in the field of this name, is the main company of HubSpot.
+async fn still_follows(pair: &Pair, (ours, theirs): (&str, &str), field: &str) {
+    let sql = format!(
+        "SELECT c.id FROM hubspot.companies c JOIN crm.xref a ON a.row_id = c._id AND a.mirror = (SELECT left_mirror FROM crm.link WHERE name = 'companies')
+         WHERE NOT EXISTS (SELECT FROM hubspot.contacts_companies x WHERE x.from_id = '{ours}' AND x.to_id = c.id AND x.is_primary AND x._deleted_at IS NULL)
+         ORDER BY c._id LIMIT 1"
+    );
+    let company: String = pair.db.one(&sql).await;
+    let account = counterpart(pair, "hubspot.companies", &company, "salesforce.account").await;
+    pair.emulator
+        .edit("salesforce", "Contact", theirs, json!({field: account}));
+    tied(pair, "contacts/companies", (ours, &company), 1, true).await;
+    pair.quiet().await;
+}
+
+/// A field that got another name or type in Salesforce, or a column that got one here, was carried over no more, without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_map_follows_its_field_to_another_name_and_type() {
+    let pair = people().await;
+    let (ours, theirs) = pair.known_to_both().await;
+    let who = (ours.as_str(), theirs.as_str());
+    still_follows(&pair, who, "AccountId").await;
+    pair.db
+        .exec("ALTER TABLE salesforce.contact RENAME COLUMN accountid TO account")
+        .await;
+    still_follows(&pair, who, "AccountId").await;
+    pair.db
+        .exec("SELECT crm.schema_policy('salesforce.contact', 'add')")
+        .await;
+    let administer = async |change: serde_json::Value| {
+        let body = json!({"object": "Contact", "fields": change});
+        pair.emulator
+            .admin("POST", "/_admin/salesforce/schema", Some(&body));
+        pair.db
+            .exec("SELECT crm.schema_refresh('salesforce')")
+            .await;
+    };
+    administer(json!({"do": "rename", "name": "AccountId", "to": "Firm__c"})).await;
+    let map = "SELECT count(*) = 1 FROM crm.reference_map WHERE field = 'Firm__c'";
+    pair.db.wait_true("the map follows", PATIENCE, map).await;
+    still_follows(&pair, who, "Firm__c").await;
+    for (type_, column) in [("double", "numeric"), ("string", "text")] {
+        administer(json!({"do": "retype", "name": "Firm__c", "type": type_})).await;
+        pair.db
+            .exec("SELECT crm.schema_answer(id, 'apply') FROM crm.schema_change WHERE state = 'asked'")
+            .await;
+        let applied = format!(
+            "SELECT bool_and(state = 'applied') AND (SELECT format_type(atttypid, atttypmod) = '{column}' FROM pg_attribute
+               WHERE attrelid = 'salesforce.contact'::regclass AND attname = 'account') FROM crm.schema_change"
+        );
+        let what = format!("the column is {column}");
+        pair.db.wait_true(&what, PATIENCE, &applied).await;
+    }
+    still_follows(&pair, who, "Firm__c").await;
+}
