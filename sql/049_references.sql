@@ -396,8 +396,19 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._reference_plan(crm.reference_map, crm.reference_due) IS 'What a changed association or reference asks for on the other side.';
 
+-- What a change is about: one reference field of one thing.
+CREATE FUNCTION crm._reference_of(r crm.reference_map, d crm.reference_due) RETURNS text
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    SELECT concat_ws(' ', r.theirs, r.field, (
+        SELECT x.entity FROM crm.xref x WHERE x.mirror = CASE WHEN d.kind IN ('moved', 'filled') THEN r.theirs ELSE r.own END AND x.merged_into IS NULL
+        AND x.row_id = coalesce(d.row_id, (crm._reference_read(r.own, 'SELECT jsonb_agg(t._id) FROM %s t WHERE t.id = $1 ->> 0', jsonb_build_array(d.record)) ->> 0)::bigint)))
+$$;
+COMMENT ON FUNCTION crm._reference_of(crm.reference_map, crm.reference_due) IS 'Which reference of which thing a change is about.';
+
 -- The next changes and what to do about each, for the worker. Those that ask for
--- nothing leave; those that wait stay for later.
+-- nothing leave; those that wait stay for later. Of several about one reference the
+-- first comes alone: what the others ask for depends on what it did. Planned
+-- together, a change of each side would for ever undo that of the other.
 CREATE FUNCTION crm._reference_step(most integer) RETURNS TABLE (due bigint, relation oid, statement text, args text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -405,6 +416,8 @@ DECLARE
     d    crm.reference_due;
     r    crm.reference_map;
     plan record;
+    this text;
+    met  text[] := '{}';
 BEGIN
     FOR d IN SELECT x.* FROM crm.reference_due x WHERE x.next_at <= clock_timestamp() ORDER BY x.id LIMIT most LOOP
         SELECT m.* INTO r FROM crm.reference_map m JOIN crm.link k ON k.name = m.link WHERE m.id = d.map AND k.mode = 'live' AND NOT k.paused;
@@ -412,12 +425,15 @@ BEGIN
             UPDATE crm.reference_due SET next_at = clock_timestamp() + interval '1 minute' WHERE id = d.id;
             CONTINUE;
         END IF;
+        this := crm._reference_of(r, d);
+        CONTINUE WHEN this = ANY (met);
         IF r.own_field IS NULL THEN
             plan := crm._reference_plan(r, d);
         ELSE
             plan := crm._reference_plan_ids(r, d);
         END IF;
         IF plan.waits IS NULL AND cardinality(plan.statements) > 0 THEN
+            met := met || this;
             RETURN QUERY SELECT d.id, plan.relation, s.statement, ARRAY(SELECT jsonb_array_elements_text(plan.args -> (s.n - 1)::integer)) FROM unnest(plan.statements) WITH ORDINALITY AS s (statement, n);
         ELSIF plan.waits IS NOT NULL THEN
             PERFORM crm._reference_later(d.id, plan.waits);

@@ -125,9 +125,59 @@ async fn the_main_company_is_the_account_whoever_moves_it() {
             })
             .await;
         pair.quiet().await;
+        let rest = "SELECT NOT EXISTS (SELECT FROM crm.reference_due)";
+        pair.db.wait_true("nothing is due", PATIENCE, rest).await;
     }
     let left: i64 = pair.db.one("SELECT count(*) FROM crm.reference_due").await;
     assert_eq!(left, 0);
+}
+
+/// Each side's change undid that of the other for ever: both were planned before either was made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_reference_that_changes_on_both_sides_at_once_comes_to_rest() {
+    let pair = people().await;
+    let (ours, theirs) = pair.known_to_both().await;
+    let (company, account) = another_company(&pair, &ours).await;
+    let rest = "SELECT NOT EXISTS (SELECT FROM crm.reference_due)";
+    for _ in 0..3 {
+        pair.emulator.edit(
+            "salesforce",
+            "Contact",
+            &theirs,
+            json!({"AccountId": account}),
+        );
+        tied(&pair, "contacts/companies", (&ours, &company), 1, true).await;
+        pair.db.wait_true("nothing is due", PATIENCE, rest).await;
+        pair.quiet().await;
+        let before: i64 = pair.db.one("SELECT count(*) FROM crm.event").await;
+        let both = format!(
+            "DELETE FROM hubspot.contacts_companies WHERE from_id = '{ours}' AND to_id = '{company}' AND is_primary AND _deleted_at IS NULL;
+             UPDATE salesforce.contact SET accountid = NULL WHERE id = '{theirs}';
+             UPDATE salesforce.contact SET accountid = '{account}' WHERE id = '{theirs}'"
+        );
+        pair.db.exec(&both).await;
+        // Which of the two stands is not said; that they are one is.
+        crm_tests::wait_until("both sides say the same", PATIENCE, async || {
+            pair.db.wait_true("nothing is due", PATIENCE, rest).await;
+            pair.quiet().await;
+            let all = pair
+                .emulator
+                .record("hubspot", "contacts--companies", &ours);
+            let types = all[&company].as_array().cloned().unwrap_or_default();
+            let main = types.iter().any(|t| *t == 1);
+            let held = pair
+                .emulator
+                .field("salesforce", "Contact", &theirs, "AccountId");
+            (main == (held.as_ref() == Some(&account))).then_some(())
+        })
+        .await;
+        let lines: i64 = pair.db.one("SELECT count(*) FROM crm.event").await;
+        assert!(
+            lines - before < 40,
+            "{} lines of the ledger",
+            lines - before
+        );
+    }
 }
 
 /// A record was made with a reference to one that was not there yet, and lost it.
