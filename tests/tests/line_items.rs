@@ -109,99 +109,103 @@ async fn counterpart(pair: &Pair, item: &str) -> String {
     found(pair, "the line item is in Salesforce", &sql).await
 }
 
-/// A line item was refused for the lack of its Opportunity and product, which came a moment later.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_line_item_of_hubspot_is_made_with_its_new_deal_and_product() {
-    let pair = shop().await;
-    // What others get that have no product: not this one.
-    let stock: String = pair.db.one("SELECT min(id) FROM salesforce.product2").await;
+/// The record of Salesforce that has this value, once it is there.
+async fn there(pair: &Pair, table: &str, column: &str, value: &str) -> String {
+    let sql =
+        format!("SELECT id FROM salesforce.{table} WHERE {column} = '{value}' AND id IS NOT NULL");
+    found(pair, &format!("{value} is in Salesforce"), &sql).await
+}
+
+/// A product that Salesforce gives to line items without one.
+async fn stock(pair: &Pair) -> String {
+    let sql = "SELECT min(id) FROM salesforce.product2";
+    let stock: String = pair.db.one(sql).await;
     pair.db
         .exec(&format!(
             "INSERT INTO crm.field_default (link, side, field, value) VALUES ('line_items', 'right', 'Product2Id', '{stock}')"
         ))
         .await;
     pair.worker_has_read().await;
+    stock
+}
+
+/// Says of which deal a line item is, as HubSpot's people do.
+fn tie(pair: &Pair, item: &str, deal: &str) {
+    let ends = json!({"from": item, "to": deal});
+    pair.emulator.create("hubspot", "line_items/deals", ends);
+}
+
+const SOLD: (&str, &str) = ("salesforce", "OpportunityLineItem");
+
+/// A line item was refused for the lack of its Opportunity and product, which came a moment later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_item_of_hubspot_is_made_with_its_new_deal_and_product() {
+    let pair = shop().await;
+    // What others get that have no product: not this one.
+    let stock = stock(&pair).await;
     let (deal, product) = offer(&pair, 1);
     let item = sold(&pair, "Three things", Some(&product));
-    // Nobody has said of which deal: it waits, and says so.
-    let waiting = "SELECT w.row_id::text FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror AND m.object = 'OpportunityLineItem' WHERE w.kind = 'create' AND w.vals ->> 'Product2Id' NOT IN (SELECT min(id) FROM salesforce.product2)";
-    let row = found(&pair, "it waits to be made", waiting).await;
+    let waiting = format!(
+        "SELECT w.row_id::text FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror AND m.object = 'OpportunityLineItem'
+         WHERE w.kind = 'create' AND w.vals ->> 'Product2Id' <> '{stock}'"
+    );
+    let row = found(&pair, "it waits to be made", &waiting).await;
     let why = format!(
         "SELECT EXISTS (SELECT FROM crm.why('salesforce.opportunitylineitem', '{row}') WHERE item = 'reference' AND detail LIKE '%OpportunityId%')"
     );
     pair.db.wait_true("crm.why says so", PATIENCE, &why).await;
-    pair.emulator.create(
-        "hubspot",
-        "line_items/deals",
-        json!({"from": item, "to": deal}),
-    );
-    let there = counterpart(&pair, &item).await;
-    let opportunity = found(
-        &pair,
-        "the Opportunity is there",
-        "SELECT id FROM salesforce.opportunity WHERE name = 'Offer 1' AND id IS NOT NULL",
-    )
-    .await;
-    let part = found(
-        &pair,
-        "the product is there",
-        "SELECT id FROM salesforce.product2 WHERE productcode = 'THING-1' AND id IS NOT NULL",
-    )
-    .await;
+    tie(&pair, &item, &deal);
+    let made = counterpart(&pair, &item).await;
+    let opportunity = there(&pair, "opportunity", "name", "Offer 1").await;
+    let part = there(&pair, "product2", "productcode", "THING-1").await;
     for (field, value) in [
         ("OpportunityId", opportunity.as_str()),
         ("Product2Id", &part),
         ("Quantity", "3"),
         ("UnitPrice", "12.5"),
     ] {
-        holds(
-            &pair,
-            ("salesforce", "OpportunityLineItem"),
-            &there,
-            field,
-            value,
-        )
-        .await;
+        holds(&pair, SOLD, &made, field, value).await;
     }
-    // What can change does, both ways; of what cannot nothing is sent.
-    pair.emulator
-        .edit("hubspot", "line_items", &item, json!({"quantity": "4"}));
-    holds(
-        &pair,
-        ("salesforce", "OpportunityLineItem"),
-        &there,
-        "Quantity",
-        "4",
-    )
-    .await;
-    pair.emulator.edit(
-        "salesforce",
-        "OpportunityLineItem",
-        &there,
-        json!({"UnitPrice": 11}),
-    );
+    // And one that has none gets what is for those.
+    let item = sold(&pair, "Work by the hour", None);
+    tie(&pair, &item, &deal);
+    let made = counterpart(&pair, &item).await;
+    holds(&pair, SOLD, &made, "Product2Id", &stock).await;
+}
+
+/// Another product was sent to Salesforce, which takes no such change, and the whole record waited as a dead letter.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_item_follows_in_what_can_change_and_in_nothing_else() {
+    let pair = shop().await;
+    let (deal, product) = offer(&pair, 1);
+    let item = sold(&pair, "Three things", Some(&product));
+    tie(&pair, &item, &deal);
+    let made = counterpart(&pair, &item).await;
+    let edit = |fields: Value| pair.emulator.edit("hubspot", "line_items", &item, fields);
+    edit(json!({"quantity": "4"}));
+    holds(&pair, SOLD, &made, "Quantity", "4").await;
+    let price = json!({"UnitPrice": 11});
+    pair.emulator.edit(SOLD.0, SOLD.1, &made, price);
     pair.db
         .exec("SELECT crm.refresh('salesforce.opportunitylineitem')")
         .await;
     holds(&pair, ("hubspot", "line_items"), &item, "price", "11").await;
     let (_, other) = offer(&pair, 2);
-    pair.emulator.edit(
-        "hubspot",
-        "line_items",
-        &item,
-        json!({"hs_product_id": other}),
+    edit(json!({"hs_product_id": other}));
+    there(&pair, "product2", "productcode", "THING-2").await;
+    let came = format!(
+        "SELECT hs_product_id::text = '{other}' FROM hubspot.line_items WHERE id = '{item}'"
     );
-    found(
-        &pair,
-        "the other product is there",
-        "SELECT id FROM salesforce.product2 WHERE productcode = 'THING-2' AND id IS NOT NULL",
-    )
-    .await;
+    pair.db
+        .wait_true("the other product came", PATIENCE, &came)
+        .await;
     let due = "SELECT NOT EXISTS (SELECT FROM crm.reference_due)";
     pair.db.wait_true("nothing is due", PATIENCE, due).await;
     pair.quiet().await;
     let dead: i64 = pair.db.one("SELECT count(*) FROM crm.dead_letter").await;
     assert_eq!(dead, 0);
+    let part = there(&pair, "product2", "productcode", "THING-1").await;
+    holds(&pair, SOLD, &made, "Product2Id", &part).await;
     let kept = pair
         .emulator
         .field("hubspot", "line_items", &item, "hs_product_id");
@@ -210,34 +214,13 @@ async fn a_line_item_of_hubspot_is_made_with_its_new_deal_and_product() {
         Some(other),
         "what HubSpot says of its line item stays"
     );
-    // And one that has none gets it.
-    let item = sold(&pair, "Work by the hour", None);
-    pair.emulator.create(
-        "hubspot",
-        "line_items/deals",
-        json!({"from": item, "to": deal}),
-    );
-    let there = counterpart(&pair, &item).await;
-    holds(
-        &pair,
-        ("salesforce", "OpportunityLineItem"),
-        &there,
-        "Product2Id",
-        &stock,
-    )
-    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_line_item_of_salesforce_is_tied_to_its_deal_and_product() {
     let pair = shop().await;
     let (_, _) = offer(&pair, 1);
-    let opportunity = found(
-        &pair,
-        "the Opportunity is there",
-        "SELECT id FROM salesforce.opportunity WHERE name = 'Offer 1' AND id IS NOT NULL",
-    )
-    .await;
+    let opportunity = there(&pair, "opportunity", "name", "Offer 1").await;
     // One that HubSpot does not know yet.
     let part = id(&pair.emulator.create(
         "salesforce",
@@ -304,12 +287,7 @@ async fn a_line_item_without_a_product_is_a_dead_letter_with_advice() {
         .await;
     // A product for all that have none repairs it.
     let (_, product) = offer(&pair, 2);
-    let part = found(
-        &pair,
-        "the product is there",
-        "SELECT id FROM salesforce.product2 WHERE productcode = 'THING-2' AND id IS NOT NULL",
-    )
-    .await;
+    let part = there(&pair, "product2", "productcode", "THING-2").await;
     assert!(!product.is_empty());
     pair.db
         .exec(&format!(
