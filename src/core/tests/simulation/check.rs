@@ -41,7 +41,7 @@ impl History {
                 && !predicted.may_ask
                 && !self.landed_late(field)
                 && self.reformed[field].is_none()
-                && self.failed_over.is_none()
+                && !self.forgotten.contains_key(&(key, field))
             {
                 return Err(format!("asked about f{field} for no reason: {reason}"));
             }
@@ -51,8 +51,7 @@ impl History {
                 .any(|(_, m)| m.answer || m.revived);
             // What a forgotten write left under our mark can look like a form of ours, on
             // top of which the next edit was then made.
-            let marks = self.crms.iter().any(|c| c.habits.marks);
-            let forgotten = self.failed_over.is_some() && marks;
+            let forgotten = self.forgotten.get(&(key, field)) == Some(&true);
             let calm = !answered && !forgotten && self.reformed[field].is_none();
             if held.is_none() && predicted.must_ask && calm {
                 return Err(format!("nobody was asked about f{field}"));
@@ -112,8 +111,38 @@ impl History {
         self.engine.policy.lock(&name).is_none()
     }
 
+    /// Whether a page of an edit's very second showed another edit of the same users
+    /// to that field, whose own event is lost or of another second: which of the two
+    /// came last nobody can tell once both have been written over. Events of one
+    /// second come in order, so what they tell is known.
+    fn beside_page(&self, made: &crate::model::Made) -> bool {
+        let (Some((id, second)), crate::model::Writer::Crm(side)) = (made.second, made.writer)
+        else {
+            return false;
+        };
+        let pages = self
+            .net
+            .paged
+            .get(&(side, id, second))
+            .into_iter()
+            .flatten();
+        let other = |shown: &Vec<Option<String>>| {
+            let value = &shown[made.cell.1];
+            let other = token(value).filter(|t| token(&made.value) != Some(*t));
+            let other = other.and_then(|t| self.model.made.get(t as usize));
+            other.is_some_and(|o| {
+                let told = o.told && o.second == Some((id, second));
+                o.writer == made.writer && o.cell == made.cell && !told
+            })
+        };
+        pages.into_iter().any(other)
+    }
+
     /// Edits that still stand at their CRM have been read there by now.
     fn see_last(&mut self) {
+        for edit in 0..self.model.made.len() {
+            self.model.made[edit].sure &= !self.beside_page(&self.model.made[edit]);
+        }
         for (side, crm) in self.crms.iter().enumerate() {
             for record in crm
                 .records
@@ -258,7 +287,7 @@ impl History {
         let stuck = revived || self.disturbed.contains(&there.key);
         let late = stuck && self.world.kinds[field] == Kind::Computed;
         // What a forgotten write left under our mark can look like a form of ours.
-        let forgotten = self.failed_over.is_some();
+        let forgotten = self.forgotten.get(&(there.key, field)) == Some(&true);
         let refusing = late || forgotten || self.crms.iter().any(|c| c.habits.refuses);
         let alike = |a: &(usize, _), b: &(usize, _)| self.alike(field, &a.1, &b.1);
         if !refusing && shown.iter().any(|a| shown.iter().any(|b| !alike(a, b))) {
@@ -303,8 +332,9 @@ impl History {
         let key = there.key;
         let base_is_back = self.model.made[0].revived && self.net.late_fields.contains(&field);
         let revived = base_is_back || self.model.of((key, field)).any(|(_, m)| m.revived);
-        // What a forgotten write left under our mark can look like a form of ours.
-        let forgotten = self.failed_over.is_some();
+        // For the new primary what a forgotten write left is somebody's edit, or under
+        // our mark a form of ours.
+        let forgotten = self.forgotten.contains_key(&(key, field));
         if forgotten || revived || self.engine.held(thing, field).is_some() {
             return Ok(());
         }

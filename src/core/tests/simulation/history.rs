@@ -1,6 +1,8 @@
 //! One history: random acts on all sides over a bad network, then quiet and a
 //! last read of every record; then what must hold.
 
+use std::collections::HashMap;
+
 use crm_core::model::Value;
 use crm_core::state::{Interval, SideRecord};
 
@@ -33,6 +35,9 @@ pub struct History {
     pub reformed: Vec<Option<i64>>,
     /// A stand-by took over at this time.
     pub failed_over: Option<i64>,
+    /// Keys and fields of writes that a stand-by which took over had not got, and
+    /// whether they bear our mark.
+    pub forgotten: HashMap<(u32, usize), bool>,
     /// Keys whose records were removed, restored or merged.
     pub disturbed: Vec<u32>,
     keys: u32,
@@ -69,6 +74,7 @@ impl History {
             standby: None,
             reformed: vec![None; world.kinds.len()],
             failed_over: None,
+            forgotten: HashMap::new(),
             disturbed: Vec::new(),
             keys: 1,
             world,
@@ -234,12 +240,12 @@ impl History {
         let (key, value) = (record.key, record.values[field].clone());
         note(|| format!("{} human s{side} r{id} f{field} {value:?}", self.now));
         let told = quiet || self.announce(side, id, &changed, false);
-        // Which came last, this or what a page of its second showed, nobody can tell
-        // once it has been written over.
-        let record = &self.crms[side].records[id];
-        let beside = self.crms[side].habits.seconds && self.net.has_page((side, id), record.stamp);
-        let told = told && !beside;
+        let seconds = self.crms[side].habits.seconds;
+        let second = self.crms[side].records[id].stamp.div_euclid(1_000);
         self.made((key, field), Writer::Crm(side), value, sights, told);
+        if let Some(made) = self.model.made.last_mut() {
+            made.second = seconds.then_some((id, second));
+        }
     }
 
     /// What somebody sees at a CRM.
@@ -304,6 +310,7 @@ impl History {
             cell,
             value,
             sure,
+            told: sure,
             sights,
             ..Made::base()
         });
@@ -376,6 +383,11 @@ impl History {
         let (policy, version) = (self.engine.policy.clone(), self.engine.policy.version);
         // Numbers of rows are not given twice: activation leaves a gap.
         let rows = self.engine.rows;
+        for (thing, side, field) in self.net.claimed_since(at) {
+            let key = self.engine.things[thing].key;
+            let marked = self.forgotten.entry((key, field)).or_default();
+            *marked |= self.crms[side].habits.marks;
+        }
         self.engine = *engine;
         self.engine.rows = rows;
         // Somebody sets the policy again that the stand-by had not got.
@@ -465,26 +477,4 @@ pub fn amount_of(edit: u32) -> i128 {
 /// Any stage does: the person confirms what the side shows.
 fn stage_like(row: &Value) -> Value {
     row.clone()
-}
-
-impl Made {
-    /// What was there before anybody edited.
-    pub fn base() -> Self {
-        Self {
-            at: 0,
-            stamp: Interval::instant(0),
-            until: 0,
-            writer: Writer::Crm(0),
-            cell: (0, 0),
-            value: value_of(0, false),
-            sure: true,
-            shaken: false,
-            calm: true,
-            revived: false,
-            sights: Vec::new(),
-            knows: 0,
-            may_know: 0,
-            answer: false,
-        }
-    }
 }

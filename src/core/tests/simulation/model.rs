@@ -71,6 +71,10 @@ pub struct Made {
     pub value: Value,
     /// The engine surely learns of it.
     pub sure: bool,
+    /// Its own event is not lost.
+    pub told: bool,
+    /// At a CRM that shows whole seconds: the record, and the second of its stamp.
+    pub second: Option<(usize, i64)>,
     /// The engine's memory of it may have been lost in a failover.
     pub shaken: bool,
     /// What stood where it was made: that side's field.
@@ -88,6 +92,28 @@ pub struct Made {
 }
 
 impl Made {
+    /// What was there before anybody edited.
+    pub fn base() -> Self {
+        Self {
+            at: 0,
+            stamp: Interval::instant(0),
+            until: 0,
+            writer: Writer::Crm(0),
+            cell: (0, 0),
+            value: value_of(0, false),
+            sure: true,
+            told: true,
+            second: None,
+            shaken: false,
+            calm: true,
+            revived: false,
+            sights: Vec::new(),
+            knows: 0,
+            may_know: 0,
+            answer: false,
+        }
+    }
+
     /// The origin that policy rows name.
     pub fn origin(&self) -> &'static str {
         match self.writer {

@@ -72,8 +72,8 @@ pub struct Network {
     identities: u64,
     /// Fields of which a write landed long after it was given up.
     pub late_fields: Vec<usize>,
-    /// Second of the newest stamp that a page of a record showed, by side and record.
-    paged: HashMap<(usize, usize), i64>,
+    /// What pages showed, by side, record and the second of their stamp.
+    pub paged: HashMap<(usize, usize, i64), Vec<Vec<Value>>>,
     /// What the first check found, before people answered questions.
     pub early: Option<String>,
 }
@@ -109,16 +109,18 @@ impl Network {
         Some(self.queue.remove(place))
     }
 
-    /// Whether a page was read in the second of this stamp.
-    pub fn has_page(&self, record: (usize, usize), stamp: i64) -> bool {
-        self.paged.get(&record) == Some(&stamp.div_euclid(1_000))
-    }
-
     /// Whether a write of ours was under way there within `margin` of `at`.
     pub fn busy(&self, cell: (usize, usize, usize), at: i64, margin: i64) -> bool {
         let writes = self.unsettled.get(&cell);
         let near = |(from, to): &(i64, i64)| from - margin <= at && at <= to.saturating_add(margin);
         writes.is_some_and(|w| w.iter().any(near))
+    }
+
+    /// Things, sides and fields of writes that were claimed since.
+    pub fn claimed_since(&self, at: i64) -> Vec<(usize, usize, usize)> {
+        let since = |w: &Vec<(i64, i64)>| w.iter().any(|(from, _)| *from >= at);
+        let cells = self.unsettled.iter().filter(|(_, w)| since(w));
+        cells.map(|(cell, _)| *cell).collect()
     }
 
     fn claimed(&mut self, place: (usize, usize), flying: &Flying) {
@@ -211,9 +213,13 @@ impl History {
                 made.until = made.until.max(stamp);
             }
         }
-        let second = past.stamp.div_euclid(1_000);
-        let paged = self.net.paged.entry((side, id)).or_insert(second);
-        *paged = second.max(*paged);
+        if crm.habits.seconds {
+            let page = (side, id, past.stamp.div_euclid(1_000));
+            let shown = self.net.paged.entry(page).or_default();
+            if !shown.contains(&past.values) {
+                shown.push(past.values.clone());
+            }
+        }
         let view = View {
             side,
             id,
