@@ -354,7 +354,8 @@ fn known(case: &mut Case<'_>) -> Option<Keep> {
         Order::Unclear if !told_again => return None,
         Order::After | Order::Unclear | Order::Before | Order::NoWrite => {}
     }
-    if !is_own_too(case) {
+    // Surely after our newest write it is not what we left there.
+    if case.order() == Order::After || !is_own_too(case) {
         case.record_seen();
     }
     Some(Keep::Nothing)
