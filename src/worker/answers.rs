@@ -86,6 +86,7 @@ impl Session {
             }
             Job::Pairs(asked) => self.paired(*asked, page, now),
             Job::Look { batch, column } => self.looked(batch, column, page, now),
+            Job::Origins(asked) => self.looked_back(*asked, page, now),
             _ => Ok(()),
         }
     }
@@ -138,6 +139,7 @@ impl Session {
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {
         let job = match job {
             Job::Look { batch, .. } => return self.look_failed(batch, error, now),
+            Job::Origins(asked) => return self.look_back_failed(*asked, error, now),
             Job::Pairs(asked) => return self.pairs_failed(*asked, error, now),
             job => job,
         };

@@ -31,7 +31,8 @@ pub(crate) struct Batch {
     pub(crate) mirror: i32,
     pub(crate) kind: WriteKind,
     pub(crate) rows: Vec<WriteRow>,
-    /// How many of the mirror's unique keys the CRM was asked for already, see
+    /// 1 once it was asked what their records were before ([`crate::worker::origins`]),
+    /// and 1 more for each of the mirror's unique keys that the CRM was asked for, see
     /// [`crate::worker::unique`].
     pub(crate) looked: usize,
 }

@@ -5,6 +5,7 @@ use crm_core::model::Millis;
 
 use crate::pg::store::writes::WriteRow;
 use crate::worker::deliver::Batch;
+use crate::worker::origins::Origins;
 use crate::worker::pairs::Asked;
 
 /// What an answer is for.
@@ -58,6 +59,8 @@ pub(crate) enum Job {
     FindCreated { mirror: i32, write: Box<WriteRow> },
     /// Records that have the unique keys of creates: the column asked for.
     Look { batch: Batch, column: usize },
+    /// What the records were before that creates are made from.
+    Origins(Box<Origins>),
     /// A batch of writes.
     Push(Batch),
     /// Part of a catalog refresh.
@@ -96,6 +99,7 @@ impl Job {
                 | Self::Compare { .. }
                 | Self::Repair { .. }
                 | Self::Look { .. }
+                | Self::Origins(_)
         )
     }
 
@@ -119,6 +123,7 @@ impl Job {
             | Self::FindCreated { mirror, .. } => Some(*mirror),
             Self::Look { batch, .. } => Some(batch.mirror),
             Self::Pairs(asked) => Some(asked.mirror),
+            Self::Origins(asked) => Some(asked.mirror),
             Self::Push(_)
             | Self::BulkEnd
             | Self::Journal { .. }

@@ -9,6 +9,7 @@ use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
+use crate::pg::store::writes::{self, WriteRow};
 use crate::pg::store::{ends, lives};
 use crate::worker::flush;
 use crate::worker::given_up;
@@ -318,6 +319,7 @@ fn succeed(
     others: &[(i32, i64)],
     now: Millis,
 ) -> Result<()> {
+    take_back_creates(world, target, heir, others)?;
     let own = entity_of(target.id, heir)?.filter(|(_, rows)| rows.len() > 1);
     match own {
         None => ends::join_entity(entity, &[(target.id, heir)])?,
@@ -333,6 +335,37 @@ fn succeed(
         }
     }
     removals::agree(world, target, vec![heir], now)
+}
+
+/// Where the successor came first, counterparts may wait to be made of it that the
+/// entity has already: those that nobody has sent are not made.
+fn take_back_creates(
+    world: &World,
+    target: &Mirror,
+    heir: i64,
+    others: &[(i32, i64)],
+) -> Result<()> {
+    let Some((_, rows)) = entity_of(target.id, heir)? else {
+        return Ok(());
+    };
+    for (mirror, row) in rows.into_iter().filter(|r| r.0 != target.id) {
+        let other = others.iter().find(|o| o.0 == mirror && o.1 != row);
+        let (Some(other), Some(mirror)) = (other, world.mirrors.get(&mirror)) else {
+            continue;
+        };
+        let sent = |w: &WriteRow| matches!(w.state.as_str(), "in_flight" | "unknown");
+        let pending = writes::pending(vec![mirror.id], vec![row])?;
+        let create = pending.iter().any(|w| w.kind == "create");
+        if !create || pending.iter().any(sent) {
+            continue;
+        }
+        let kept = rows::lock_by_row(&mirror.table, &[], vec![other.1])?;
+        if let Some(record) = kept.first().and_then(|r| r.record_id.as_ref()) {
+            writes::withdraw_creates(mirror.id, vec![row])?;
+            rows::replace(&mirror.table, mirror.id, row, record)?;
+        }
+    }
+    Ok(())
 }
 
 /// New rows whose records succeed others take their places; the rest is

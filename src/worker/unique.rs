@@ -108,7 +108,11 @@ pub(super) fn one_by_one(mirror: &Mirror, claimed: Vec<WriteRow>) -> Result<Vec<
 impl Engine {
     /// Asks the CRM for the next unique key of a batch of creates, if they have
     /// one.
-    pub(super) fn look_first(&mut self, mut batch: Batch) -> Look {
+    pub(super) fn look_first(&mut self, batch: Batch) -> Look {
+        let mut batch = match self.ask_origins(batch) {
+            Look::Free(batch) => batch,
+            asked => return asked,
+        };
         let Some(mirror) = self.world.mirrors.get(&batch.mirror) else {
             return Look::Free(batch);
         };
@@ -116,7 +120,7 @@ impl Engine {
             return Look::Free(batch);
         }
         let keys = mirror.unique_keys.clone();
-        for column in keys.into_iter().skip(batch.looked) {
+        for column in keys.into_iter().skip(batch.looked.saturating_sub(1)) {
             let field = mirror.columns[column].field.clone();
             let values: Vec<Option<String>> = batch
                 .rows

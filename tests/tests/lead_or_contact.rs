@@ -137,3 +137,41 @@ async fn a_converted_lead_moves_the_tie_to_the_contact_and_edits_flow_on_both_wa
         assert!(!pair.gone("hubspot", "contacts", &hubspot));
     }
 }
+
+/// Nothing matches a Contact without e-mail, so its CRM is asked which Lead it was before a second person is made.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_converted_leads_contact_without_an_address_that_comes_first_makes_no_second_person() {
+    let pair = ruled("keep").await;
+    // The Contact is polled, and nothing tells of the Lead.
+    pair.emulator
+        .fault(json!({"stream": "cdc", "lose": 100_000}));
+    pair.db
+        .exec(
+            "UPDATE crm.mirror SET poll_interval = CASE WHEN object = 'Contact' THEN interval '1 second' ELSE '1 hour' END WHERE server = 'salesforce';
+             UPDATE crm.link SET create_left = true WHERE name = 'contacts'",
+        )
+        .await;
+    pair.worker_has_read().await;
+    let fields = json!({"lastname": "Ada", "company": "Dorn", "lifecyclestage": "lead"});
+    let hubspot = pair.emulator.create("hubspot", "contacts", fields);
+    let hubspot = hubspot["id"].as_str().expect("an id").to_owned();
+    let lead = made(&pair, "salesforce.lead", "Ada").await;
+    pair.quiet().await;
+    let answer = pair.deed("salesforce", "convert-lead", json!({"id": lead}));
+    let contact = answer["contactId"].as_str().expect("a contact").to_owned();
+    // Another Contact was none, and is made as ever.
+    let fields = json!({"LastName": "Bea"});
+    pair.emulator.create("salesforce", "Contact", fields);
+    made(&pair, "salesforce.contact", "Ada").await;
+    made(&pair, "hubspot.contacts", "Bea").await;
+    pair.quiet().await;
+    let people = "SELECT string_agg(id, ',') FROM hubspot.contacts WHERE lastname = 'Ada' AND _deleted_at IS NULL";
+    assert_eq!(pair.db.one::<String>(people).await, hubspot);
+    let edit = json!({"Title": "Engineer"});
+    pair.emulator.edit("salesforce", "Contact", &contact, edit);
+    pair.reaches("hubspot", "contacts", &hubspot, "jobtitle", "Engineer")
+        .await;
+    let asked = "SELECT count(*) FROM crm.review_item";
+    assert_eq!(pair.db.one::<i64>(asked).await, 0, "nobody is asked");
+    assert_eq!(counts(&pair, "Ada").await, (0, 1));
+}
