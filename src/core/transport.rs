@@ -35,6 +35,7 @@ pub const RULES: &[Rule] = &[
     Rule::new(0, "subscription.limit.exceeded", ErrorClass::Wait, "The organisation's event deliveries of 24 hours are used up; changes come by polling until then.").wait(3_600_000),
     Rule::new(0, "concurrent.client.limit.exceeded", ErrorClass::Retry, "Too many programs read the organisation's events; the stream is opened again."),
     Rule::new(0, "unknown_client", ErrorClass::Retry, "The stream is opened again."),
+    Rule::new(0, "conversation_over", ErrorClass::Wait, "The CRM wants no more of this stream for now; it is opened again later, and changes come by polling until then.").wait(60_000),
     Rule::new(0, "channel_refused", ErrorClass::FixMapping, "Select the object for Change Data Capture in the CRM's setup."),
     Rule::new(0, "service.unavailable", ErrorClass::Retry, "The stream is opened again."),
     Rule::new(0, "grpc_permissiondenied", ErrorClass::FixPermission, "Grant the app's user read access to the change events."),

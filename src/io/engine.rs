@@ -15,7 +15,7 @@ use crate::hooks::Hooks;
 use crate::job::{Chain, Job, Shape, Ticket};
 use crate::listener::Replies;
 use crate::mailbox::Mailbox;
-use crate::pubsub::{Credit, Schemas, Subscription};
+use crate::pubsub::{Credit, Parting, Schemas, Subscription};
 use crate::server::{Server, unknown_server};
 use crate::{clock, dispatch};
 
@@ -38,7 +38,15 @@ pub(crate) struct Engine {
 struct OpenStream {
     server: u32,
     credit: Arc<Credit>,
+    parting: Arc<Parting>,
     task: AbortHandle,
+}
+
+impl OpenStream {
+    fn end(self) {
+        self.task.abort();
+        tokio::spawn(async move { self.parting.say().await });
+    }
 }
 
 impl Engine {
@@ -69,13 +77,24 @@ impl Engine {
         loop {
             tokio::select! {
                 biased;
-                _ = &mut stop => return,
+                _ = &mut stop => break,
                 command = commands.recv() => match command {
                     Some(command) => self.obey(command),
-                    None => return,
+                    None => break,
                 },
             }
         }
+        self.part().await;
+    }
+
+    /// Ends the streams and takes leave of all their servers at once.
+    async fn part(self) {
+        let mut words = tokio::task::JoinSet::new();
+        for (_, open) in self.streams {
+            open.task.abort();
+            words.spawn(async move { open.parting.say().await });
+        }
+        words.join_all().await;
     }
 
     fn obey(&mut self, command: Command) {
@@ -132,7 +151,7 @@ impl Engine {
             } => self.subscribe(stream, server, topic, replay),
             Command::Unsubscribe { stream } => {
                 if let Some(open) = self.streams.remove(&stream) {
-                    open.task.abort();
+                    open.end();
                 }
             }
             Command::Credit { stream, events } => {
@@ -190,6 +209,7 @@ impl Engine {
             return;
         }
         let credit = Arc::<Credit>::default();
+        let parting = Arc::<Parting>::default();
         let subscription = Subscription {
             stream,
             server: Arc::clone(server),
@@ -198,11 +218,14 @@ impl Engine {
             replay,
             credit: Arc::clone(&credit),
             schemas: Arc::clone(&self.schemas),
+            parting: Arc::clone(&parting),
+            skipped: None,
         };
         let task = tokio::spawn(subscription.run()).abort_handle();
         let open = OpenStream {
             server: id,
             credit,
+            parting,
             task,
         };
         self.streams.insert(stream, open);
@@ -214,7 +237,7 @@ impl Engine {
             .extract_if(|_, open| open.server == server)
             .filter(|(_, open)| !open.task.is_finished())
             .map(|(stream, open)| {
-                open.task.abort();
+                open.end();
                 stream
             })
             .collect();

@@ -34,4 +34,5 @@ pub use api::{
     Settings, StreamItem, Tag, WebhookSpec,
 };
 pub use hooks::{Opened, open};
+pub use pubsub::UNREADABLE;
 pub use thread::IoThread;

@@ -10,6 +10,7 @@
 
 mod comet;
 mod messages;
+mod parting;
 mod rpc;
 
 use std::collections::HashMap;
@@ -28,6 +29,8 @@ use crate::api::{Event, Level, Replay, Settings, StreamItem};
 use crate::clock;
 use crate::errors::timeout;
 use crate::server::Server;
+
+pub(crate) use parting::Parting;
 
 use messages::{ConsumerEvent, FetchRequest, FetchResponse, ReplayPreset};
 use rpc::{Failure, Rpc, failure};
@@ -86,6 +89,9 @@ pub(crate) struct Subscription {
     pub(crate) replay: Replay,
     pub(crate) credit: Arc<Credit>,
     pub(crate) schemas: Arc<Schemas>,
+    pub(crate) parting: Arc<Parting>,
+    /// Events were skipped for this reason: told once new ones come again.
+    pub(crate) skipped: Option<String>,
 }
 
 /// An open connection.
@@ -372,6 +378,9 @@ fn object_of(topic: &str) -> String {
     }
 }
 
+/// How the identities of changes begin that stand for what could not be read.
+pub const UNREADABLE: &str = "unreadable:";
+
 fn unreadable(topic: &str, event_id: &str) -> Change {
     Change {
         object: object_of(topic),
@@ -380,7 +389,7 @@ fn unreadable(topic: &str, event_id: &str) -> Change {
         fields: Vec::new(),
         reread: Vec::new(),
         occurred_at: clock::wall(),
-        identity: format!("unreadable:{event_id}"),
+        identity: format!("{UNREADABLE}{event_id}"),
         actor: String::new(),
         mark: String::new(),
         transaction: None,

@@ -167,6 +167,10 @@ fn park(world: &World, arrival: &Arrival, error: &SqlError) -> Step<()> {
     })
 }
 
+/// What is noted of a stream's events that could not be read.
+const LOST: &str =
+    "events could not be read, or were too many for one answer; their object is read again";
+
 /// All that one turn of the loop took from the listener, the queue and the streams.
 #[derive(Default)]
 pub(crate) struct Turn {
@@ -178,6 +182,8 @@ pub(crate) struct Turn {
     pub(crate) accepted: BTreeMap<String, i64>,
     pub(crate) stream_offsets: HashMap<u64, Vec<u8>>,
     pub(crate) stream_events: HashMap<u64, u32>,
+    /// How often something of a stream could not be read.
+    pub(crate) stream_lost: HashMap<u64, i64>,
 }
 
 impl Turn {
@@ -250,6 +256,9 @@ impl Turn {
             return;
         };
         *self.stream_events.entry(id).or_default() += u32::try_from(batch.len()).unwrap_or(0);
+        let lost = batch.iter().map(|i| &i.change.identity);
+        let lost = lost.filter(|i| i.starts_with(crm_io::UNREADABLE)).count();
+        *self.stream_lost.entry(id).or_default() += lost as i64;
         let last = batch.last().map(|i| i.replay_id.clone()).or(latest);
         if let Some(last) = last {
             self.stream_offsets.insert(id, last);
@@ -267,11 +276,14 @@ impl Turn {
         for (id, replay) in &self.stream_offsets {
             if let Some(stream) = engine.streams.get(id) {
                 let events = self.stream_events.get(id).copied().unwrap_or(0);
+                let lost = self.stream_lost.get(id).copied().unwrap_or(0);
                 out.push((
                     stream.row,
                     Advance {
                         replay_id: Some(replay.clone()),
-                        events: i64::from(events),
+                        events: i64::from(events) - lost,
+                        rejected: lost,
+                        trouble: (lost > 0).then(|| LOST.to_owned()),
                         ..Advance::default()
                     },
                 ));

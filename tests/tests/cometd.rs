@@ -146,6 +146,21 @@ async fn trouble_of_every_kind_ends_in_a_new_conversation() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_without_an_end_is_skipped_counted_and_made_good_by_reading_the_object() {
+    let (pair, people) = pair().await;
+    fault(&pair, 1, &json!({"garbage": "endless"}));
+    // The first is in the connect that is held; the next meets the trouble.
+    for (n, who) in people[..4].iter().enumerate() {
+        heard(&pair, who, &format!("Edit {n}")).await;
+    }
+    let counted = "SELECT rejected > 0 AND last_error LIKE '%read again%' FROM crm.stream
+                   WHERE server = 'salesforce' AND kind = 'cometd' AND object = 'Contact'";
+    pair.db.wait_true("it is counted", PATIENCE, counted).await;
+    pair.emulator.clear_faults();
+    pair.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_replay_id_that_is_no_longer_kept_loses_no_change() {
     let (pair, people) = pair().await;
     pair.db

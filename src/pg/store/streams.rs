@@ -40,6 +40,8 @@ pub(crate) struct Advance {
     pub(crate) events: i64,
     pub(crate) duplicates: i64,
     pub(crate) rejected: i64,
+    /// What is to be noted of what was rejected.
+    pub(crate) trouble: Option<String>,
 }
 
 /// Moves a stream's offset, in the transaction that applied what it covers.
@@ -48,7 +50,8 @@ pub(crate) fn advance(id: i32, to: Advance) -> Result<usize> {
         "UPDATE crm.stream SET replay_id = coalesce($2, replay_id), modified_at = coalesce($3, modified_at), \
          record_id = CASE WHEN $3 IS NULL THEN record_id ELSE $4 END, events = events + $5, duplicates = duplicates + $6, \
          rejected = rejected + $7, last_event_at = CASE WHEN $5 > 0 THEN now() ELSE last_event_at END, \
-         last_ok_at = CASE WHEN $7 = 0 THEN now() ELSE last_ok_at END, state = CASE WHEN $7 = 0 THEN 'running' ELSE state END \
+         last_ok_at = CASE WHEN $7 = 0 THEN now() ELSE last_ok_at END, state = CASE WHEN $7 = 0 THEN 'running' ELSE state END, \
+         last_error = coalesce($8, last_error), last_error_at = CASE WHEN $8 IS NULL THEN last_error_at ELSE now() END \
          WHERE id = $1",
         &[
             id.into(),
@@ -58,6 +61,7 @@ pub(crate) fn advance(id: i32, to: Advance) -> Result<usize> {
             to.events.into(),
             to.duplicates.into(),
             to.rejected.into(),
+            to.trouble.into(),
         ],
     )
 }

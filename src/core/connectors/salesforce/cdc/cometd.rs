@@ -44,6 +44,8 @@ pub struct Answer {
     pub pause_ms: Millis,
     /// The server wants a new handshake.
     pub greet: bool,
+    /// The server wants nothing more of this client.
+    pub over: bool,
 }
 
 /// An event: its replay id, and its changes or why they cannot be read.
@@ -112,6 +114,13 @@ impl Client {
         )
     }
 
+    /// Takes leave: the server need not keep the client until it counts as dead.
+    /// `None` before there is one.
+    pub fn disconnect(&mut self) -> Option<HttpRequest> {
+        let known = !self.id.is_empty();
+        known.then(|| self.say("disconnect", serde_json::json!({})))
+    }
+
     fn say(&mut self, what: &str, mut message: serde_json::Value) -> HttpRequest {
         self.said += 1;
         message["channel"] = format!("/meta/{what}").into();
@@ -138,7 +147,7 @@ impl Client {
         let messages: Vec<Message> = serde_json::from_slice(&response.body)
             .map_err(|_| transport::error("protocol", "protocol", "not an answer of CometD"))?;
         let mut answer = Answer::default();
-        let (mut refused, mut answered) = (None, false);
+        let (mut refused, mut answered, mut over) = (None, false, false);
         let last = self.said.to_string();
         for message in messages {
             if let Some(data) = message.data {
@@ -154,6 +163,7 @@ impl Client {
                 answer.hold_ms = advice.timeout.map(|ms| ms.clamp(0, MAX_HOLD_MS));
                 answer.pause_ms = advice.interval.unwrap_or(0).clamp(0, MAX_HOLD_MS);
                 answer.greet = advice.reconnect.as_deref() == Some("handshake");
+                over |= advice.reconnect.as_deref() == Some("none");
             }
             answered |= message.id.as_deref().is_none_or(|id| id == last);
             if message.successful == Some(false) {
@@ -164,13 +174,19 @@ impl Client {
             }
         }
         match refused {
+            // Whoever is told not to come back, and not why, comes back much later.
+            Some(error) if over && error.code == "stream" => Err(transport::error(
+                "conversation_over",
+                "stream",
+                &error.message,
+            )),
             Some(error) => Err(error),
             None if !answered || self.id.is_empty() => Err(transport::error(
                 "protocol",
                 "protocol",
                 "an answer to something else",
             )),
-            None => Ok(answer),
+            None => Ok(Answer { over, ..answer }),
         }
     }
 
@@ -192,7 +208,7 @@ fn refusal(error: &str, channel: &str, reason: &str) -> RemoteError {
     let (status, text) = error.split_once("::").unwrap_or(("", error));
     let code = match status.split(':').next().unwrap_or_default() {
         "401" => "service.auth.error",
-        "403" if text.contains("nknown client") => "unknown_client",
+        "402" | "403" if text.contains("nknown client") => "unknown_client",
         "403" if text.contains("limit exceeded") => "subscription.limit.exceeded",
         "403" if reason.contains("lient limit") => "concurrent.client.limit.exceeded",
         "400" if text.contains("replayId") => "subscription.fetch.replayid.validation.failed",
