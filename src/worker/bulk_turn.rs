@@ -43,6 +43,8 @@ pub(crate) struct BulkWrite {
     pub(super) stopped: bool,
     /// The CRM does not let it begin, or its results cannot be read.
     pub(super) futile: bool,
+    /// The CRM said that it does not let such jobs be made or begin.
+    pub(super) hopeless: bool,
     asked: u32,
     tries: u32,
     answers: Vec<HttpResponse>,
@@ -64,6 +66,7 @@ impl BulkWrite {
             uploaded: false,
             stopped: false,
             futile: false,
+            hopeless: false,
             asked: 0,
             tries: 0,
             answers: Vec::new(),
@@ -105,12 +108,14 @@ impl BulkWrite {
                 Turn::Next(Next::Begin, 0)
             }
             (Next::Open | Next::Upload, Err(error)) => {
-                self.futile = writer.hopeless(&error);
+                self.hopeless = writer.hopeless(&error);
+                self.futile = self.hopeless;
                 Turn::Results(self.nothing(error), false)
             }
             // Whether it began is what its state tells.
             (Next::Begin, answer) => {
-                self.futile = answer.is_err_and(|e| writer.hopeless(&e));
+                self.hopeless = answer.is_err_and(|e| writer.hopeless(&e));
+                self.futile = self.hopeless;
                 Turn::Next(Next::State, 0)
             }
             (Next::Stop, _) => {

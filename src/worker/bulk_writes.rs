@@ -23,8 +23,9 @@ use crate::worker::engine::{self, Engine, Job, Server, Step};
 use crate::worker::session::Session;
 use crate::worker::world::Mirror;
 
-/// Pause in jobs of a mirror after one that led nowhere: its writes go in batches.
-const FUTILE_MS: Millis = 3_600_000;
+/// First and longest pause in jobs of a mirror after one that led nowhere: its
+/// writes go in batches. Jobs that the CRM refuses pause for the longest at once.
+const FUTILE_MS: (Millis, Millis) = (60_000, 3_600_000);
 
 /// How a mirror's server writes in bulk.
 fn writer<'e>(
@@ -113,6 +114,14 @@ impl Engine {
         let id = self.next_job;
         self.bulk_writes.insert(id, BulkWrite::new(batch, None));
         self.step_bulk_write(id, now);
+    }
+
+    /// A CRM is back: jobs that led nowhere may have done so because it was not there.
+    pub(super) fn bulk_writes_again(&mut self, server: &str) {
+        let of_server = self.world.mirrors.values().filter(|m| m.server == server);
+        for id in of_server.map(|m| m.id).collect::<Vec<i32>>() {
+            self.watch(id).bulk_writes_at = 0;
+        }
     }
 
     /// Takes up jobs that an earlier session left.
@@ -293,8 +302,16 @@ impl Session {
             |r: &WriteResult| matches!(r, WriteResult::Failed(e) if e.code == UNTOUCHED);
         let mirror = bulk.batch.mirror;
         if bulk.futile || !bulk.stopped && results.iter().all(untouched) {
-            // Something is wrong with such jobs.
-            self.engine.watch(mirror).bulk_writes_at = now + FUTILE_MS;
+            // Something is wrong with such jobs, or with the CRM for a while.
+            let watch = self.engine.watch(mirror);
+            let pause = match bulk.hopeless {
+                true => FUTILE_MS.1,
+                false => (FUTILE_MS.0 << watch.futile_jobs.min(6)).min(FUTILE_MS.1),
+            };
+            watch.futile_jobs += 1;
+            watch.bulk_writes_at = now + pause;
+        } else if done {
+            self.engine.watch(mirror).futile_jobs = 0;
         }
         let job = bulk.job;
         let recorded = self.pushed(bulk.batch, results, now);

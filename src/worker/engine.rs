@@ -97,6 +97,8 @@ pub(crate) struct Watch {
     pub(crate) no_bulk: bool,
     /// Writes of this mirror go out in no bulk job before.
     pub(crate) bulk_writes_at: Millis,
+    /// Bulk jobs that led nowhere, one after the other.
+    pub(crate) futile_jobs: u32,
     /// A page of the first copy failed: look for the record that did it.
     pub(crate) careful: bool,
     /// A page of the first copy held records that have rows already.

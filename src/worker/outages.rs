@@ -59,6 +59,7 @@ impl Engine {
                     .is_some_and(|mut o| o.answered()) =>
             {
                 self.may_send = true;
+                self.bulk_writes_again(&server);
                 tx::in_transaction(|| {
                     streams::end_outage(&server)?;
                     streams::server_error(&server, None)?;

@@ -129,10 +129,19 @@ async fn creates_and_deletes_go_as_jobs_too() {
 
 /// Edits everybody while nothing may leave, so that all goes as one job.
 async fn edit_all_at_once(pair: &Pair) {
+    all_at_once(pair, "Bulk ").await;
+}
+
+/// The same with another text before each row's number.
+async fn all_at_once(pair: &Pair, text: &str) {
     pair.db
         .exec("SELECT crm.pause('mirror', 'salesforce.contact')")
         .await;
-    edit_all(pair).await;
+    pair.db
+        .exec(&format!(
+            "UPDATE salesforce.contact SET department = '{text}' || _id"
+        ))
+        .await;
     let queued = format!("SELECT count(*) = {PEOPLE} FROM crm.write WHERE state = 'queued'");
     pair.db.wait_true("all wait", PATIENCE, &queued).await;
     pair.db
@@ -260,6 +269,32 @@ async fn where_ingest_jobs_are_refused_writes_go_in_batches() {
     edit_all(&pair).await;
     arrived(&pair).await;
     assert!(calls(&pair, "PATCH", "composite/sobjects") >= 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_an_outage_is_a_reason_to_try_a_job_again() {
+    let pair = pair(json!({})).await;
+    pair.emulator.fault(json!({
+        "crm": "salesforce", "method": "POST", "path_prefix": "/services/data/v62.0/jobs/ingest", "remaining": 1,
+        "action": {"reject": {"status": 403, "body": [{"errorCode": "API_DISABLED_FOR_ORG", "message": "no"}]}},
+    }));
+    all_at_once(&pair, "Bulk one ").await;
+    arrived(&pair).await;
+    assert_eq!(calls(&pair, "POST", "jobs/ingest"), 1);
+    pair.emulator.fault(json!({
+        "crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data/v62.0/composite", "remaining": 1_000_000,
+        "action": {"reject": {"status": 503, "body": null}},
+    }));
+    pair.db
+        .exec("UPDATE salesforce.contact SET department = 'Bulk away ' || _id WHERE _id <= 50")
+        .await;
+    let told = "SELECT count(*) > 0 FROM crm.status WHERE kind = 'server' AND name = 'salesforce' AND last_error LIKE '%does not answer%'";
+    pair.db.wait_true("it is away", PATIENCE, told).await;
+    pair.emulator.clear_faults();
+    arrived(&pair).await;
+    all_at_once(&pair, "Bulk two ").await;
+    arrived(&pair).await;
+    assert_eq!(calls(&pair, "POST", "jobs/ingest"), 2, "not in an hour");
 }
 
 #[tokio::test(flavor = "multi_thread")]
