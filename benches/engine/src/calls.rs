@@ -24,12 +24,13 @@ struct Round {
     cpu: f64,
 }
 
+/// Calls to one CRM.
 #[derive(Default)]
-struct Called {
-    writes: u64,
-    others: u64,
-    failed: u64,
-    routes: Vec<String>,
+pub(crate) struct Called {
+    pub(crate) writes: u64,
+    pub(crate) others: u64,
+    pub(crate) failed: u64,
+    pub(crate) routes: Vec<String>,
 }
 
 pub(crate) async fn measure(figures: &mut Figures) {
@@ -166,7 +167,7 @@ async fn changed(pair: &Pair, round: usize) -> Round {
 }
 
 /// Waits until the CRMs have told everything, it is taken, and for two seconds nothing more came of it.
-async fn echoed(pair: &Pair) {
+pub(crate) async fn echoed(pair: &Pair) {
     let mut last = Value::Null;
     let mut quiet = std::time::Instant::now();
     let end = quiet + setup::PATIENCE;
@@ -192,7 +193,8 @@ async fn echoed(pair: &Pair) {
     }
 }
 
-fn called(pair: &Pair, crm: &str) -> Called {
+/// What a CRM was asked since the counts were reset.
+pub(crate) fn called(pair: &Pair, crm: &str) -> Called {
     let mut called = Called::default();
     for (what, status, count) in setup::calls(pair, crm) {
         // Streams stay open and sessions are refreshed, whatever changes.
@@ -201,6 +203,7 @@ fn called(pair: &Pair, crm: &str) -> Called {
         }
         called.routes.push(format!("{count} {what} {status}"));
         let write = what.contains("/batch/update")
+            || what.contains("/batch/create")
             || what.contains("/batch/upsert")
             || what.starts_with("PATCH ")
             || what.contains("/composite");

@@ -11,6 +11,7 @@ mod apply;
 mod ask;
 mod backfill;
 mod calls;
+mod creates;
 mod figures;
 mod idle;
 mod latency;
@@ -27,11 +28,12 @@ mod webhook;
 use figures::Figures;
 
 /// The pieces in the order in which they run.
-const PIECES: [&str; 12] = [
+const PIECES: [&str; 13] = [
     "backfill",
     "apply",
     "latency",
     "calls",
+    "creates",
     "idle",
     "limited",
     "sustained",
@@ -73,6 +75,7 @@ async fn run(wanted: &[String], figures: &mut Figures) {
             "apply" => apply::measure(figures).await,
             "latency" => latency::measure(figures).await,
             "calls" => calls::measure(figures).await,
+            "creates" => creates::measure(figures).await,
             "idle" => idle::measure(figures).await,
             "ask" => ask::measure(figures).await,
             "reconcile" => reconcile::measure(figures).await,
