@@ -388,6 +388,29 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm.mirror_drop(text, boolean) IS 'Undoes crm.import for one mirror: stops the sync, forgets unsent changes, and drops the table unless told to keep it. Nothing changes in the CRM.';
 
+-- What the app of a server whose journal is read must be subscribed to. No call is known that lists what it is.
+CREATE FUNCTION crm._journal_subscriptions(server text) RETURNS TABLE (item text, ok boolean, detail text, advice text)
+LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT 'journal subscription of ' || w.object, NULL::boolean, 'whether the app has it cannot be asked; without it nothing of ' || w.object || ' comes by the journal',
+           format('With a token of the app (client_credentials, scope developer.webhooks_journal.subscriptions.write): POST %s/webhooks-journal/subscriptions/2026-03 %s',
+                  coalesce((SELECT substr(o, 10) FROM unnest(v.options) o WHERE o LIKE 'base_url=%'), 'https://api.hubapi.com'),
+                  jsonb_strip_nulls(jsonb_build_object('subscriptionType', w.kind, 'portalId', CASE WHEN t.tenant ~ '^[0-9]{1,18}$' THEN t.tenant::bigint END, 'objectTypeId', w.type_id, 'actions', w.actions, 'properties', w.fields)))
+    FROM crm._server v
+    LEFT JOIN crm.server_state t ON t.server = v.server
+    CROSS JOIN LATERAL (
+        SELECT m.object, CASE WHEN position('/' IN o.type_id) > 0 THEN 'ASSOCIATION' ELSE 'OBJECT' END AS kind, split_part(o.type_id, '/', 1) AS type_id,
+               CASE WHEN position('/' IN o.type_id) > 0 THEN '["ASSOCIATION_ADDED", "ASSOCIATION_REMOVED"]'::jsonb ELSE '["CREATE", "UPDATE", "DELETE", "MERGE", "RESTORE"]' END AS actions,
+               CASE WHEN position('/' IN o.type_id) = 0 THEN (SELECT jsonb_agg(c.field ORDER BY c.field) FROM crm.mirror_column c WHERE c.mirror = m.id) END AS fields
+        FROM crm.mirror m JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object AND (o.streamable OR position('/' IN o.type_id) > 0)
+        WHERE m.server = v.server
+        UNION ALL
+        SELECT 'privacy deletions', 'GDPR_PRIVACY_DELETION', '0-1', NULL, NULL
+        FROM crm.mirror m WHERE m.server = v.server AND m.object = 'contacts') w
+    WHERE v.server = _journal_subscriptions.server AND v.server_type = 'hubspot' AND 'events=journal' = ANY (v.options)
+    ORDER BY w.object
+$$;
+COMMENT ON FUNCTION crm._journal_subscriptions(text) IS 'Rows of crm.server_check: the subscriptions that a journal needs for what is mirrored, as the calls that make them.';
+
 CREATE FUNCTION crm.server_check(server text, wait interval DEFAULT '30 seconds')
 RETURNS TABLE (item text, ok boolean, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
@@ -410,6 +433,7 @@ BEGIN
     END LOOP;
     RETURN QUERY SELECT r.item, r.ok, r.detail, r.advice FROM crm.check_result r
                  WHERE r.ticket = asked AND r.item <> 'end' ORDER BY r.ordinal;
+    RETURN QUERY SELECT * FROM crm._journal_subscriptions(server_check.server);
     RETURN QUERY SELECT 'changes of ' || c.object, CASE WHEN c.advice IS NULL OR NOT c.can_stream THEN true WHEN c.refused IS NULL THEN false END,
                         concat_ws(', ', 'by ' || c.changes_by, 'no stream: ' || c.refused, 'last event ' || date_trunc('seconds', c.last_event_at),
                                   format('%s of at most %s objects selected for events are wanted here', c.entities_wanted, c.entities_allowed)), c.advice

@@ -78,7 +78,7 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
         END IF;
         IF f.name IN ('pause', 'resume', 'refresh', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_retry_where', 'dead_letter_discard', '_pause_set', '_ask', '_request',
-                      '_wait_possible', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
+                      '_wait_possible', '_journal_subscriptions', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;
         IF f.name IN ('review_match', 'review_resolve') THEN

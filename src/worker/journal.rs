@@ -3,6 +3,8 @@
 //! (an offset too old, a file that cannot be read, entries that name no record)
 //! is found by polls from the last time that is sure.
 
+mod many;
+
 use std::rc::Rc;
 
 use crm_core::catalog::CheckRow;
@@ -17,6 +19,8 @@ use crate::worker::engine::{Engine, Job, Step};
 use crate::worker::inbound::{self, Arrival};
 use crate::worker::schedule;
 use crate::worker::session::Session;
+
+use many::Ahead;
 
 /// Source of its events, and kind of its row in `crm.stream`.
 pub(crate) const SOURCE: &str = "journal";
@@ -40,6 +44,8 @@ const EXPIRY_MARGIN_MS: Millis = 3_600_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Asked {
     Next,
+    /// Several places at once.
+    Many,
     /// Whether anything is newer, after a refusal of the offset.
     Latest,
     File(Place),
@@ -62,6 +68,8 @@ pub(crate) struct Reading {
     /// The last trouble, as it was noted.
     trouble: Option<String>,
     noted_at: Millis,
+    /// Places that are known beyond the next.
+    ahead: Ahead,
 }
 
 /// The journal's own number at the I/O thread: it has a token and a budget of its own.
@@ -75,6 +83,7 @@ impl Reading {
         self.failures = self.failures.saturating_add(1);
         self.at = now + wait.max(least);
         self.asked = Asked::Next;
+        self.ahead.forget();
     }
 
     /// What `crm.server_check` says of it.
@@ -144,6 +153,7 @@ impl Engine {
             failures: 0,
             trouble: None,
             noted_at: 0,
+            ahead: Ahead::default(),
         };
         self.journals.insert(id, reading);
         Ok(())
@@ -164,6 +174,7 @@ impl Engine {
         };
         let request: HttpRequest = match &reading.asked {
             Asked::Next => journal.next(config, reading.offset.as_deref()),
+            Asked::Many => many::request(journal, config, reading.offset.as_deref()),
             Asked::Latest => journal.latest(config),
             Asked::File(place) => journal.file(place),
         };
@@ -232,9 +243,16 @@ impl Engine {
         reading.sure_at = Some(now);
         reading.refused = None;
         reading.asked = Asked::Next;
+        reading.ahead.forget();
         reading.at = now;
         Ok(())
     }
+}
+
+/// The status of an answer that there is no such place.
+fn refusal(error: &RemoteError) -> Option<u16> {
+    let absent = matches!(error.status, 400 | 404 | 410) && error.class != ErrorClass::Retry;
+    absent.then_some(error.status)
 }
 
 impl Session {
@@ -260,11 +278,11 @@ impl Session {
                 Err(error) => self.journal_file_lost(id, &place, &error, now),
             };
         }
+        if asked == Asked::Many {
+            let places = result.and_then(|answer| journal.places(&answer));
+            return self.journal_places(id, places, now);
+        }
         let place = result.and_then(|answer| journal.place(&answer));
-        let refusal = |e: &RemoteError| {
-            let absent = matches!(e.status, 400 | 404 | 410) && e.class != ErrorClass::Retry;
-            absent.then_some(e.status)
-        };
         match (asked, place) {
             // A file that is there already, or an answer to an older question.
             (_, Ok(Some(place))) if Some(&place.offset) == reading.offset.as_ref() => {
@@ -283,6 +301,7 @@ impl Session {
             }
             (_, Ok(Some(place))) => {
                 reading.refused = None;
+                reading.ahead.one_more();
                 reading.asked = Asked::File(place);
                 reading.at = now;
                 Ok(())
@@ -333,6 +352,7 @@ impl Session {
         reading.refused = None;
         reading.failures = 0;
         reading.trouble = None;
+        reading.ahead.end();
         reading.at = now + LOOK_MS;
         Ok(())
     }
@@ -393,6 +413,7 @@ impl Session {
         reading.offset = Some(place.offset.clone());
         reading.failures = 0;
         reading.trouble = Some(why);
+        reading.ahead.forget();
         reading.at = now;
         Ok(())
     }
@@ -445,6 +466,7 @@ impl Session {
             reading.noted_at = now;
             reading.failures = 0;
             reading.trouble = None;
+            reading.asked = reading.ahead.next();
             reading.at = now;
         }
         Ok(())

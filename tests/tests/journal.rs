@@ -92,6 +92,48 @@ async fn changes_come_by_the_journal_whatever_its_files_look_like() {
     pair.agree().await;
     let said = "SELECT ok FROM crm.server_check('hubspot') WHERE item = 'journal'";
     assert!(pair.db.one::<bool>(said).await);
+    // Which subscriptions the app needs, word by word.
+    let needed = "SELECT advice LIKE '%POST http://%/webhooks-journal/subscriptions/2026-03%\"objectTypeId\": \"0-1\"%\"city\"%'
+                  FROM crm.server_check('hubspot') WHERE item = 'journal subscription of contacts' AND ok IS NULL";
+    assert!(pair.db.one::<bool>(needed).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_behind_asks_for_many_places_at_once_and_for_single_ones_where_that_is_refused()
+{
+    let pair = pair().await;
+    journal(&pair, json!({"file_events": 1}));
+    let asked = |pair: &Pair, part: &str| {
+        let places = |route: &str| route.contains("/journal/2026-03/") && route.contains(part);
+        pair.emulator
+            .served(|r| r["route"].as_str().is_some_and(places))
+    };
+    for refuse in [false, true] {
+        let off = json!({"crm": "hubspot", "path_prefix": "/webhooks-journal", "remaining": 1_000, "action": {"reject": {"status": 503}}});
+        pair.emulator.fault(off);
+        for n in 0..PEOPLE as usize {
+            let id = someone(&pair, n).await;
+            edit(&pair, &id, &format!("Behind {refuse}"));
+        }
+        pair.emulator.clear_faults();
+        if refuse {
+            let no = json!({"crm": "hubspot", "path_prefix": "/webhooks-journal/journal/2026-03/batch", "remaining": 1_000, "action": {"reject": {"status": 404}}});
+            pair.emulator.fault(no);
+        }
+        pair.emulator.reset_counts();
+        let all = format!(
+            "SELECT count(*) = {PEOPLE} FROM hubspot.contacts WHERE city = 'Behind {refuse}'"
+        );
+        pair.db.wait_true("all are there", PATIENCE, &all).await;
+        let (many, all) = (asked(&pair, "/batch/"), asked(&pair, ""));
+        assert!(many > 0, "several places are asked for");
+        match refuse {
+            false => assert!(all < PEOPLE / 2, "{all} calls for {PEOPLE} places"),
+            true => assert!(many <= 3, "{many} calls that the journal refuses"),
+        }
+    }
+    assert_eq!(counted(&pair, "rejected").await, 0);
+    pair.agree().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -29,6 +29,15 @@ pub trait Journal: Send + Sync {
     fn keeps_ms(&self) -> Millis;
     /// Asks for what follows an offset, or for the earliest that is kept.
     fn next(&self, config: &ServerConfig, after: Option<&str>) -> HttpRequest;
+    /// Asks for up to so many places after an offset at once, where the CRM has a call for it.
+    fn next_many(&self, config: &ServerConfig, after: &str, most: usize) -> Option<HttpRequest> {
+        let _ = (config, after, most);
+        None
+    }
+    /// Parses its answer: the places in their order.
+    fn places(&self, response: &HttpResponse) -> Result<Vec<Place>, RemoteError> {
+        Ok(self.place(response)?.into_iter().collect())
+    }
     /// Asks for the latest.
     fn latest(&self, config: &ServerConfig) -> HttpRequest;
     /// Parses an answer to either; `None` if there is nothing.

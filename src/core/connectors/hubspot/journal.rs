@@ -24,6 +24,8 @@ const BETA: &str = "/webhooks/v4/journal";
 
 /// Names under which a file may keep its events.
 const LISTS: [&str; 4] = ["journalEvents", "events", "results", "entries"];
+/// Names under which an answer may keep several places.
+const PLACES: [&str; 4] = ["results", "entries", "journalEntries", "journals"];
 /// Names under which a change of a property may keep the new value.
 const VALUES: [&str; 4] = ["value", "newValue", "propertyValue", "currentValue"];
 
@@ -62,6 +64,38 @@ impl Journal for HubSpot {
             Some(offset) => format!("{root}/offset/{}/next", encode(offset)),
             None => format!("{root}/earliest"),
         })
+    }
+
+    fn next_many(&self, config: &ServerConfig, after: &str, most: usize) -> Option<HttpRequest> {
+        let root = root(config);
+        Some(get(format!("{root}/batch/{}/next/{most}", encode(after))))
+    }
+
+    /// A list under some name or none, or one place by itself: how several are told is not documented.
+    fn places(&self, response: &HttpResponse) -> Result<Vec<Place>, RemoteError> {
+        if response.status == 204 || !(200..300).contains(&response.status) {
+            return Ok(self.place(response)?.into_iter().collect());
+        }
+        let list = match serde_json::from_slice(&response.body) {
+            Ok(Json::Array(list)) => list,
+            Ok(Json::Object(mut map)) => {
+                let named = PLACES.iter().find_map(|name| match map.remove(*name) {
+                    Some(Json::Array(list)) => Some(list),
+                    _ => None,
+                });
+                named.unwrap_or_else(|| vec![Json::Object(map)])
+            }
+            _ => return Err(malformed("not places in the journal")),
+        };
+        let place = |json| {
+            let answer: Answer = serde_json::from_value(json)
+                .map_err(|_| malformed("not places in the journal: one lacks what a place has"))?;
+            Ok(Place {
+                offset: answer.current_offset,
+                url: answer.url,
+            })
+        };
+        list.into_iter().map(place).collect()
     }
 
     fn latest(&self, config: &ServerConfig) -> HttpRequest {

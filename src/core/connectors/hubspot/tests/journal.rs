@@ -65,6 +65,41 @@ fn a_place_leads_to_a_file_to_which_no_token_goes() {
 }
 
 #[test]
+fn several_places_are_read_in_every_form_that_they_may_have() {
+    let request = journal().next_many(&ServerConfig::default(), "0198-a/b", 20);
+    assert_eq!(
+        request.unwrap().target,
+        "/webhooks-journal/journal/2026-03/batch/0198-a%2Fb/next/20"
+    );
+    let one = |n: u32| {
+        format!(
+            r#"{{"url":"https://f.example/{n}","expiresAt":"2026-11-21T10:00:00Z","currentOffset":"o{n}"}}"#
+        )
+    };
+    let both = format!("[{},{}]", one(1), one(2));
+    let forms = [
+        both.clone(),
+        format!(r#"{{"status":"COMPLETE","results":{both}}}"#),
+        format!(r#"{{"entries":{both}}}"#),
+    ];
+    let offsets = |text: &str| -> Vec<String> {
+        let places = journal().places(&answer(200, text)).unwrap();
+        places.into_iter().map(|p| p.offset).collect()
+    };
+    for form in forms {
+        assert_eq!(offsets(&form), ["o1", "o2"], "{form}");
+    }
+    assert_eq!(offsets(&one(3)), ["o3"]);
+    assert!(offsets("[]").is_empty());
+    assert!(journal().places(&answer(204, "")).unwrap().is_empty());
+    for broken in ["<html>", "3", r#"[{"url":"x"}]"#, r#"{"results":[7]}"#] {
+        let error = journal().places(&answer(200, broken)).unwrap_err();
+        assert_eq!(error.code, "not_journal", "{broken}");
+    }
+    assert_eq!(journal().places(&answer(404, "")).unwrap_err().status, 404);
+}
+
+#[test]
 fn the_token_is_the_apps_own_and_for_the_journal() {
     let app = Credential::ClientCredentials {
         client_id: "app".to_owned(),
