@@ -93,7 +93,7 @@ async fn changes_come_by_the_journal_whatever_its_files_look_like() {
     let said = "SELECT ok FROM crm.server_check('hubspot') WHERE item = 'journal'";
     assert!(pair.db.one::<bool>(said).await);
     // Which subscriptions the app needs, word by word.
-    let needed = "SELECT advice LIKE '%POST http://%/webhooks-journal/subscriptions/2026-03%\"objectTypeId\": \"0-1\"%\"city\"%'
+    let needed = "SELECT advice LIKE '%POST http://%/webhooks-journal/subscriptions/2026-03%\"city\"%\"objectTypeId\": \"0-1\"%'
                   FROM crm.server_check('hubspot') WHERE item = 'journal subscription of contacts' AND ok IS NULL";
     assert!(pair.db.one::<bool>(needed).await);
 }
