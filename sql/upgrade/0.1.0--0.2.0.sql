@@ -14,6 +14,7 @@ ALTER TABLE crm.mirror ADD COLUMN on_schema_change text NOT NULL DEFAULT 'ask' C
 ALTER TABLE crm.mirror_column ADD COLUMN gone_at timestamptz;
 -- done: CREATE TABLE crm.server_state (
 ALTER TABLE crm.server_state ADD COLUMN time_zone text;
+ALTER TABLE crm.stream ADD COLUMN refused text, ADD COLUMN refused_at timestamptz;
 -- done: CREATE TABLE crm.link (
 ALTER TABLE crm.link
     ADD COLUMN on_left_delete text NOT NULL DEFAULT 'unlink' CHECK (on_left_delete IN ('propagate', 'soft_delete', 'unlink', 'ignore')),
@@ -103,4 +104,3 @@ END $$;
 ALTER TABLE crm.write ADD COLUMN job text;
 -- done: CREATE TABLE crm.stream (
 ALTER TABLE crm.stream DROP CONSTRAINT stream_kind_check, ADD CONSTRAINT stream_kind_check CHECK (kind IN ('webhook', 'journal', 'pubsub', 'cometd', 'poll'));
-ALTER TABLE crm.stream ADD COLUMN refused text, ADD COLUMN refused_at timestamptz;
