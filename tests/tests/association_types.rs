@@ -185,12 +185,21 @@ async fn a_lost_answer_leaves_one_label() {
     let tied = |label: &str| ["279", "1", label].map(|t| format!("{company}:{t}"));
     agree(&pair, &contact, &tied(BOSS)).await;
     let (mut is, mut becomes) = ("Boss", "Billing");
-    for path in ["/batch/create", "/batch/labels/archive"] {
-        for lost in [
-            json!({"fail_after_write": {}}),
-            json!({"fail_after_write": {"status": 502}}),
-            json!("close"),
-        ] {
+    for (path, faults) in [
+        (
+            "/batch/create",
+            vec![
+                json!({"fail_after_write": {}}),
+                json!({"fail_after_write": {"status": 502}}),
+                json!("close"),
+            ],
+        ),
+        (
+            "/batch/labels/archive",
+            vec![json!({"fail_after_write": {}})],
+        ),
+    ] {
+        for lost in faults {
             let path = format!("/crm/associations/2026-03/contacts/companies{path}");
             let rule =
                 json!({"crm": "hubspot", "method": "POST", "path_prefix": path, "action": lost});

@@ -91,7 +91,8 @@ pub(crate) fn causes(write: i64) -> Result<Vec<i64>> {
 /// Of these records, those that are on their way out.
 pub(crate) fn leaving(mirror: i32, records: &[String]) -> Result<Vec<String>> {
     spi::write_rows(
-        "SELECT w.record_id FROM crm.write w WHERE w.mirror = $1 AND w.kind = 'delete' AND w.state <> 'dead' AND w.record_id = ANY($2)",
+        "SELECT w.record_id FROM crm.write w WHERE w.mirror = $1 AND w.kind = 'delete' \
+         AND w.state IN ('queued', 'in_flight', 'unknown', 'held') AND w.record_id = ANY($2)",
         &[mirror.into(), image::texts(records)],
         |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
     )
