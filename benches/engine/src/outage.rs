@@ -1,6 +1,7 @@
-//! `outage.recover`: a CRM comes back with many changes waiting for it.
+//! `outage.recover`: a CRM comes back with many changes waiting for it. With
+//! `OUTAGE_SECONDS` in the environment it stays away at least so long.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -23,6 +24,7 @@ pub(crate) async fn measure(figures: &mut Figures) {
     setup::import(&pair.db, "hubspot", "contacts").await;
     setup::copied(&pair.db).await;
     pair.db.exec("SELECT crm.go_live('hubspot.contacts')").await;
+    let away = Instant::now();
     pair.emulator.fault(json!({
         "crm": "hubspot", "path_prefix": "/crm/objects/", "remaining": 1_000_000,
         "action": {"reject": {"status": 503, "body": null}},
@@ -49,6 +51,10 @@ pub(crate) async fn measure(figures: &mut Figures) {
             async || (tries() >= TRIES).then_some(()),
         )
         .await;
+    let least = std::env::var("OUTAGE_SECONDS").map_or(0, |s| s.parse().expect("seconds"));
+    let rest = Duration::from_secs(least).saturating_sub(away.elapsed());
+    tokio::time::sleep(rest).await;
+    let away = away.elapsed().as_secs();
     let waited = setup::total(&pair, "hubspot");
     pair.emulator.reset_counts();
     pair.emulator.clear_faults();
@@ -78,7 +84,7 @@ pub(crate) async fn measure(figures: &mut Figures) {
         met: None,
         range: None,
         more: json!({
-            "calls": calls.iter().map(|c| c.2).sum::<u64>(), "calls_while_away": waited,
+            "calls": calls.iter().map(|c| c.2).sum::<u64>(), "calls_while_away": waited, "seconds_away": away,
             "of_the_contract": round(LEAST / (seconds - noticed)),
         }),
     });
