@@ -1,9 +1,10 @@
 -- Field maps: what they may say, and the standard ones that a link starts with.
 
 CREATE FUNCTION crm._table_of(mirror integer) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT format('%I.%I', m.schema_name, m.table_name) FROM crm.mirror m WHERE m.id = $1
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT format('%I.%I', m.schema_name, m.table_name) FROM crm.mirror m WHERE m.id = $1);
+END $$;
 COMMENT ON FUNCTION crm._table_of(integer) IS 'Qualified, quoted table name of a mirror.';
 
 CREATE FUNCTION crm._column_of(mirror integer, field text) RETURNS text

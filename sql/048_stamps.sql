@@ -40,13 +40,17 @@ $$;
 COMMENT ON FUNCTION crm._stamp_defaults() IS 'The rows with which crm.stamp_quality begins.';
 
 -- What counts for each server, and for SQL.
+-- PL/pgSQL keeps the plan; a function in SQL would be planned at every question.
 CREATE FUNCTION crm._stamp_qualities() RETURNS TABLE (server text, source text, exactness text, resolution interval, tolerance interval)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_column
+BEGIN
+    RETURN QUERY
     SELECT DISTINCT ON (s.server, q.source) s.server, q.source, q.exactness, q.resolution, q.tolerance
     FROM (SELECT x.server, x.server_type FROM crm._server x UNION ALL SELECT 'local', 'sql') s
     JOIN crm.stamp_quality q ON q.system = s.server_type AND q.server IN ('*', s.server)
-    ORDER BY s.server, q.source, q.server = '*'
-$$;
+    ORDER BY s.server, q.source, q.server = '*';
+END $$;
 COMMENT ON FUNCTION crm._stamp_qualities() IS 'The rows of crm.stamp_quality that count, per server; local is SQL.';
 
 CREATE FUNCTION crm._stamp_check() RETURNS trigger

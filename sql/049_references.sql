@@ -452,7 +452,9 @@ COMMENT ON FUNCTION crm._reference_later(bigint, text) IS 'Puts a reference off.
 
 CREATE FUNCTION crm._why_references(mirrors integer[], rows bigint[], records text[])
 RETURNS TABLE (item text, verdict text, detail text, advice text)
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN QUERY
     SELECT 'reference', 'waits', format('%s of link "%s" waits: %s', r.field, r.link, coalesce(d.waits, 'the worker has not looked at it yet')),
            format('It is carried over when both records are there; looked at again at %s. The other end belongs to link "%s".', date_trunc('seconds', d.next_at), r.parent)
     FROM unnest(mirrors, rows, records) AS v (mirror, row_id, record)
@@ -464,8 +466,8 @@ LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
     FROM unnest(mirrors, rows) AS v (mirror, row_id)
     JOIN crm.reference_map r ON v.mirror = r.theirs AND r.at_creation
     JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'create' AND w.state = 'queued' AND w.vals ->> r.field IS NULL
-    LIMIT 20
-$$;
+    LIMIT 20;
+END $$;
 COMMENT ON FUNCTION crm._why_references(integer[], bigint[], text[]) IS 'Part of crm.why: references that wait for a record at the other end.';
 
 -- Creates that must be made with a reference wait for it: of a field as long as its id

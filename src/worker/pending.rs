@@ -24,21 +24,22 @@ pub(super) fn pending() -> Step<Option<Pending>> {
             true => "true",
             false => "EXISTS (SELECT 1 FROM crm.change_0) OR EXISTS (SELECT 1 FROM crm.change_1)",
         };
-        let text = spi::read_text(&format!(
-            "SELECT concat_ws(' ', EXISTS (SELECT 1 FROM crm.config_change), {changes}, \
+        let sql = format!(
+            "SELECT EXISTS (SELECT 1 FROM crm.config_change), {changes}, \
              EXISTS (SELECT 1 FROM crm.webhook_queue), \
              EXISTS (SELECT 1 FROM crm.review_item WHERE resolution IS NOT NULL), \
-             EXISTS (SELECT 1 FROM crm.reference_due WHERE next_at <= clock_timestamp())) FROM crm.installation"
-        ))?;
-        Ok(text.and_then(|text| {
-            let mut words = text.split(' ');
-            Some(Pending {
-                config: words.next()? == "t",
-                changes: words.next()? == "t",
-                webhooks: words.next()? == "t",
-                answers: words.next()? == "t",
-                references: words.next()? == "t",
+             EXISTS (SELECT 1 FROM crm.reference_due WHERE next_at <= clock_timestamp()) FROM crm.installation"
+        );
+        let found = spi::read_rows(&sql, &[], |row| {
+            let waits = |column| -> spi::Result<bool> { Ok(row.get(column)?.unwrap_or_default()) };
+            Ok(Pending {
+                config: waits(1)?,
+                changes: waits(2)?,
+                webhooks: waits(3)?,
+                answers: waits(4)?,
+                references: waits(5)?,
             })
-        }))
+        })?;
+        Ok(found.into_iter().next())
     })
 }

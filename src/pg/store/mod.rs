@@ -19,6 +19,7 @@ pub(crate) mod lives;
 pub(crate) mod matches;
 pub(crate) mod pairs;
 pub(crate) mod past;
+mod plan;
 pub(crate) mod policy;
 pub(crate) mod reconciles;
 pub(crate) mod replays;

@@ -453,6 +453,7 @@ pub(crate) fn load<'r>(
     records: impl Iterator<Item = &'r Record>,
 ) -> Result<usize> {
     let records: Vec<&Record> = records.collect();
+    spi::grown(records.len());
     let names: Vec<&str> = columns.iter().map(|c| c.name.as_str()).collect();
     as_owner(table, || {
         if let Some(loaded) = load::load(table.relid, &names, source, &records) {

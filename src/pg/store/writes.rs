@@ -178,7 +178,7 @@ pub(crate) fn claim(mirror: i32, limit: i64) -> Result<Vec<WriteRow>> {
 
 /// Mirrors that have a write ready or becoming ready: `(mirror, ms until the first is ready)`.
 pub(crate) fn ready() -> Result<Vec<(i32, i64)>> {
-    spi::write_rows(
+    spi::read_rows(
         "SELECT m.id, (SELECT coalesce(greatest(0, (extract(epoch FROM min(coalesce(w.not_before, now())) - now()) * 1000)), 0)::bigint \
            FROM (SELECT q.not_before FROM crm.write q WHERE q.mirror = m.id AND q.state = 'queued' ORDER BY q.id LIMIT 200) w) \
          FROM crm.mirror m WHERE EXISTS (SELECT 1 FROM crm.write q WHERE q.mirror = m.id AND q.state = 'queued')",
@@ -350,9 +350,9 @@ pub(crate) fn take_out(cells: Vec<(i64, String)>) -> Result<()> {
 
 /// Whether any write is in doubt.
 pub(crate) fn any_unknown() -> Result<bool> {
-    let text =
-        spi::read_text("SELECT EXISTS (SELECT 1 FROM crm.write WHERE state = 'unknown')::text")?;
-    Ok(text.as_deref() == Some("true"))
+    let sql = "SELECT EXISTS (SELECT 1 FROM crm.write WHERE state = 'unknown')";
+    let found = spi::read_rows(sql, &[], |row| row.get::<bool>(1))?;
+    Ok(found == [Some(true)])
 }
 
 /// Takes writes in doubt for examination: not looked at again for ten seconds.
