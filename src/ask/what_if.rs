@@ -416,18 +416,26 @@ fn compared(
         let Some(mirror) = world.mirrors.get(&info.group.sides[side].mirror) else {
             continue;
         };
-        let all: Vec<_> = mirror.columns.iter().collect();
+        // A row may have hundreds of columns, and few of them differ.
+        let differing: BTreeSet<usize> = list
+            .iter()
+            .flat_map(|(_, d)| info.columns(d.field, side))
+            .copied()
+            .collect();
+        let read: Vec<_> = differing.iter().map(|c| &mirror.columns[*c]).collect();
+        let place: HashMap<usize, usize> = differing.into_iter().zip(0..).collect();
         for part in list.chunks(1_000) {
             pgrx::check_for_interrupts!();
             let ids: BTreeSet<i64> = part.iter().map(|(row, _)| *row).collect();
-            let found = rows::look(&mirror.table, &all, ids.into_iter().collect())?;
+            let found = rows::look(&mirror.table, &read, ids.into_iter().collect())?;
             let found: HashMap<i64, _> = found.into_iter().map(|r| (r.row_id, r)).collect();
             for (row, difference) in part {
                 let columns = info.columns(difference.field, side);
                 let (Some(row), Some(column)) = (found.get(row), columns.first().copied()) else {
                     continue;
                 };
-                let cells: Vec<_> = columns.iter().map(|c| row.values[*c].clone()).collect();
+                let value = |c: &usize| row.values[place[c]].clone();
+                let cells: Vec<_> = columns.iter().map(value).collect();
                 let now = structure::pack(&cells);
                 if same(mirror.types[column], &now, &difference.then) {
                     continue;

@@ -2,6 +2,7 @@
 
 use pgrx::prelude::*;
 
+use super::cells;
 use super::spi::Result;
 
 /// One event of a record.
@@ -43,9 +44,9 @@ pub(crate) fn each(
         let mut cursor = client.try_open_cursor(PAST, &[mirrors.into(), since.into()])?;
         loop {
             pgrx::check_for_interrupts!();
-            let mut piece = Vec::new();
-            for row in cursor.fetch(size)? {
-                piece.push(PastEvent {
+            cursor.fetch(size)?;
+            let piece = cells::map(|row| {
+                Ok(PastEvent {
                     seq: row.get(1)?.unwrap_or_default(),
                     mirror: row.get(2)?.unwrap_or_default(),
                     row_id: row.get(3)?.unwrap_or_default(),
@@ -60,8 +61,8 @@ pub(crate) fn each(
                     carried: row.get(12)?,
                     kind: row.get(13)?.unwrap_or_default(),
                     score: row.get::<i32>(14)?.and_then(|s| u16::try_from(s).ok()),
-                });
-            }
+                })
+            })?;
             if piece.is_empty() {
                 return Ok(());
             }
