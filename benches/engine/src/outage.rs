@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crm_tests::Pair;
 use serde_json::json;
 
 use crate::figures::{Figure, Figures, round};
@@ -37,23 +38,7 @@ pub(crate) async fn measure(figures: &mut Figures) {
         .wait_true("the outage is noticed", setup::PATIENCE, told)
         .await;
     pair.emulator.reset_counts();
-    let tries = || {
-        let of = |c: &(String, String, u64)| c.0.contains("/batch/update").then_some(c.2);
-        setup::calls(&pair, "hubspot")
-            .iter()
-            .filter_map(of)
-            .sum::<u64>()
-    };
-    pair.cluster
-        .wait_until(
-            "pauses are as long as they get",
-            setup::PATIENCE,
-            async || (tries() >= TRIES).then_some(()),
-        )
-        .await;
-    let least = std::env::var("OUTAGE_SECONDS").map_or(0, |s| s.parse().expect("seconds"));
-    let rest = Duration::from_secs(least).saturating_sub(away.elapsed());
-    tokio::time::sleep(rest).await;
+    stay_away(&pair, away).await;
     let away = away.elapsed().as_secs();
     let waited = setup::total(&pair, "hubspot");
     pair.emulator.reset_counts();
@@ -88,4 +73,25 @@ pub(crate) async fn measure(figures: &mut Figures) {
             "of_the_contract": round(LEAST / (seconds - noticed)),
         }),
     });
+}
+
+/// Until tries are as rare as they get, and as long as was asked for.
+async fn stay_away(pair: &Pair, since: Instant) {
+    let tries = || {
+        let of = |c: &(String, String, u64)| c.0.contains("/batch/update").then_some(c.2);
+        setup::calls(pair, "hubspot")
+            .iter()
+            .filter_map(of)
+            .sum::<u64>()
+    };
+    pair.cluster
+        .wait_until(
+            "pauses are as long as they get",
+            setup::PATIENCE,
+            async || (tries() >= TRIES).then_some(()),
+        )
+        .await;
+    let least = std::env::var("OUTAGE_SECONDS").map_or(0, |s| s.parse().expect("seconds"));
+    let rest = Duration::from_secs(least).saturating_sub(since.elapsed());
+    tokio::time::sleep(rest).await;
 }
