@@ -371,7 +371,8 @@ pub(crate) fn adopt(mirror: &Mirror, made: Vec<(i64, String)>) -> Result<()> {
     let (row_ids, ids) = fresh.into_iter().unzip();
     creates::give_ids(mirror, row_ids, ids)?;
     for (row_id, id) in double {
-        rows::replace(&mirror.table, mirror.id, row_id, &id)?;
+        let kept = rows::replace(&mirror.table, mirror.id, row_id, &id)?;
+        pairs::tied_again(mirror, kept)?;
     }
     Ok(())
 }

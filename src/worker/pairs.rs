@@ -8,6 +8,8 @@ use std::collections::BTreeSet;
 use crm_core::model::{Millis, Page, RemoteError};
 
 use crate::pg::store::pairs;
+use crate::pg::store::rows;
+use crate::pg::store::spi;
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::tx::{self, SqlError};
 use crate::worker::engine::{self, Engine, Job, Step};
@@ -53,6 +55,16 @@ fn start_column(mirror: &Mirror) -> Option<&str> {
 /// The record that a pair starts from, by the pair's id or its own.
 pub(crate) fn start(id: &str) -> String {
     id.split(':').next().unwrap_or_default().to_owned()
+}
+
+/// A pair that was tied again has a row from before, which took the place of the
+/// new one. A pair is all that its id says, so that row is back at once: between
+/// the two its records would seem untied, and references would follow that.
+pub(crate) fn tied_again(mirror: &Mirror, kept: Option<i64>) -> spi::Result<()> {
+    if let Some(kept) = kept.filter(|_| mirror.pairs().is_some()) {
+        rows::mark_deleted(&mirror.table, vec![kept], false, &mirror.server)?;
+    }
+    Ok(())
 }
 
 impl Engine {

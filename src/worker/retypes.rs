@@ -12,6 +12,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, NewWrite, WriteRow};
 use crate::worker::cases;
 use crate::worker::deliver::{Landed, kind_of};
+use crate::worker::pairs::tied_again;
 use crate::worker::world::Mirror;
 
 /// The record that an update makes of a pair, where it is one.
@@ -45,7 +46,8 @@ pub(crate) fn landed(mirror: &Mirror, done: &[Landed]) -> Result<()> {
         if there && !lives::rename(&mirror.table, write.row_id, id)? {
             // The pair was of that type already: its row stands for both.
             lives::revive(&mirror.table, write.row_id)?;
-            rows::replace(&mirror.table, mirror.id, write.row_id, id)?;
+            let kept = rows::replace(&mirror.table, mirror.id, write.row_id, id)?;
+            tied_again(mirror, kept)?;
         } else if !there {
             // Deleted while the write was on its way: that meant what it became.
             gone.push(id.clone());

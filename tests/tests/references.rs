@@ -180,6 +180,49 @@ async fn a_reference_that_changes_on_both_sides_at_once_comes_to_rest() {
     }
 }
 
+/// Between the answer to our write and what HubSpot told of it, the pair was in no row, and the field was emptied for it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_company_that_is_the_main_one_again_is_not_taken_for_untied() {
+    let pair = people().await;
+    let (ours, theirs) = pair.known_to_both().await;
+    let mut been = Vec::new();
+    for _ in 0..2 {
+        let (company, account) = another_company(&pair, &ours).await;
+        pair.emulator.edit(
+            "salesforce",
+            "Contact",
+            &theirs,
+            json!({"AccountId": account}),
+        );
+        tied(&pair, "contacts/companies", (&ours, &company), 1, true).await;
+        pair.quiet().await;
+        been.push((company, account));
+    }
+    pair.emulator
+        .fault(json!({"stream": "webhook", "delay_ms": 1500}));
+    let (company, account) = &been[0];
+    let before = pair.events("webhook").await;
+    pair.emulator.edit(
+        "salesforce",
+        "Contact",
+        &theirs,
+        json!({"AccountId": account}),
+    );
+    tied(&pair, "contacts/companies", (&ours, company), 1, true).await;
+    pair.events_reach("webhook", before + 1).await;
+    pair.quiet().await;
+    let told = "SELECT count(*) FROM crm.event WHERE source = 'sql' AND 'AccountId' = ANY (fields)";
+    assert_eq!(
+        pair.db.one::<i64>(told).await,
+        0,
+        "nobody wrote the field but Salesforce"
+    );
+    let after = pair
+        .emulator
+        .field("salesforce", "Contact", &theirs, "AccountId");
+    assert_eq!(after.as_deref(), Some(account.as_str()));
+}
+
 /// A record was made with a reference to one that was not there yet, and lost it.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_are_new_with_their_company_are_tied_when_both_are_there() {

@@ -406,8 +406,14 @@ pub(crate) fn record_results(
 }
 
 /// Puts the row that already holds `record_id` in the place of `row_id`, which
-/// was waiting for that id: its entity and its writes move, the row goes.
-pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) -> Result<()> {
+/// was waiting for that id: its entity and its writes move, the row goes. Answers
+/// the row that stays.
+pub(crate) fn replace(
+    table: &Table,
+    mirror: i32,
+    row_id: i64,
+    record_id: &str,
+) -> Result<Option<i64>> {
     let sql = format!("SELECT m._id FROM {} m WHERE m.id = $1", table.name);
     let kept = as_owner(table, || {
         spi::write_rows(&sql, &[record_id.into()], |row| {
@@ -415,7 +421,7 @@ pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) 
         })
     })?;
     let Some(kept) = kept.first().copied().filter(|k| *k != row_id) else {
-        return Ok(());
+        return Ok(None);
     };
     let args = |a: i64, b: i64| -> [Arg<'static>; 3] { [mirror.into(), a.into(), b.into()] };
     spi::write(
@@ -441,7 +447,7 @@ pub(crate) fn replace(table: &Table, mirror: i32, row_id: i64, record_id: &str) 
         table.name
     );
     as_owner(table, || spi::write(&sql, &[row_id.into()]))?;
-    Ok(())
+    Ok(Some(kept))
 }
 
 /// Loads records of a first copy. The mirror has no row filter. A record that
