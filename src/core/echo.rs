@@ -143,7 +143,12 @@ pub(crate) fn find(
         let overtaken = side.sent[..*place]
             .iter()
             .any(|earlier| earlier.landed.is_some_and(|l| at.before(l)));
-        ours && timely && !overtaken
+        // It left after this was told.
+        let known = w.after.is_some_and(|after| match at.from == at.to {
+            true => at.to <= after,
+            false => at.to < after,
+        });
+        ours && timely && !overtaken && !known
     };
     let places = 0..side.sent.len();
     places
@@ -216,7 +221,7 @@ pub(crate) fn doubt_later(side: &mut SideState, shown: &Value, field_type: Field
     let place = side.sent.iter().rposition(is);
     let place = place.or_else(|| side.sent.iter().rposition(like));
     for write in &mut side.sent[place.map_or(0, |p| p + 1)..] {
-        write.doubted |= matches!(write.sent, Sent::Answered { .. });
+        write.doubted |= matches!(write.sent, Sent::Answered { .. } | Sent::Unknown { .. });
     }
 }
 

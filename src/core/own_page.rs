@@ -28,9 +28,10 @@ pub(crate) fn shows_earlier_write(case: &Case<'_>) -> bool {
     match (newest.sent, case.order()) {
         (Sent::InFlight { .. }, _) => false,
         (_, Order::Unclear | Order::After) => true,
-        (Sent::Answered { answered, .. }, Order::Before) => {
-            newest.landed.is_none() && case.now - answered > READ_AGE_MS
-        }
+        (
+            Sent::Answered { answered: end, .. } | Sent::Unknown { given_up: end, .. },
+            Order::Before,
+        ) => newest.landed.is_none() && case.now - end > READ_AGE_MS,
         _ => false,
     }
 }

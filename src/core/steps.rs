@@ -270,7 +270,8 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     let lost = match echo::last_own(case.here())?.sent {
         Sent::Unknown { .. } => {
             let own = echo::last_own(case.here())?;
-            own.landed.is_none() && !own.confirmed
+            let shown = own.landed.is_some() || own.confirmed;
+            !shown || (unclear && !case.merges())
         }
         Sent::Answered { .. } => unclear && !case.merges(),
         Sent::Queued | Sent::InFlight { .. } | Sent::Failed => false,

@@ -393,7 +393,14 @@ pub(crate) fn order_by_page(
     skew_ms: i64,
 ) {
     close_second(side, shown, asked_at, field_type, skew_ms);
-    turn_to_last(side, shown, field_type);
+    // Of edits made after it was asked for it says nothing.
+    if side
+        .waiting
+        .iter()
+        .all(|(_, c)| is_in(c.at, asked_at, skew_ms))
+    {
+        turn_to_last(side, shown, field_type);
+    }
     // An edit that is newer than all that the page tells of is not in it.
     let waiting: Vec<(Value, Interval)> = side
         .waiting
