@@ -74,6 +74,25 @@ impl Pair {
         })
     }
 
+    /// What HubSpot ties a contact to, as `to:type`.
+    #[must_use]
+    pub fn ties(&self, contact: &str) -> Vec<String> {
+        let shown = self
+            .emulator
+            .record("hubspot", "contacts--companies", contact);
+        let mut found: Vec<String> = shown
+            .as_object()
+            .expect("associations by company")
+            .iter()
+            .flat_map(|(to, types)| {
+                let types = types.as_array().expect("types").iter();
+                types.map(move |t| format!("{to}:{t}"))
+            })
+            .collect();
+        found.sort();
+        found
+    }
+
     /// Fault rules that have not hit yet.
     #[must_use]
     pub fn faults_left(&self) -> u64 {

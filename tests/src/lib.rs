@@ -5,6 +5,7 @@
 //! * [`Pair`] both put together: servers, mirrors, a link, live;
 //! * [`catalog`] servers and mirrors without a CRM behind them, for the SQL functions;
 //! * [`Pair::agree`] compares the three sides record by record;
+//! * [`schema`] fields of a CRM that its administrators change;
 //! * [`wait_until`] the only way to wait.
 //!
 //! Fixtures panic with a text that says what was expected: they serve tests, where a panic is the report.
@@ -21,6 +22,7 @@ mod emulator;
 mod http;
 mod pair;
 mod refusals;
+pub mod schema;
 mod system;
 mod truth;
 mod wait;

@@ -30,36 +30,18 @@ async fn labelled() -> Pair {
     pair
 }
 
-/// What the CRM holds of a contact, as `to:type`.
-fn there(pair: &Pair, contact: &str) -> Vec<String> {
-    let shown = pair
-        .emulator
-        .record("hubspot", "contacts--companies", contact);
-    let mut found: Vec<String> = shown
-        .as_object()
-        .expect("associations by company")
-        .iter()
-        .flat_map(|(to, types)| {
-            let types = types.as_array().expect("types").iter();
-            types.map(move |t| format!("{to}:{t}"))
-        })
-        .collect();
-    found.sort();
-    found
-}
-
 /// Waits until the CRM and the table hold these of a contact, as `to:type`, and nothing more.
 async fn agree(pair: &Pair, contact: &str, ties: &[String]) {
     let mut ties = ties.to_vec();
     ties.sort();
     pair.db.exec("SELECT crm.wait_synced()").await;
     for _ in 0..200 {
-        if there(pair, contact) == ties {
+        if pair.ties(contact) == ties {
             break;
         }
         tokio::time::sleep(std::time::Duration::from_millis(50)).await;
     }
-    assert_eq!(there(pair, contact), ties);
+    assert_eq!(pair.ties(contact), ties);
     let list: Vec<String> = ties.iter().map(|t| format!("'{t}'")).collect();
     let list = list.join(",");
     let sql = format!(
@@ -232,7 +214,7 @@ async fn a_refused_label_is_a_dead_letter_and_the_former_one_stays() {
         .await;
     let mut still = tied(BOSS);
     still.sort();
-    assert_eq!(there(&pair, &contact), still);
+    assert_eq!(pair.ties(&contact), still);
     let shown: i64 = pair
         .db
         .one("SELECT count(*) FROM hubspot.contacts_companies WHERE _sync_state = 'error' AND type_id = 4711")

@@ -125,27 +125,10 @@ async fn tied(shape: &str) -> Pair {
     pair
 }
 
-/// What the CRM holds of a contact, as `to:type`.
-fn there(pair: &Pair, contact: &str) -> Vec<String> {
-    let shown = pair
-        .emulator
-        .record("hubspot", "contacts--companies", contact);
-    let mut found: Vec<String> = shown
-        .as_object()
-        .expect("associations by company")
-        .iter()
-        .flat_map(|(to, types)| {
-            let types = types.as_array().expect("types").iter();
-            types.map(move |t| format!("{to}:{t}"))
-        })
-        .collect();
-    found.sort();
-    found
-}
-
 /// Waits until the table shows what the CRM holds of a contact.
 async fn agree(pair: &Pair, contact: &str) {
-    let list = there(pair, contact)
+    let list = pair
+        .ties(contact)
         .iter()
         .map(|t| format!("'{t}'"))
         .collect::<Vec<_>>()
@@ -183,13 +166,13 @@ async fn associations_are_copied_and_follow_what_people_tie_and_untie() {
         }
         let (contact, company) = (&contacts[0], &companies[1]);
         let crm = &pair.emulator;
-        let before = there(&pair, contact);
+        let before = pair.ties(contact);
         crm.create(
             "hubspot",
             "contacts/companies",
             json!({"from": contact, "to": company}),
         );
-        assert_ne!(there(&pair, contact), before, "{shape}");
+        assert_ne!(pair.ties(contact), before, "{shape}");
         agree(&pair, contact).await;
         // The main company moves: HubSpot tells of the new one only.
         crm.create(
@@ -204,7 +187,7 @@ async fn associations_are_copied_and_follow_what_people_tie_and_untie() {
             &format!("{contact}:{company}"),
         );
         assert!(
-            there(&pair, contact)
+            pair.ties(contact)
                 .iter()
                 .all(|t| !t.starts_with(&format!("{company}:")))
         );
@@ -222,9 +205,7 @@ async fn associations_of_sql_reach_the_crm_once_and_come_back_as_they_are() {
     let contact = contacts.last().expect("a contact");
     let mut strange = companies.iter().filter(|c| {
         let theirs = format!("{c}:");
-        there(&pair, contact)
-            .iter()
-            .all(|t| !t.starts_with(&theirs))
+        pair.ties(contact).iter().all(|t| !t.starts_with(&theirs))
     });
     let company = strange.next_back().expect("a company without the contact");
     pair.emulator.reset_counts();
@@ -235,7 +216,7 @@ async fn associations_of_sql_reach_the_crm_once_and_come_back_as_they_are() {
         pair.db.exec(&insert).await;
         pair.db.exec("SELECT crm.wait_synced()").await;
         assert!(
-            there(&pair, contact).contains(&format!("{company}:279")),
+            pair.ties(contact).contains(&format!("{company}:279")),
             "round {round}"
         );
         agree(&pair, contact).await;
@@ -250,7 +231,7 @@ async fn associations_of_sql_reach_the_crm_once_and_come_back_as_they_are() {
         pair.db.exec(&delete).await;
         pair.db.exec("SELECT crm.wait_synced()").await;
         assert!(
-            !there(&pair, contact).contains(&format!("{company}:279")),
+            !pair.ties(contact).contains(&format!("{company}:279")),
             "round {round}"
         );
         agree(&pair, contact).await;
@@ -283,7 +264,7 @@ async fn an_association_with_nothing_is_parked_and_the_others_of_its_batch_arriv
         .await;
     for contact in [&contacts[0], &contacts[2]] {
         assert!(
-            there(&pair, contact).contains(&format!("{last}:279")),
+            pair.ties(contact).contains(&format!("{last}:279")),
             "{contact}"
         );
     }
@@ -307,12 +288,12 @@ async fn a_refresh_finds_associations_that_no_event_told_of() {
         "contacts/companies",
         json!({"from": added, "to": last}),
     );
-    for tie in there(&pair, removed) {
+    for tie in pair.ties(removed) {
         let to = tie.split(':').next().expect("a company");
         pair.emulator
             .delete("hubspot", "contacts/companies", &format!("{removed}:{to}"));
     }
-    assert!(there(&pair, removed).is_empty());
+    assert!(pair.ties(removed).is_empty());
     pair.db
         .exec("SELECT crm.refresh('hubspot.contacts_companies')")
         .await;

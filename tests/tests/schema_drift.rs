@@ -1,72 +1,10 @@
 //! The CRM's administrators add, rename, retype and remove fields while both sides go on being edited.
 
+use crm_tests::schema::{
+    administer, answer, change, is_column, mirror, new_property, policy, refresh, true_soon,
+};
 use crm_tests::{EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person};
-use serde_json::{Value, json};
-
-/// Changes a field in the CRM's settings.
-fn administer(pair: &Pair, crm: &str, object: &str, change: Value) {
-    let body = json!({"object": object, "fields": change});
-    pair.emulator
-        .admin("POST", &format!("/_admin/{crm}/schema"), Some(&body));
-}
-
-/// A new text property of HubSpot contacts in which every record has its own id.
-fn new_property(name: &str) -> Value {
-    json!({"do": "add", "name": name, "label": name, "type": "string", "fieldType": "text",
-           "groupName": "contactinformation", "filled": true})
-}
-
-async fn true_soon(pair: &Pair, what: &str, sql: &str) {
-    pair.db.wait_true(what, PATIENCE, sql).await;
-}
-
-/// `n` contacts of HubSpot in a mirror, without a link.
-async fn mirror(n: u64, cluster: Options) -> Pair {
-    let pair = Pair::start(PairOptions {
-        cluster,
-        emulator: EmulatorOptions::default().contacts(n),
-    })
-    .await;
-    pair.import("hubspot", &["contacts"]).await;
-    pair.backfilled().await;
-    pair
-}
-
-async fn policy(pair: &Pair, mirror: &str, policy: &str) {
-    pair.db
-        .exec(&format!("SELECT crm.schema_policy('{mirror}', '{policy}')"))
-        .await;
-}
-
-async fn refresh(pair: &Pair, server: &str) -> i64 {
-    pair.db
-        .one(&format!("SELECT crm.schema_refresh('{server}')"))
-        .await
-}
-
-/// The only change of this kind and field.
-async fn change(pair: &Pair, kind: &str, field: &str) -> Vec<String> {
-    let sql = format!(
-        "SELECT id, policy, state FROM crm.schema_change WHERE kind = '{kind}' AND field = '{field}'"
-    );
-    let rows = pair.db.table(&sql).await;
-    assert_eq!(rows.len(), 1, "{kind} {field}: {rows:?}");
-    rows[0].clone()
-}
-
-async fn answer(pair: &Pair, kind: &str, field: &str, answer: &str) {
-    let id = change(pair, kind, field).await[0].clone();
-    pair.db
-        .exec(&format!("SELECT crm.schema_answer({id}, '{answer}')"))
-        .await;
-}
-
-fn is_column(name: &str, of: &str) -> String {
-    format!(
-        "EXISTS (SELECT FROM pg_attribute WHERE attrelid = 'hubspot.contacts'::regclass AND attname = '{name}'
-         AND NOT attisdropped AND format_type(atttypid, atttypmod) = '{of}')"
-    )
-}
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_new_field_is_asked_about_and_then_filled_beside_newer_values() {
