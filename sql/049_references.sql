@@ -183,7 +183,9 @@ BEGIN
         EXECUTE format('DROP TRIGGER IF EXISTS %I ON %s', name || '_new', t);
     END LOOP;
     IF attach AND tied IS NOT NULL THEN
-        EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR DELETE OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION crm._reference_noted(%L, ''association'')', name, tied, r.id);
+        EXECUTE format('CREATE TRIGGER %I AFTER INSERT OR DELETE ON %s FOR EACH ROW EXECUTE FUNCTION crm._reference_noted(%L, ''association'')', name || '_new', tied, r.id);
+        -- Not by UPDATE OF: a trigger before it sets the type that a label means.
+        EXECUTE format('CREATE TRIGGER %I AFTER UPDATE ON %s FOR EACH ROW WHEN ((old.type_id, old.category, old._deleted_at IS NULL) IS DISTINCT FROM (new.type_id, new.category, new._deleted_at IS NULL)) EXECUTE FUNCTION crm._reference_noted(%L, ''association'')', name, tied, r.id);
     END IF;
     FOR f IN SELECT r.theirs AS mirror, r.field, 'reference' AS what UNION ALL SELECT r.own, r.own_field, 'given' WHERE r.own_field IS NOT NULL LOOP
         CONTINUE WHEN NOT attach;

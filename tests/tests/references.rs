@@ -382,7 +382,7 @@ async fn a_task_is_about_somebody_in_both_crms() {
 async fn a_map_leaves_nothing_behind_when_its_link_or_its_associations_go() {
     let pair = people().await;
     let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'crm_reference_%'";
-    assert_eq!(pair.db.one::<i64>(triggers).await, 3);
+    assert_eq!(pair.db.one::<i64>(triggers).await, 4);
     pair.db
         .exec("SELECT crm.mirror_drop('hubspot.contacts_companies')")
         .await;
@@ -396,7 +396,7 @@ async fn a_map_leaves_nothing_behind_when_its_link_or_its_associations_go() {
         .table("SELECT field FROM crm.link_references('contacts')")
         .await;
     assert_eq!(added, [["AccountId"]]);
-    assert_eq!(pair.db.one::<i64>(triggers).await, 3);
+    assert_eq!(pair.db.one::<i64>(triggers).await, 4);
     let again = pair
         .db
         .table("SELECT field FROM crm.link_references('contacts')")
