@@ -325,7 +325,7 @@ BEGIN
     WHERE e.mirror = _erase.mirror AND (e.row_id = ANY (row_ids) OR e.record_id = ANY (ids)) OR e.entity = ANY (entities);
     DELETE FROM crm.field_state s WHERE s.entity = ANY (entities);
     DELETE FROM crm.write w WHERE w.kind <> 'delete' AND (w.mirror = _erase.mirror AND w.row_id = ANY (row_ids) OR w.entity = ANY (entities));
-    DELETE FROM crm.review_item r WHERE r.kind <> 'erase' AND (r.entity = ANY (entities) OR r.mirror = _erase.mirror AND r.row_id = ANY (row_ids)
+    DELETE FROM crm.review_item r WHERE (r.kind <> 'erase' OR r.resolution IS NULL AND cardinality(records) > 0) AND (r.entity = ANY (entities) OR r.mirror = _erase.mirror AND r.row_id = ANY (row_ids)
         OR r.kind = 'match' AND EXISTS (SELECT FROM crm.link k, unnest(row_ids) AS i WHERE k.name = r.link
                AND (k.left_mirror = _erase.mirror AND r.candidates -> 'left' @> to_jsonb(i) OR k.right_mirror = _erase.mirror AND r.candidates -> 'right' @> to_jsonb(i))));
     DELETE FROM crm.deferred d WHERE d.mirror = _erase.mirror AND d.record_id = ANY (ids);

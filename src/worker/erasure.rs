@@ -9,12 +9,15 @@ use crate::pg::store::ledger;
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
-use crate::pg::store::{ends, lives};
+use crate::pg::store::writes;
+use crate::pg::store::{ends, lives, streams};
+use crate::worker::flush;
 use crate::worker::ingest::Inbound;
 use crate::worker::removals::{self, Removal};
 use crate::worker::world::{Mirror, World};
 
-/// Forgets rows of a mirror, and records that may have none (any more).
+/// Forgets rows of a mirror, and records that may have none (any more). What
+/// was merged into them is the same person.
 pub(crate) fn erase(
     world: &World,
     mirror: &Mirror,
@@ -27,11 +30,10 @@ pub(crate) fn erase(
     }
     let found = rows::lock_by_row(&mirror.table, &[], row_ids.clone())?;
     records.extend(found.into_iter().filter_map(|r| r.record_id));
-    lives::bury(mirror.id, records.clone())?;
-    let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
-    let partners: Vec<(i32, i64)> = xrefs
+    let own = ends::merged_into(mirror.id, row_ids.clone(), records.clone())?;
+    let others = ends::once_one_with(mirror.id, own.clone())?;
+    let tied: HashSet<(i32, i64)> = ledger::entities_of(mirror.id, row_ids.clone())?
         .iter()
-        .filter(|x| x.mirror != mirror.id)
         .map(|x| (x.mirror, x.row_id))
         .collect();
     let removal = Removal {
@@ -39,19 +41,26 @@ pub(crate) fn erase(
         ..Removal::remote(mirror, now)
     };
     removals::removed(world, mirror, &row_ids, removal)?;
-    // Whoever still describes the person is for a steward to say.
-    for (other, row) in partners {
-        let Some(other) = world.mirrors.get(&other) else {
-            continue;
-        };
-        if rows::lock_by_row(&other.table, &[], vec![row])?
-            .iter()
-            .any(|r| !r.deleted)
-        {
-            ask(world, mirror, other, row)?;
+    forget(mirror, own, records)?;
+    for (other, row) in others {
+        if let Some(other_mirror) = world.mirrors.get(&other) {
+            follow(
+                world,
+                mirror,
+                other_mirror,
+                row,
+                tied.contains(&(other, row)),
+            )?;
         }
-        ends::erase(other.id, vec![row], Vec::new())?;
     }
+    Ok(())
+}
+
+/// Values leave the rows and everything that the engine keeps of them.
+fn forget(mirror: &Mirror, row_ids: Vec<i64>, mut records: Vec<String>) -> Result<()> {
+    let found = rows::lock_by_row(&mirror.table, &[], row_ids.clone())?;
+    records.extend(found.into_iter().filter_map(|r| r.record_id));
+    lives::bury(mirror.id, records.clone())?;
     ends::erase(mirror.id, row_ids.clone(), records)?;
     let columns: Vec<_> = mirror.columns.iter().collect();
     lives::erase(&mirror.table, &columns, row_ids.clone())?;
@@ -59,15 +68,54 @@ pub(crate) fn erase(
     Ok(())
 }
 
+/// What becomes of a row that is, or once was, one with an erased one: it is
+/// forgotten, too, if the link took its record away as well or it never had
+/// one. Whoever still describes the person is for a steward to say.
+fn follow(world: &World, erased: &Mirror, other: &Mirror, row: i64, tied: bool) -> Result<()> {
+    let found = rows::lock_by_row(&other.table, &[], vec![row])?;
+    let (forgotten, ended) = match found.first() {
+        Some(r) if r.record_id.is_none() => (r.deleted, !under_way(other, row)?),
+        Some(r) => (false, r.deleted && !r.hidden),
+        None => (
+            rows::present_rows(&other.table, vec![row])?.is_empty(),
+            false,
+        ),
+    };
+    if forgotten {
+        return Ok(());
+    }
+    if tied && ended {
+        return forget(other, vec![row], Vec::new());
+    }
+    if tied {
+        ends::erase(other.id, vec![row], Vec::new())?;
+        // What was on its way there was forgotten, and its row may show it.
+        let record = found.into_iter().find_map(|r| r.record_id);
+        let reread = record.map(|id| flush::reread(other.id, id));
+        streams::defer(reread.into_iter().collect())?;
+    }
+    ask(world, erased, other, row)
+}
+
+/// Whether a record may be made of a row at this moment.
+fn under_way(mirror: &Mirror, row: i64) -> Result<bool> {
+    let pending = writes::pending(vec![mirror.id], vec![row])?;
+    let sent = |w: &writes::WriteRow| matches!(w.state.as_str(), "in_flight" | "unknown");
+    Ok(pending.iter().any(sent))
+}
+
 fn ask(world: &World, mirror: &Mirror, other: &Mirror, row: i64) -> Result<()> {
     let links = &world.groups[mirror.group].links;
-    let ties = |l: &&crate::pg::store::config::LinkRow| {
-        [l.left_mirror, l.right_mirror].contains(&mirror.id)
-            && [l.left_mirror, l.right_mirror].contains(&other.id)
+    let of = |id: i32| {
+        links
+            .iter()
+            .filter(move |l| [l.left_mirror, l.right_mirror].contains(&id))
     };
+    let both = of(other.id).find(|l| [l.left_mirror, l.right_mirror].contains(&mirror.id));
+    let link = both.or_else(|| of(other.id).next());
     reviews::ask(&RowQuestion {
         kind: Kind::Erase,
-        link: links.iter().find(ties).map(|l| l.name.as_str()),
+        link: link.map(|l| l.name.as_str()),
         mirror: other.id,
         row_id: row,
         entity: None,

@@ -461,7 +461,9 @@ impl<'w> Work<'w> {
         }
     }
 
-    fn finish(self) -> Result<()> {
+    fn finish(mut self) -> Result<()> {
+        // What the removal unties the erasure would not find.
+        self.deleted.retain(|row| !self.erased.contains(row));
         let watched = scope::watch(self.world, &self.cases);
         flush::flush(self.world, self.cases, self.events)?;
         scope::settle(self.world, self.mirror, watched, self.now)?;

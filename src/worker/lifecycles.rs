@@ -9,6 +9,7 @@ use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
 use crate::pg::store::{ends, ledger, writes};
 use crate::worker::creates;
+use crate::worker::erasure;
 use crate::worker::flush;
 use crate::worker::kept;
 use crate::worker::removals::{self, Removal};
@@ -43,7 +44,11 @@ pub(crate) fn settle(world: &World, answer: &Answer, now: Millis) -> Result<usiz
             let run = asked["candidates"]["run"].as_i64().unwrap_or_default();
             reconciles::answer(run, word == "delete")?;
         }
-        ("merge" | "erase", "delete") => remove(world, mirror, row, now)?,
+        ("merge", "delete") => remove(world, mirror, row, now)?,
+        ("erase", "delete") => {
+            remove(world, mirror, row, now)?;
+            erasure::erase(world, mirror, vec![row], Vec::new(), now)?;
+        }
         _ => {}
     }
     flush::append(world, vec![queue::event(world, mirror, answer, &[])])?;
@@ -120,7 +125,7 @@ fn remove(world: &World, mirror: &Mirror, row: i64, now: Millis) -> Result<()> {
         ..Removal::remote(mirror, now)
     };
     let found = rows::lock_by_row(&mirror.table, &[], vec![row])?;
-    for row in found.iter().filter(|r| !r.deleted) {
+    for row in found.iter().filter(|r| !r.deleted || r.hidden) {
         writes::enqueue(vec![removals::delete_write(world, mirror, row, removal)])?;
     }
     removals::removed(world, mirror, &[row], removal)?;

@@ -209,3 +209,166 @@ async fn a_record_erased_by_sql_is_not_brought_back_by_event_poll_or_copy() {
         "not even the id"
     );
 }
+
+/// The row of a person in a mirror whose text says something of him, if any does.
+async fn shown(pair: &Pair, mirror: &str, who: &Person) -> i64 {
+    pair.db
+        .one(&format!(
+            "SELECT count(*) FROM {mirror} t WHERE t::text LIKE '%{}%'",
+            who.email
+        ))
+        .await
+}
+
+/// HubSpot erases a record, which had one of these ids; waits until its row says nothing.
+async fn erased_in_hubspot(pair: &Pair, id: &str, who: &Person) {
+    let record = json!({"object": "contacts", "id": id});
+    pair.deed("hubspot", "privacy-delete", record);
+    let forgotten = format!(
+        "SELECT count(*) >= 1 AND NOT EXISTS (SELECT FROM hubspot.contacts t WHERE t::text LIKE '%{}%')
+         FROM hubspot.contacts WHERE _sync_state = 'erased'",
+        who.email
+    );
+    pair.db
+        .wait_true("the row is erased", PATIENCE, &forgotten)
+        .await;
+    pair.quiet().await;
+}
+
+/// HubSpot tells the erasure and a removal at once; the removal untied the other record, and nobody was asked. And
+/// what a steward had removed stood in its row for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_other_record_of_an_erased_person_at_rest_is_asked_about_and_goes_with_its_values() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    erased_in_hubspot(&pair, &who.hubspot, who).await;
+    let asked = pair
+        .db
+        .table("SELECT r.kind, s.id FROM crm.review r JOIN salesforce.contact s ON s._id = r.row_id AND r.mirror = 'salesforce.contact'")
+        .await;
+    assert_eq!(asked, [["erase", who.salesforce.as_str()]]);
+    assert_eq!(shown(&pair, "salesforce.contact", who).await, 1);
+    pair.db
+        .exec("SET pg_crm_sync.reason = 'they asked'; UPDATE crm.review SET resolution = 'delete'")
+        .await;
+    pair.cluster
+        .wait_until("the other record goes", PATIENCE, async || {
+            pair.gone("salesforce", "Contact", &who.salesforce)
+                .then_some(())
+        })
+        .await;
+    pair.quiet().await;
+    assert_eq!(shown(&pair, "salesforce.contact", who).await, 0);
+    assert_eq!(holding(&pair, &who.email).await, Vec::<String>::new());
+    let told = pair
+        .db
+        .table("SELECT kind, resolution, because FROM crm.review_history")
+        .await;
+    assert_eq!(told, [["erase", "delete", "they asked"]]);
+    // Its bin does not bring him back.
+    let record = json!({"object": "Contact", "id": who.salesforce});
+    let before = pair.events("pubsub").await;
+    pair.deed("salesforce", "restore", record);
+    pair.events_reach("pubsub", before + 1).await;
+    pair.quiet().await;
+    assert_eq!(shown(&pair, "salesforce.contact", who).await, 0);
+    assert_eq!(shown(&pair, "hubspot.contacts", who).await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_link_removes_with_an_erased_person_is_forgotten_and_what_it_hides_is_asked_about() {
+    for (rule, forgotten) in [("propagate", true), ("soft_delete", false)] {
+        let (pair, people) = pair().await;
+        pair.db
+            .exec(&format!("UPDATE crm.link SET on_left_delete = '{rule}'"))
+            .await;
+        pair.worker_has_read().await;
+        let who = &people[0];
+        erased_in_hubspot(&pair, &who.hubspot, who).await;
+        let asked = "SELECT count(*) FROM crm.review WHERE kind = 'erase'";
+        assert_eq!(pair.db.one::<i64>(asked).await, i64::from(!forgotten));
+        if !forgotten {
+            assert!(!pair.gone("salesforce", "Contact", &who.salesforce));
+            pair.db
+                .exec("UPDATE crm.review SET resolution = 'delete'")
+                .await;
+        }
+        pair.cluster
+            .wait_until("the other record goes", PATIENCE, async || {
+                pair.gone("salesforce", "Contact", &who.salesforce)
+                    .then_some(())
+            })
+            .await;
+        pair.quiet().await;
+        assert_eq!(shown(&pair, "salesforce.contact", who).await, 0, "{rule}");
+        assert_eq!(holding(&pair, &who.email).await, Vec::<String>::new());
+    }
+}
+
+/// A merged record's row, with its history, stayed when the one that it had become was erased.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_erasure_takes_along_what_was_merged_into_the_person() {
+    let (pair, people) = pair().await;
+    let [first, second, third] = [&people[0], &people[1], &people[2]];
+    pair.edit("hubspot", second, "city", "canary-second");
+    pair.reaches_both(second, "city", "canary-second").await;
+    let mut id = first.hubspot.clone();
+    for loser in [second, third] {
+        let pair_of = json!({"object": "contacts", "winner": id, "loser": loser.hubspot});
+        pair.deed("hubspot", "merge", pair_of);
+        let merged = format!(
+            "SELECT max(x.merged_into) FROM crm.xref x JOIN hubspot.contacts h ON h._id = x.row_id WHERE h.id = '{}'
+             AND x.mirror = {HUBSPOT}",
+            loser.hubspot
+        );
+        let there = format!("SELECT ({merged}) IS NOT NULL");
+        pair.db.wait_true("it is merged", PATIENCE, &there).await;
+        pair.quiet().await;
+        id = pair.db.one(&merged).await;
+    }
+    erased_in_hubspot(&pair, &id, first).await;
+    for who in [first, second, third] {
+        assert_eq!(shown(&pair, "hubspot.contacts", who).await, 0, "{who:?}");
+        assert_eq!(holding(&pair, &who.email).await, Vec::<String>::new());
+    }
+    assert_eq!(holding(&pair, "canary").await, Vec::<String>::new());
+    let asked: i64 = pair
+        .db
+        .one("SELECT count(DISTINCT row_id) FROM crm.review WHERE mirror = 'salesforce.contact'")
+        .await;
+    assert_eq!(asked, 3, "each of the records in Salesforce");
+}
+
+/// The answer to a write under way marked the erased row as faulty, and so as one of the living.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_answer_to_a_write_that_was_under_way_leaves_an_erased_row_erased() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    pair.emulator.fault(json!({
+        "crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/update", "action": {"hold": {"ms": 2_000}},
+    }));
+    pair.edit("salesforce", who, "city", "canary-way");
+    let sent = "SELECT count(*) > 0 FROM crm.write WHERE state = 'in_flight' AND vals::text LIKE '%canary-way%'";
+    pair.db.wait_true("it is under way", PATIENCE, sent).await;
+    erased_in_hubspot(&pair, &who.hubspot, who).await;
+    pair.cluster
+        .wait_until("HubSpot has answered", PATIENCE, async || {
+            (pair.faults_left() == 0
+                && pair.emulator.served(|c| {
+                    c["crm"] == "hubspot"
+                        && c["route"]
+                            .as_str()
+                            .is_some_and(|r| r.ends_with("batch/update"))
+                }) > 0)
+                .then_some(())
+        })
+        .await;
+    // Something that is sent to HubSpot after it, and so answered after it.
+    pair.sql(&people[1], "city", "Afterwards").await;
+    pair.reaches_both(&people[1], "city", "Afterwards").await;
+    pair.quiet().await;
+    let states =
+        "SELECT _sync_state, coalesce(_sync_error, '∅') FROM hubspot.contacts WHERE id IS NULL";
+    assert_eq!(pair.db.table(states).await, [["erased", "∅"]]);
+    assert_eq!(holding(&pair, "canary").await, Vec::<String>::new());
+}

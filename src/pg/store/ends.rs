@@ -133,6 +133,46 @@ pub(crate) fn last_deleted(mirror: i32, row_id: i64) -> Result<Option<Deleted>> 
     Ok(Some((record, values)))
 }
 
+/// Rows of a mirror, with those whose records were merged into theirs, or into
+/// these records, under whatever id.
+pub(crate) fn merged_into(
+    mirror: i32,
+    row_ids: Vec<i64>,
+    records: Vec<String>,
+) -> Result<Vec<i64>> {
+    spi::write_rows(
+        "WITH RECURSIVE own(row_id) AS ( \
+           (SELECT r FROM unnest($2::bigint[]) AS r \
+            UNION SELECT x.row_id FROM crm.xref x WHERE x.mirror = $1 AND x.merged_into = ANY($3)) \
+           UNION SELECT x.row_id FROM own o JOIN crm.event e ON e.mirror = $1 AND e.row_id = o.row_id \
+             JOIN crm.xref x ON x.mirror = $1 AND x.merged_into = e.record_id) \
+         SELECT row_id FROM own",
+        &[mirror.into(), row_ids.into(), records.into()],
+        |row| Ok(row.get(1)?.unwrap_or_default()),
+    )
+}
+
+/// Rows that are, or as far as the ledger tells were, of the same entities as
+/// these rows of a mirror: mirror and row.
+pub(crate) fn once_one_with(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<(i32, i64)>> {
+    spi::write_rows(
+        "WITH things AS ( \
+           SELECT x.entity FROM crm.xref x WHERE x.mirror = $1 AND x.row_id = ANY($2) \
+           UNION SELECT e.entity FROM crm.event e WHERE e.mirror = $1 AND e.row_id = ANY($2)) \
+         SELECT o.mirror, o.row_id FROM ( \
+           SELECT x.mirror, x.row_id FROM crm.xref x JOIN things USING (entity) \
+           UNION SELECT e.mirror, e.row_id FROM crm.event e JOIN things USING (entity)) o \
+         WHERE o.mirror <> $1 AND o.row_id > 0 ORDER BY 1, 2",
+        &[mirror.into(), row_ids.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
 /// Forgets all values that the engine's own tables hold of these rows and
 /// records, and of the entities they belong to. That something happened, and
 /// when, stays.

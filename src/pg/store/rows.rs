@@ -393,8 +393,8 @@ pub(crate) fn record_results(
     let sql = format!(
         "UPDATE {} m SET id = coalesce(m.id, v.id), _sync_state = v.state, _sync_error = v.error \
          FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) AS v(_id, id, state, error) \
-         WHERE m._id = v._id AND (m.id IS NULL AND v.id IS NOT NULL OR m._sync_state IS DISTINCT FROM v.state \
-         OR m._sync_error IS DISTINCT FROM v.error)",
+         WHERE m._id = v._id AND m._sync_state IS DISTINCT FROM 'erased' AND (m.id IS NULL AND v.id IS NOT NULL \
+         OR m._sync_state IS DISTINCT FROM v.state OR m._sync_error IS DISTINCT FROM v.error)",
         table.name
     );
     as_owner(table, || {
