@@ -47,13 +47,15 @@ pub enum Mistake {
     AnswerIsLanding,
     /// A record is made although one is being made already.
     CreatesDoNotWait,
+    /// An edit is taken for our write of its value although the CRM names its writer.
+    NameIgnored,
     /// Edits that time cannot tell apart are ordered pair by pair, in a circle.
     TieNotTotal,
 }
 
 impl Mistake {
     /// All of them.
-    pub const ALL: [Self; 21] = [
+    pub const ALL: [Self; 22] = [
         Self::NoEchoCheck,
         Self::NormalFormIsAnEdit,
         Self::StaleByRecord,
@@ -74,6 +76,7 @@ impl Mistake {
         Self::DuplicatesCount,
         Self::AnswerIsLanding,
         Self::CreatesDoNotWait,
+        Self::NameIgnored,
         Self::TieNotTotal,
     ];
 }

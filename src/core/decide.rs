@@ -8,7 +8,7 @@ use crate::echo::{self, Order};
 use crate::effect;
 use crate::evaluate::{Evaluation, Question};
 use crate::group::{Group, SideField};
-use crate::model::{Millis, Value};
+use crate::model::{Mark, Millis, Value};
 use crate::policy::{FieldLock, Policy, Rule};
 use crate::reconcile::is_damage;
 use crate::special;
@@ -50,8 +50,8 @@ pub struct Observed {
     pub quality: Quality,
     /// Engine sequence.
     pub seq: i64,
-    /// The CRM says that our client wrote it: evidence, not proof.
-    pub mark_is_ours: bool,
+    /// Whom the CRM names as the writer.
+    pub mark: Mark,
     /// How sure the writer is of the values, in thousandths; SQL says it.
     pub score: Option<u16>,
     /// What it causes waits for a person's approval.

@@ -330,7 +330,6 @@ pub(crate) fn observation(side: usize, clock: &Clock) -> Observed {
         values: Vec::new(),
         at: clock.at,
         seq: clock.seq,
-        mark_is_ours: false,
         ..Observed::default()
     }
 }

@@ -152,6 +152,34 @@ pub struct Page {
     pub absent: Vec<String>,
 }
 
+impl Page {
+    /// The records of a page without values ([`Page::ids_only`]) as changes that
+    /// ask for each to be read. A page that is seen twice gives equal identities.
+    pub fn rereads(&self, object: &str) -> Vec<Change> {
+        let change = |record: &Record| {
+            let at = record.modified_at.unwrap_or_default();
+            let kind = match record.deleted {
+                true => ChangeKind::Delete,
+                false => ChangeKind::Reread,
+            };
+            Change {
+                object: object.to_owned(),
+                record_id: record.id.clone(),
+                identity: format!("page:{object}:{}:{at}:{}", record.id, record.deleted),
+                kind,
+                fields: Vec::new(),
+                reread: Vec::new(),
+                occurred_at: at,
+                actor: String::new(),
+                mark: String::new(),
+                by_others: false,
+                transaction: None,
+            }
+        };
+        self.records.iter().map(change).collect()
+    }
+}
+
 /// What kind of change an event announces.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
@@ -188,6 +216,18 @@ pub enum ChangeKind {
     },
 }
 
+/// Whom a CRM names as the writer of what an event tells: evidence, not proof.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mark {
+    /// Nobody, or a program that may be ours.
+    #[default]
+    None,
+    /// Our client.
+    Ours,
+    /// Surely somebody else: a person, or a client of another name.
+    Others,
+}
+
 /// One observed change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
@@ -211,8 +251,23 @@ pub struct Change {
     pub actor: String,
     /// The CRM's evidence of the writing client (`changeOrigin`, `sourceId`).
     pub mark: String,
+    /// Unless it bears our mark, somebody else wrote it: the CRM names a person or a
+    /// client, not just any program.
+    #[serde(default)]
+    pub by_others: bool,
     /// Key of the CRM transaction, where there is one.
     pub transaction: Option<String>,
+}
+
+impl Change {
+    /// Whom the CRM names, where our own writes bear the text `own`.
+    pub fn named(&self, own: &str) -> Mark {
+        match () {
+            () if self.mark.contains(own) => Mark::Ours,
+            () if self.by_others => Mark::Others,
+            () => Mark::None,
+        }
+    }
 }
 
 /// What a write does.

@@ -4,7 +4,7 @@ use crate::broken::{Mistake, made};
 use crate::decide::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
 use crate::effect;
-use crate::model::Value;
+use crate::model::{Mark, Value};
 use crate::own_page::{
     READ_AGE_MS, confirm_newest, is_own_too, shows_earlier_write, shows_our_form, shows_own_past,
     still_shows_ours,
@@ -63,7 +63,8 @@ fn too_late(case: &mut Case<'_>) -> Option<Keep> {
 }
 
 fn own_write(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source == Source::Local || made(Mistake::NoEchoCheck) {
+    let others = case.observed.mark == Mark::Others && !made(Mistake::NameIgnored);
+    if case.observed.source == Source::Local || others || made(Mistake::NoEchoCheck) {
         return None;
     }
     let (at, page) = (case.observed.at, case.observed.source == Source::Page);
@@ -71,7 +72,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     let shown = case.value;
     echo::refute_form(case.here_mut(), shown, field_type);
     let form = echo::stores_as(case.here(), &case.held, case.value, field_type);
-    let marked = case.observed.mark_is_ours;
+    let marked = case.observed.mark == Mark::Ours;
     let place = echo::find(case.here(), case.value, at, marked, field_type, skew);
     let (value, now) = (case.value, case.now);
     // What stood there anyway proves no write: on a page, or told again.
@@ -130,7 +131,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
 fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     if made(Mistake::NormalFormIsAnEdit)
         || case.observed.source == Source::Local
-        || !case.observed.mark_is_ours
+        || case.observed.mark != Mark::Ours
     {
         return None;
     }
@@ -187,6 +188,7 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     let (field_type, at) = (case.column.field_type, case.observed.at);
     let (value, now, skew) = (case.value, case.now, case.policy.tolerance_ms());
     let (event, clock) = (case.observed.source == Source::Remote, case.clock.clone());
+    let others = case.observed.mark == Mark::Others;
     let here = case.here_mut();
     confirm_newest(here, value, at, field_type, (skew, now));
     // Its own event tells when it was written: a page's stamp is the record's.
@@ -197,7 +199,7 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
         seen.1 = clock;
         here.paged = false;
     }
-    if event {
+    if event && !others {
         echo::landed_late(here, value, at, field_type, skew);
     }
     let ours = echo::last_own(here).is_some_and(|w| same(field_type, value, w.result()));

@@ -392,6 +392,7 @@ fn unreadable(topic: &str, event_id: &str) -> Change {
         identity: format!("{UNREADABLE}{event_id}"),
         actor: String::new(),
         mark: String::new(),
+        by_others: false,
         transaction: None,
     }
 }

@@ -7,7 +7,7 @@ use std::rc::Rc;
 use crm_core::decide::{Decision, Observed, Source};
 use crm_core::identity::Identity;
 use crm_core::memory;
-use crm_core::model::{Change, ChangeKind, Millis, Value};
+use crm_core::model::{Change, ChangeKind, Mark, Millis, Value};
 use crm_core::state::{Sent, SentWrite};
 
 use crate::pg::store::changes;
@@ -301,7 +301,7 @@ impl<'w> Work<'w> {
                 self.converted.extend(told);
                 // What our own write changed besides (a computed name) is
                 // brought by the next poll: an echo costs no call.
-                let ours = item.change.mark.contains(&self.mark);
+                let ours = item.change.named(&self.mark) == Mark::Ours;
                 let incomplete = !ours
                     && item
                         .change
@@ -341,7 +341,7 @@ impl<'w> Work<'w> {
         let case = &self.cases[index];
         let shown = case.rows[side].as_ref().map_or(0, |r| r.modified_at);
         let late = item.change.occurred_at < shown.max(case.stamps[side]);
-        let ours = item.change.mark.contains(&self.mark);
+        let ours = item.change.named(&self.mark) == Mark::Ours;
         let unwritten = |f: &usize| {
             let state = case.entity.fields.get(f);
             let sent = state.and_then(|s| s.sides.get(side)).map(|s| &s.sent);
@@ -409,7 +409,7 @@ impl<'w> Work<'w> {
             at: quality.interval(item.change.occurred_at),
             quality,
             seq: engine::order(),
-            mark_is_ours: item.change.mark.contains(&self.mark),
+            mark: item.change.named(&self.mark),
             ..Observed::default()
         };
         if item.source == replay::SOURCE {

@@ -365,7 +365,6 @@ impl Local<'_> {
             at: quality.interval(cause.at),
             quality,
             seq: engine::order(),
-            mark_is_ours: false,
             score: cause.score,
             decided,
             held: cause.held,

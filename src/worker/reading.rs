@@ -3,7 +3,6 @@
 
 use std::rc::Rc;
 
-use crm_core::connectors;
 use crm_core::model::{Millis, Page, Record};
 
 use crate::pg::store::config;
@@ -79,7 +78,8 @@ pub(crate) fn page(
     };
     if page.ids_only {
         let object = m.object.clone();
-        let arrivals = connectors::rereads(&object, &page)
+        let arrivals = page
+            .rereads(&object)
             .into_iter()
             .map(|change| Arrival {
                 server: m.server.clone(),

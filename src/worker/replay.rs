@@ -147,6 +147,7 @@ fn again(event: &Replayed) -> Option<Change> {
         identity: String::new(),
         actor: event.actor.clone(),
         mark: String::new(),
+        by_others: false,
         transaction: None,
     })
 }

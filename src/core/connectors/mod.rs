@@ -15,8 +15,8 @@ mod text;
 use crate::budget::Exhausted;
 use crate::http::{Delivery, HttpRequest, HttpResponse};
 use crate::model::{
-    Change, ChangeKind, FieldType, Millis, Page, Record, RemoteError, RemoteField, RemoteObject,
-    Value, Write, WriteKind, WriteResult,
+    Change, FieldType, Millis, Page, Record, RemoteError, RemoteField, RemoteObject, Value, Write,
+    WriteKind, WriteResult,
 };
 use crate::secret::Secret;
 
@@ -466,32 +466,6 @@ pub fn missing<'a>(asked: &'a [String], page: &Page) -> Vec<&'a str> {
         .map(String::as_str)
         .filter(|id| !found.contains(id))
         .collect()
-}
-
-/// The records of a page without values ([`Page::ids_only`]) as changes that
-/// ask for each to be read. A page that is seen twice gives equal identities.
-pub fn rereads(object: &str, page: &Page) -> Vec<Change> {
-    let change = |record: &Record| {
-        let at = record.modified_at.unwrap_or_default();
-        let kind = if record.deleted {
-            ChangeKind::Delete
-        } else {
-            ChangeKind::Reread
-        };
-        Change {
-            object: object.to_owned(),
-            record_id: record.id.clone(),
-            identity: format!("page:{object}:{}:{at}:{}", record.id, record.deleted),
-            kind,
-            fields: Vec::new(),
-            reread: Vec::new(),
-            occurred_at: at,
-            actor: String::new(),
-            mark: String::new(),
-            transaction: None,
-        }
-    };
-    page.records.iter().map(change).collect()
 }
 
 #[cfg(test)]

@@ -5,6 +5,7 @@ mod common;
 
 use common::{A, B, HORIZON, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
+use crm_core::model::Mark;
 use crm_core::state::{Answer, FieldState, settle};
 use crm_core::strategy::Strategy::{FillBlank, LastWriteWins, Owner, Priority, Review};
 
@@ -74,7 +75,7 @@ fn the_crms_normal_form_is_accepted_and_not_bounced() {
     w.remote(A, "Foo ", T);
     w.send(B, "Foo ", T + 500);
     let mut event = w.event(B, Source::Remote, "foo", T + 550);
-    event.mark_is_ours = true;
+    event.mark = Mark::Ours;
     let outcome = w.observe(&event);
     assert_eq!(only(&outcome).step, Step::NormalForm);
     assert!(outcome.writes.is_empty());
@@ -98,7 +99,7 @@ fn a_human_edit_under_our_mark_long_after_our_write_is_an_edit() {
     w.remote(A, "x", T);
     w.send(B, "x", T + 500);
     let mut event = w.event(B, Source::Remote, "y", T + 600_000);
-    event.mark_is_ours = true;
+    event.mark = Mark::Ours;
     let outcome = w.observe(&event);
     assert_eq!(only(&outcome).step, Step::OneSide);
     assert_eq!(writes(&outcome), [(A, text("y"))]);

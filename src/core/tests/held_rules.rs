@@ -5,6 +5,7 @@ mod common;
 
 use common::{A, B, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
+use crm_core::model::Mark;
 use crm_core::state::{Answer, Sent, retry};
 use crm_core::strategy::Strategy::LastWriteWins;
 
@@ -23,7 +24,7 @@ fn a_write_that_leaves_before_a_held_one_is_known_when_it_comes_back() {
     let mut w = overtaken_by_a_held_write();
     w.send(B, "sent", T + 100);
     let mut back = w.event(B, Source::Remote, "sent", T + 150);
-    back.mark_is_ours = true;
+    back.mark = Mark::Ours;
     let outcome = w.observe(&back);
     assert_eq!(only(&outcome).step, Step::Echo);
     assert_eq!((w.row(A), w.row(B)), (text("held"), text("held")));

@@ -5,9 +5,9 @@
 mod common;
 
 use common::{A, B, HORIZON, World, only, policy, text, writes};
-use crm_core::decide::{Source, Step};
+use crm_core::decide::{Outcome, Source, Step};
 use crm_core::join::join;
-use crm_core::model::FieldType;
+use crm_core::model::{FieldType, Mark};
 use crm_core::state::{Answer, Interval};
 use crm_core::strategy::Strategy::{Delta, LastWriteWins, Priority, Review};
 
@@ -15,6 +15,33 @@ const T: i64 = 1_000_000;
 
 fn lww() -> World {
     World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base")
+}
+
+/// We write two values, one after the other, and the first comes back at once.
+fn back_at_once(mark: Mark) -> Outcome {
+    let mut w = lww();
+    for (value, at) in [("old", T), ("new", T + 300)] {
+        w.local(A, value, at);
+        w.send(B, value, at + 100);
+    }
+    let mut back = w.event(B, Source::Remote, "old", T + 700);
+    back.mark = mark;
+    w.observe(&back)
+}
+
+#[test]
+fn what_a_person_sets_back_is_an_edit_though_we_had_written_it_just_before() {
+    let outcome = back_at_once(Mark::Others);
+    let decision = only(&outcome);
+    // The clocks cannot say whether the person had seen the second value.
+    assert_eq!(decision.step, Step::Conflict);
+    assert_eq!(decision.value, text("old"));
+    assert_eq!(decision.losers, [("local".to_owned(), text("new"))]);
+    // To its own CRM as well: the second value may have landed after it.
+    let sent = writes(&outcome);
+    assert_eq!(sent, [(B, text("old")), (A, text("old"))]);
+    // A program without a name may be ours.
+    assert_eq!(only(&back_at_once(Mark::None)).step, Step::Echo);
 }
 
 #[test]
@@ -27,7 +54,7 @@ fn a_call_that_lands_after_it_was_given_up_is_written_over_again() {
     w.send(B, "y", T + 11_100);
     w.remote(B, "y", T + 11_150);
     let mut late = w.event(B, Source::Remote, "x", T + 60_000);
-    late.mark_is_ours = true;
+    late.mark = Mark::Ours;
     assert_eq!(writes(&w.observe(&late)), [(B, text("y"))]);
     assert_eq!(w.row(B), text("y"));
 }
@@ -43,7 +70,7 @@ fn a_write_sent_twice_that_lands_twice_is_written_over_again() {
     w.remote(A, "x", T + 10_150);
     w.remote(A, "y", T + 20_000);
     let mut late = w.event(A, Source::Remote, "x", T + 60_000);
-    late.mark_is_ours = true;
+    late.mark = Mark::Ours;
     assert_eq!(writes(&w.observe(&late)), [(A, text("y"))]);
 }
 
@@ -154,7 +181,7 @@ fn two_writes_after_an_edit() -> World {
 
 fn own(w: &mut World, side: usize, value: &str, at: i64) {
     let mut event = w.event(side, Source::Remote, value, at);
-    event.mark_is_ours = true;
+    event.mark = Mark::Ours;
     w.observe(&event);
 }
 
@@ -218,7 +245,9 @@ fn a_row_that_was_changed_behind_capture_is_put_right_and_not_sent() {
         w.send(B, "x", T + 100);
         w.entity.records[B].values[0] = text("damaged");
         let mut echo = w.event(B, source, "x", T + 150);
-        echo.mark_is_ours = source == Source::Remote;
+        if source == Source::Remote {
+            echo.mark = Mark::Ours;
+        }
         let outcome = w.observe(&echo);
         assert_eq!(writes(&outcome), [], "{outcome:?}");
         assert_eq!((w.row(A), w.row(B)), (text("x"), text("x")));

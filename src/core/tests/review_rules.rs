@@ -5,6 +5,7 @@ mod common;
 use common::{A, B, HORIZON, World, policy, text, writes};
 use crm_core::decide::{Source, Step};
 use crm_core::join::{Resolution, join, resolve};
+use crm_core::model::Mark;
 use crm_core::state::{Answer, CLAIMS_MAX, Clock, Interval};
 use crm_core::strategy::Strategy;
 
@@ -137,7 +138,7 @@ fn a_write_that_lands_after_all_is_what_its_mirror_shows() {
     assert_eq!((w.row(A), w.row(B)), (text("x"), text("y")));
     w.answer(B, "x", Answer::Done { echoed: None }, T + 5_000);
     let mut echo = w.event(B, Source::Remote, "x", T + 3_000);
-    echo.mark_is_ours = true;
+    echo.mark = Mark::Ours;
     w.observe(&echo);
     assert_eq!(w.row(B), text("x"), "{:?}", w.state());
     assert!(w.state().hold.is_some());

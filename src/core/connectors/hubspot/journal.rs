@@ -218,6 +218,7 @@ fn change(entry: &Json, at: Millis) -> Option<Vec<Change>> {
         occurred_at: occurred.unwrap_or(at),
         actor: text(map, &["sourceId", "changeSource"]).unwrap_or_default(),
         mark: "journal".to_owned(),
+        by_others: text(map, &["changeSource"]).is_some_and(|s| s == webhook::BY_PEOPLE),
         transaction: None,
     };
     if sort.contains("ASSOCIATION") || action.starts_with("ASSOCIATION") {

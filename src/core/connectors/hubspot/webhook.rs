@@ -20,6 +20,9 @@ use super::catalog::standard_object;
 const PAST_MS: i64 = 300_000;
 /// Furthest timestamp in the future accepted: clocks differ, but not by more.
 const FUTURE_MS: i64 = 60_000;
+/// `changeSource` of what people did in HubSpot's own pages; programs, ours too, have
+/// other names in common.
+pub(super) const BY_PEOPLE: &str = "CRM_UI";
 /// Most events in one delivery.
 pub const EVENTS_MAX: usize = 100;
 
@@ -344,6 +347,7 @@ fn change(event: Event) -> Result<Change, RemoteError> {
             source_id.clone()
         },
         mark: format!("{change_source}/{source_id}"),
+        by_others: change_source == BY_PEOPLE,
         transaction: None,
     })
 }

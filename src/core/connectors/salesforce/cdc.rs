@@ -370,6 +370,7 @@ impl Header {
             occurred_at: self.committed_at,
             actor: self.user.clone(),
             mark: self.origin.clone(),
+            by_others: self.origin.contains(";client="),
             transaction: Some(self.transaction.clone()).filter(|t| !t.is_empty()),
         }
     }

@@ -131,7 +131,6 @@ impl World {
             values: vec![(0, text(value), None)],
             at,
             seq: self.seq,
-            mark_is_ours: false,
             ..Observed::default()
         }
     }

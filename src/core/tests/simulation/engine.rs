@@ -10,7 +10,7 @@ use crm_core::evaluate::{Evaluation, Question};
 use crm_core::group::Group;
 use crm_core::join::{Resolution, resolve};
 use crm_core::memory::must_keep;
-use crm_core::model::{FieldType, Value};
+use crm_core::model::{FieldType, Mark, Value};
 use crm_core::plan::{DeleteRule, Edit};
 use crm_core::policy::{Policy, Rule};
 use crm_core::state::{Clock, Entity, FieldState, Interval, SideRecord};
@@ -198,7 +198,7 @@ impl Engine {
         }
         let origin = self.group.sides[side].origin.clone();
         let mut observed = self.observed(side, seen.source, &origin, seen.at);
-        observed.mark_is_ours = seen.ours;
+        observed.mark = seen.mark;
         observed.asked_at = seen.asked_at;
         if page {
             observed.quality = self.policy.record_quality(&origin);
@@ -250,8 +250,8 @@ impl Engine {
             let came = &observed.values;
             let (source, side, at) = (observed.source, observed.side, observed.at);
             format!(
-                "{now} decide t{thing} s{side} {source:?} {came:?} at {}..{} ours={}",
-                at.from, at.to, observed.mark_is_ours
+                "{now} decide t{thing} s{side} {source:?} {came:?} at {}..{} {:?}",
+                at.from, at.to, observed.mark
             )
         });
         for (field, value, _) in &observed.values {
@@ -292,6 +292,12 @@ impl Engine {
         if !names(decision, came.1, field_type) {
             self.faults
                 .push(format!("{decision:?} does not name {:?}", came.1));
+        }
+        if observed.mark == Mark::Others && is_ours(decision.step) {
+            let (side, value) = (observed.side, came.1);
+            self.faults.push(format!(
+                "an edit of others at s{side}, {value:?}, was taken for ours"
+            ));
         }
         let others = decision.losers.iter().chain(&decision.merged);
         for value in others.map(|(_, v)| v).chain([&decision.value]) {
@@ -421,8 +427,8 @@ pub struct Seen {
     pub source: Source,
     pub values: Vec<(usize, Value)>,
     pub at: Interval,
-    /// Under our mark.
-    pub ours: bool,
+    /// Whom the CRM names.
+    pub mark: Mark,
     /// The record was asked for at this time.
     pub asked_at: Option<i64>,
 }
@@ -440,6 +446,11 @@ fn pick(question: Question) -> Evaluation {
         question,
         version: "1".to_owned(),
     }
+}
+
+/// Whether a step takes what it sees for our own doing.
+fn is_ours(step: Step) -> bool {
+    matches!(step, Step::Echo | Step::NormalForm | Step::NotLanded)
 }
 
 /// A value that was observed stands, lost by name, or is no news.

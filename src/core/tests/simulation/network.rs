@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use crm_core::decide::Source;
-use crm_core::model::Value;
+use crm_core::model::{Mark, Value};
 use crm_core::state::Interval;
 
 use crate::engine::Seen;
@@ -21,7 +21,7 @@ pub struct Event {
     pub id: usize,
     pub values: Vec<(usize, Value)>,
     pub at: Interval,
-    pub ours: bool,
+    pub mark: Mark,
     /// The record was made, removed, restored or merged: read it.
     pub reread: bool,
     pub identity: u64,
@@ -156,7 +156,6 @@ impl History {
         let crm = &self.crms[side];
         let record = &crm.records[id];
         let at = crm.shown(record.stamp);
-        let ours = ours && crm.habits.marks;
         let values: Vec<(usize, Value)> = fields
             .iter()
             .map(|f| (*f, record.values[*f].clone()))
@@ -170,13 +169,20 @@ impl History {
         let mut told = true;
         for values in parts {
             self.net.identities += 1;
+            // Some programs of others leave no name.
+            let named = !self.net.identities.is_multiple_of(4);
+            let mark = match (self.crms[side].habits.marks, ours) {
+                (true, true) => Mark::Ours,
+                (true, false) if named => Mark::Others,
+                _ => Mark::None,
+            };
             let event = Event {
                 side,
                 id,
                 reread: values.is_empty(),
                 values,
                 at,
-                ours,
+                mark,
                 identity: self.net.identities,
             };
             // A stream that shows whole seconds tells the edits of one in order.
@@ -370,7 +376,7 @@ impl History {
             source: Source::Remote,
             values: event.values,
             at: event.at,
-            ours: event.ours,
+            mark: event.mark,
             asked_at: None,
         };
         self.engine.show(thing, &seen, self.now);

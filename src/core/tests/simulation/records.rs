@@ -3,7 +3,7 @@
 use crm_core::decide::Source;
 use crm_core::join::join;
 use crm_core::mapping::{Images, project_from};
-use crm_core::model::{Value, WriteKind};
+use crm_core::model::{Mark, Value, WriteKind};
 use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeletedBy, Found, Standing, delete_conflict, plan_arrival,
     plan_create, plan_delete,
@@ -79,7 +79,7 @@ impl Engine {
             source: Source::Page,
             values: view.values.iter().cloned().enumerate().collect(),
             at: view.at,
-            ours: false,
+            mark: Mark::None,
             asked_at: view.asked_at,
         };
         self.show(thing, &seen, now);

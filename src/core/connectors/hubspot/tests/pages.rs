@@ -225,10 +225,10 @@ fn more_fields_than_a_request_holds_are_read_by_id() {
     let searched = r#"{"total":1,"results":[{"id":"1","properties":{}}]}"#;
     let searched = page(searched).unwrap();
     assert!(searched.ids_only);
-    let changes = crate::connectors::rereads("companies", &searched);
+    let changes = searched.rereads("companies");
     assert_eq!(changes[0].record_id, "1");
     assert_eq!(changes[0].kind, crate::model::ChangeKind::Reread);
-    let again = crate::connectors::rereads("companies", &searched);
+    let again = searched.rereads("companies");
     assert_eq!(changes, again);
     let read = r#"{"status":"COMPLETE","startedAt":"x","results":[{"id":"1","properties":{}}]}"#;
     assert!(!page(read).unwrap().ids_only);

@@ -138,9 +138,11 @@ fn legacy_and_generic_events_name_the_object_alike() {
     assert_eq!(change.occurred_at, 1_564_113_600_000);
     assert_eq!(change.actor, "userId:9339234");
     assert_eq!(change.mark, "CRM_UI/userId:9339234");
+    assert!(change.by_others);
     let legacy = decode(V1_BODY.as_bytes()).unwrap();
     assert_eq!(legacy[0].object, "0-1");
     assert_eq!(legacy[0].kind, ChangeKind::Create);
+    assert!(!legacy[0].by_others, "CRM names nobody");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed test panics")]
 
 use super::*;
+use crate::model::Mark;
 use crate::testing::Random;
 
 mod event;
@@ -69,6 +70,9 @@ fn an_update_carries_what_changed_and_nothing_else() {
     assert_eq!(change.object, "Account");
     assert_eq!(change.record_id, "0015g00000K1a2bAAB");
     assert_eq!(change.mark, ORIGIN);
+    assert!(change.by_others, "{ORIGIN} names a client");
+    assert_eq!(change.named("client=of_nobody"), Mark::Others);
+    assert_eq!(change.named(ORIGIN), Mark::Ours);
     assert_eq!(change.actor, "0055g00000AAAAA");
     assert_eq!(change.transaction.as_deref(), Some("0004c6a2-1"));
     assert_eq!(change.occurred_at, 1_714_156_685_000);
