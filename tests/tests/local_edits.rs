@@ -1,6 +1,7 @@
 //! SQL changes that come several at a time, or that the linked table refuses.
 
-use crm_tests::{Options, PATIENCE, Pair, PairOptions};
+use crm_tests::{Options, PATIENCE, Pair, PairOptions, wait_until};
+use serde_json::json;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_the_linked_table_refuses_does_not_hold_up_the_others() {
@@ -97,4 +98,34 @@ async fn both_sides_of_a_thing_changed_by_one_big_transaction_are_one_conflict()
         .await;
     pair.reaches_both(who, "jobtitle", "Last").await;
     pair.agree().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_who_sets_back_what_sql_has_just_changed_is_not_taken_for_our_own_echo() {
+    let (pair, people) = Pair::linked(50, PairOptions::default()).await;
+    pair.db
+        .exec(
+            "INSERT INTO crm.conflict_policy (link, field, strategy, winner)
+             VALUES ('contacts', 'city', 'last_write_wins', 'salesforce,hubspot,local')",
+        )
+        .await;
+    pair.worker_has_read().await;
+    let who = &people[0];
+    let holds = async |crm: &str, city: &str| {
+        let there = || pair.shows(crm, who, "city").is_some_and(|c| c == city);
+        wait_until(&format!("{crm} holds {city}"), PATIENCE, async || {
+            there().then_some(())
+        })
+        .await;
+    };
+    // Else the event of our first write says when exactly that landed.
+    pair.emulator.fault(json!({"stream": "cdc", "lose": 1}));
+    for city in ["Old", "New"] {
+        pair.sql(who, "city", city).await;
+        holds("salesforce", city).await;
+    }
+    pair.edit("salesforce", who, "city", "Old");
+    holds("hubspot", "Old").await;
+    pair.agree().await;
+    holds("salesforce", "Old").await;
 }
