@@ -7,7 +7,7 @@ use crate::echo;
 use crate::effect::{accept, challenger_claim, incumbent_origin, put_back, review};
 use crate::mapping::between;
 use crate::model::Value;
-use crate::state::{Claim, Hold, Sent, SentWrite};
+use crate::state::{Claim, Hold, Interval, Sent, SentWrite};
 use crate::timeline;
 use crate::value::same;
 
@@ -36,14 +36,30 @@ impl Case<'_> {
         };
         let skew = self.policy.tolerance_ms();
         // It stood there before, though it may have been sent again since, in the
-        // form that the CRM made of it.
-        let stood = |w: &SentWrite| {
+        // form that the CRM made of it. The same value written anew, after another
+        // one, is another edit.
+        let stood = |(place, w): (usize, &SentWrite)| {
             let there = matches!(w.sent, Sent::Answered { .. }) || w.landed.is_some();
             let same = w.value == last.value || w.result() == last.result();
             let window = w.window(skew).filter(|_| there && same);
-            window.is_some_and(|window| window.before(self.observed.at))
+            window.is_some_and(|window| {
+                window.before(self.observed.at)
+                    && (w.clock == last.clock || !self.written_over(place, window, last))
+            })
         };
-        !here.sent.iter().any(stood)
+        !here.sent.iter().enumerate().any(stood)
+    }
+
+    /// Whether another value than the newest may have stood on this side since one
+    /// of our writes landed there.
+    fn written_over(&self, place: usize, landed: Interval, newest: &SentWrite) -> bool {
+        let here = self.here();
+        let edited = here.seen.as_ref();
+        let sent = |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::Failed);
+        edited.is_some_and(|(v, c)| landed.before(c.at) && v != newest.result())
+            || here.sent[place + 1..]
+                .iter()
+                .any(|w| sent(w) && w.value != newest.value && w.result() != newest.result())
     }
 }
 

@@ -9,7 +9,7 @@ use crm_core::decide::{Outcome, Source, Step};
 use crm_core::join::join;
 use crm_core::model::{FieldType, Mark};
 use crm_core::state::{Answer, Interval};
-use crm_core::strategy::Strategy::{Delta, LastWriteWins, Priority, Review};
+use crm_core::strategy::Strategy::{Delta, LastWriteWins, Owner, Priority, Review};
 
 const T: i64 = 1_000_000;
 
@@ -252,4 +252,46 @@ fn a_row_that_was_changed_behind_capture_is_put_right_and_not_sent() {
         assert_eq!(writes(&outcome), [], "{outcome:?}");
         assert_eq!((w.row(A), w.row(B)), (text("x"), text("x")));
     }
+}
+
+/// B's user answers an edit that A's made half a second before and that is not sent
+/// yet; both values stood there before.
+fn meets_a_value_that_stood_before(mut w: World) {
+    w.remote(A, "open", T + 120_000);
+    let outcome = w.remote(B, "lost", T + 121_000);
+    assert_eq!(only(&outcome).step, Step::Conflict);
+    assert_eq!(only(&outcome).losers, [("beta".to_owned(), text("lost"))]);
+}
+
+#[test]
+fn a_value_that_was_there_once_and_was_written_over_since_is_not_known_to_who_edits_now() {
+    let mut w = lww();
+    w.remote(A, "open", T);
+    w.send(B, "open", T + 500);
+    w.remote(A, "closed", T + 60_000);
+    w.send(B, "closed", T + 60_500);
+    meets_a_value_that_stood_before(w);
+}
+
+#[test]
+fn a_value_that_was_there_once_and_was_edited_since_is_not_known_to_who_edits_now() {
+    let mut w = lww();
+    w.remote(A, "open", T);
+    w.send(B, "open", T + 500);
+    w.remote(B, "closed", T + 60_000);
+    w.send(A, "closed", T + 60_500);
+    meets_a_value_that_stood_before(w);
+}
+
+#[test]
+fn who_edits_over_a_value_that_is_sent_a_second_time_knew_it() {
+    let mut w = lww();
+    w.policy = policy(Owner, &["alpha"]);
+    w.remote(A, "open", T);
+    w.send(B, "open", T + 500);
+    // Put back, and not sent yet.
+    w.remote(B, "closed", T + 60_000);
+    w.policy = policy(LastWriteWins, &["alpha", "beta"]);
+    let outcome = w.remote(B, "lost", T + 70_000);
+    assert_eq!(only(&outcome).step, Step::OneSide);
 }
