@@ -178,11 +178,22 @@ fn told(
             format!("{} cannot take it: {why}", table(*side)),
             format!("Change the value, or its map in crm.field_map of link {link}."),
         ),
+        Obstacle::OneWay(from) => (
+            "differs",
+            format!(
+                "values go from {} only, and it has not changed since",
+                column(*from)
+            ),
+            format!("See direction in crm.field_map of link {link}; its next change goes over."),
+        ),
         Obstacle::Apart => (
             "differs",
-            "nothing stands in the way, but nobody changed it since the records met".to_owned(),
-            "It stays so until one side changes: write the right value, then both hold it."
+            "nothing stands in the way, but nobody changed it since the records met or the map changed"
                 .to_owned(),
+            format!(
+                "It stays so until one side changes; SELECT crm.policy_apply('{link}', '{}') lets the policy decide.",
+                info.group.fields[difference.field].name
+            ),
         ),
     };
     (verdict.to_owned(), format!("{detail}: {reason}"), advice)

@@ -20,6 +20,8 @@ pub enum Obstacle {
     Refused(usize),
     /// This side cannot show what the other holds; why.
     Unmapped(usize, String),
+    /// Values flow from this side only, and it has not changed since.
+    OneWay(usize),
     /// Nothing stands in the way: nobody changed the field since the sides met.
     Apart,
 }
@@ -106,7 +108,12 @@ fn obstacle(
     };
     let outward = there.then(|| blocked(own, their)).flatten();
     let inward = || here.then(|| blocked(their, own)).flatten();
-    outward.or_else(inward).unwrap_or(Obstacle::Apart)
+    let free = match (there, here) {
+        (true, false) => Obstacle::OneWay(own.0),
+        (false, true) => Obstacle::OneWay(their.0),
+        _ => Obstacle::Apart,
+    };
+    outward.or_else(inward).unwrap_or(free)
 }
 
 fn last_sent(side: &SideState) -> Option<Sent> {
@@ -184,6 +191,17 @@ mod tests {
         right.inbound = false;
         let shut = the_obstacle(&group(left, right), &entity("2", "one"));
         assert_eq!(shut, Obstacle::ByDesign);
+    }
+
+    #[test]
+    fn a_map_of_one_direction_is_named_as_what_keeps_values_apart() {
+        let (left, mut right) = (SideField::text("a"), SideField::text("b"));
+        right.inbound = false;
+        let to_right = the_obstacle(&group(left.clone(), right.clone()), &entity("1", "2"));
+        assert_eq!(to_right, Obstacle::OneWay(0));
+        (right.inbound, right.outbound) = (true, false);
+        let to_left = the_obstacle(&group(left, right), &entity("1", "2"));
+        assert_eq!(to_left, Obstacle::OneWay(1));
     }
 
     #[test]

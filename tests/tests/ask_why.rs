@@ -166,6 +166,32 @@ async fn what_waits_what_was_refused_and_what_lost_are_told_with_their_cause() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_map_of_one_direction_is_named_where_it_keeps_values_apart() {
+    let (pair, people) = linked().await;
+    pair.db
+        .exec("UPDATE crm.field_map SET direction = 'to_left' WHERE left_field = 'jobtitle'")
+        .await;
+    pair.worker_has_read().await;
+    pair.sql(&people[0], "jobtitle", "Here only").await;
+    let done = "SELECT NOT EXISTS (SELECT FROM crm.write) AND EXISTS (SELECT FROM crm.event WHERE new_values @> '{Here only}')";
+    pair.db.wait_true("it is sent", PATIENCE, done).await;
+    for (mirror, id) in [
+        ("hubspot.contacts", &people[0].hubspot),
+        ("salesforce.contact", &people[0].salesforce),
+    ] {
+        says(
+            &why(&pair.db, &format!("'{mirror}', '{id}'")).await,
+            "not in sync",
+            &[(
+                "values",
+                "differs",
+                "values go from salesforce.contact.Title only",
+            )],
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_value_that_an_owner_put_back_is_told_although_all_agree_again() {
     let (pair, people) = linked().await;
     let who = &people[0];
