@@ -140,19 +140,31 @@ fn told(
         let column = info.group.column(difference.field, side);
         format!("{}.{}", table(side), column.map_or("?", |c| &c.field))
     };
+    let (verdict, reason, advice) = cause(info, own, difference, &table, &column);
     let detail = format!(
-        "{} is {}, {} is {}",
+        "{} is {}, {} is {}: {reason}",
         column(own.side),
         shown(&difference.ours),
         column(difference.other),
         shown(&difference.theirs)
     );
+    (verdict.to_owned(), detail, advice)
+}
+
+/// What keeps two values apart, and what to do about it.
+fn cause<'t>(
+    info: &GroupInfo,
+    own: &Mirror,
+    difference: &Difference,
+    table: &dyn Fn(usize) -> &'t str,
+    column: &dyn Fn(usize) -> String,
+) -> (&'static str, String, String) {
     let link = info.links.iter().find(|l| {
         let ends = [l.left_mirror, l.right_mirror];
         ends.contains(&own.id) && ends.contains(&info.group.sides[difference.other].mirror)
     });
     let link = link.map_or("?", |l| l.name.as_str());
-    let (verdict, reason, advice) = match &difference.obstacle {
+    match &difference.obstacle {
         Obstacle::ByDesign => (
             "note",
             "the map lets no value pass between them".to_owned(),
@@ -195,8 +207,7 @@ fn told(
                 info.group.fields[difference.field].name
             ),
         ),
-    };
-    (verdict.to_owned(), format!("{detail}: {reason}"), advice)
+    }
 }
 
 fn shown(value: &Value) -> String {
