@@ -207,9 +207,14 @@ DECLARE
     tied     bigint;
     l_all    bigint;
     r_all    bigint;
+    l_in     bigint;
+    r_in     bigint;
+    l_only   bigint;
+    r_only   bigint;
     l_fuzzy  bigint;
     r_fuzzy  bigint;
     samples  text[];
+    counting CONSTANT text := 'SELECT count(*), count(*) FILTER (WHERE m.i IS NULL) FROM %s t LEFT JOIN (SELECT DISTINCT unnest($1)) m (i) ON m.i = t._id WHERE t._deleted_at IS NULL';
     open     text := (SELECT string_agg(crm._table_of(b.mirror) || ' ' || b.state, ', ') FROM crm.backfill b WHERE b.mirror IN (k.left_mirror, k.right_mirror) AND b.state <> 'done');
 BEGIN
     IF open IS NOT NULL THEN
@@ -223,14 +228,18 @@ BEGIN
            array_agg(g.match_key) FILTER (WHERE NOT c.clear)
     INTO l_ids, r_ids, l_fuzzy, r_fuzzy, samples
     FROM crm._match_groups(k) g, LATERAL (SELECT g.certain AND cardinality(g.left_ids) = 1 AND cardinality(g.right_ids) = 1 AS clear) c;
+    EXECUTE format(counting, crm._scoped(k.left_mirror, k.left_scope)) INTO l_in, l_only USING l_ids;
+    EXECUTE format(counting, crm._scoped(k.right_mirror, k.right_scope)) INTO r_in, r_only USING r_ids;
     RETURN QUERY VALUES
         ('rows', left_t, l_all, NULL, NULL),
         ('rows', right_t, r_all, NULL, NULL),
         ('matches', (SELECT string_agg(f.left_field, ', ' ORDER BY f.match_order) FROM crm.field_map f WHERE f.link = k.name AND f.match_order IS NOT NULL),
          cardinality(l_ids)::bigint, format('%s tied already', tied), 'Treated as one thing each.'),
-        ('only ' || left_t, NULL, l_all - cardinality(l_ids) - l_fuzzy, NULL, CASE WHEN k.create_right THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
-        ('only ' || right_t, NULL, r_all - cardinality(r_ids) - r_fuzzy, NULL, CASE WHEN k.create_left THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
+        ('only ' || left_t, NULL, l_only - l_fuzzy, NULL, CASE WHEN k.create_right THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
+        ('only ' || right_t, NULL, r_only - r_fuzzy, NULL, CASE WHEN k.create_left THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
         ('ambiguous', NULL, coalesce(cardinality(samples), 0)::bigint, array_to_string(samples[1:3], ', '), CASE WHEN samples IS NOT NULL THEN 'Several rows share a key, or are only alike: never tied by itself. Merge them in the CRM, add crm.survivor_rule, or decide in crm.review.' END);
+    RETURN QUERY SELECT 'out of scope', o.mirror, o.rows, o.scope, 'Such rows are not there for the other side: not matched, nothing is made of them.'
+                 FROM (VALUES (left_t, l_all - l_in, k.left_scope), (right_t, r_all - r_in, k.right_scope)) AS o (mirror, rows, scope) WHERE o.rows > 0;
     RETURN QUERY SELECT d.* FROM crm._preview_duplicates(k) d;
     RETURN QUERY SELECT p.* FROM crm._preview_fields(k, l_ids, r_ids) p;
     RETURN QUERY SELECT c.problem, c.mirror || '.' || c.field, c.count, left(c.examples[1], 120), c.advice FROM crm.check_mapping(k.name) c;

@@ -262,9 +262,10 @@ BEGIN
     FROM marked k ORDER BY k.seq, k.name;
     IF NOT FOUND AND f IS NOT NULL THEN
         EXECUTE format('SELECT t.%s::text FROM %I.%I t WHERE t._id = $1', crm._column_of(m.id, f), m.schema_name, m.table_name) INTO value USING r;
-        RETURN QUERY SELECT NULL::bigint, b.finished_at, crm._table_of(m.id), lineage.id, f, NULL::text, value, true,
-            CASE WHEN s.dropped_until IS NULL THEN 'first copy' ELSE 'older than the ledger' END, m.server, NULL::text, NULL::text, NULL::text, 'backfill',
-            NULL::bigint, NULL::text, NULL::integer, NULL::jsonb
+        -- Where events were dropped, one of them may have set the value.
+        RETURN QUERY SELECT NULL::bigint, coalesce(s.dropped_until, b.finished_at), crm._table_of(m.id), lineage.id, f, NULL::text, value, true,
+            CASE WHEN s.dropped_until IS NULL THEN 'first copy' ELSE 'older than the ledger' END, CASE WHEN s.dropped_until IS NULL THEN m.server END,
+            NULL::text, NULL::text, NULL::text, CASE WHEN s.dropped_until IS NULL THEN 'backfill' END, NULL::bigint, NULL::text, NULL::integer, NULL::jsonb
         FROM crm.backfill b LEFT JOIN crm.ledger_state s ON true WHERE b.mirror = m.id;
     END IF;
 END $$;
@@ -325,6 +326,20 @@ BEGIN
     END IF;
 END $$;
 COMMENT ON FUNCTION crm._as_of_checked(crm.mirror, timestamptz) IS 'Raises if the ledger does not reach back to a time.';
+
+CREATE FUNCTION crm._note_dropped(since timestamptz) RETURNS void
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    s crm.ledger_state;
+BEGIN
+    SELECT * INTO s FROM crm.ledger_state x WHERE x.dropped_until >= since;
+    IF FOUND THEN
+        RAISE NOTICE 'the ledger does not reach back to %', since
+            USING DETAIL = format('Events up to %s, of %s, were dropped; the replay begins behind them.', s.dropped_to, s.dropped_until),
+                  HINT = 'pg_crm_sync.retention says how long events are kept.';
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._note_dropped(timestamptz) IS 'Says in a NOTICE if events since a time were dropped.';
 
 CREATE FUNCTION crm._as_of_row(m crm.mirror, now_shown jsonb, field_values jsonb, extra jsonb) RETURNS jsonb
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$

@@ -494,6 +494,7 @@ BEGIN
     ELSIF since IS NULL THEN
         RAISE EXCEPTION 'since is null' USING ERRCODE = '22004', DETAIL = 'It says from when on the ledger is replayed.', HINT = 'Leave it out for all of the ledger, or write now() - interval ''1 day''.';
     END IF;
+    PERFORM crm._note_dropped(since);
     RETURN QUERY SELECT * FROM crm._what_if(coalesce(policy, 'null'), since, max_rows);
 END $$;
 COMMENT ON FUNCTION crm.what_if(jsonb, timestamptz, integer) IS 'Which values would differ if crm.conflict_policy and crm.field_lock had been with these rows since then: replays the ledger in memory and lists each cell with its value now, its value then, the rule and the event that would have decided. Changes nothing.';

@@ -274,6 +274,11 @@ async fn behind_the_drop(db: &Db) {
             .await,
         30
     );
+    // Who set a value that no event tells of is not known: it need not be the first copy.
+    let told = db
+        .table("SELECT outcome, origin, source, at = (SELECT dropped_until FROM crm.ledger_state) FROM crm.lineage('hubspot.contacts', '77', 'email')")
+        .await;
+    assert_eq!(told, [["older than the ledger", "∅", "∅", "t"]]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -225,6 +225,29 @@ async fn a_link_without_key_or_with_two_targets_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn rows_outside_a_scope_are_not_announced_as_records_to_be_made() {
+    let (_cluster, db) = start().await;
+    uncaptured(
+        &db,
+        "INSERT INTO hubspot.contacts (id, email, stage) SELECT 'h' || n, 'p' || n || '@x', CASE WHEN n < 4 THEN 'won' END FROM generate_series(1, 10) n;
+         INSERT INTO salesforce.contact (id, email) VALUES ('s1', 'p1@x'), ('s9', 'p9@x')",
+    )
+    .await;
+    db.exec("UPDATE crm.link SET left_scope = 'stage = ''won''' WHERE name = 'contacts'")
+        .await;
+    let told = db
+        .table("SELECT what, field, count FROM crm.preview('contacts') WHERE what LIKE 'only%' OR what IN ('matches', 'out of scope') ORDER BY 1")
+        .await;
+    let expected = [
+        ["matches", "email", "1"],
+        ["only hubspot.contacts", "∅", "2"],
+        ["only salesforce.contact", "∅", "1"],
+        ["out of scope", "hubspot.contacts", "7"],
+    ];
+    assert_eq!(told, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn which_duplicate_survives_is_a_row_and_is_known_before_going_live() {
     let (_cluster, db) = start().await;
     uncaptured(
