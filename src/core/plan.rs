@@ -241,10 +241,8 @@ fn unseen_change(
             .is_some_and(|c| c.origin != deleting_origin);
         let pending = state.sides.get(side).is_some_and(|s| {
             s.sent.last().is_some_and(|w| {
-                matches!(
-                    w.sent,
-                    Sent::Queued | Sent::InFlight { .. } | Sent::Unknown { .. }
-                )
+                // One that failed may have met the removal before we were told of it.
+                !matches!(w.sent, Sent::Answered { .. })
             })
         });
         state.hold.is_some() || (by == DeletedBy::Remote && other_writer && pending)

@@ -13,6 +13,7 @@ use crate::pg::tx;
 use crate::worker::deliver;
 use crate::worker::doubt::{self, Look};
 use crate::worker::engine::{Job, Step};
+use crate::worker::given_up;
 use crate::worker::merges;
 use crate::worker::pages::Via;
 use crate::worker::reading;
@@ -298,6 +299,11 @@ impl Session {
             ..Via::asked("read")
         };
         let open = RefCell::new(Vec::new());
+        let world = &self.engine.world;
+        if let Some(m) = world.mirrors.get(&mirror).filter(|_| !missing.is_empty()) {
+            let gone = missing.clone();
+            tx::in_transaction(|| Ok(given_up::told_too_late(world, m, gone, read_for)?))?;
+        }
         let applied = reading::page(&mut self.engine, mirror, via, page, now, |applied| {
             let done: Vec<String> = ids
                 .iter()

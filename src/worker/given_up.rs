@@ -1,11 +1,13 @@
-//! Values that are lost other than by a rule: given up by a person, or gone with
-//! the record that they were on their way to. Each leaves its line in the ledger.
+//! Values that are lost other than by a rule: given up by a person, gone with the
+//! record that they were on their way to, or told when it was gone. Each leaves its line in the ledger.
 
-use crm_core::model::{Millis, Value};
+use crm_core::model::{Change, Millis, Value};
 
 use crate::pg::store::given_up;
 use crate::pg::store::ledger::EventRow;
+use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
 use crate::worker::cases::json_values;
 use crate::worker::flush;
 use crate::worker::world::{Mirror, World};
@@ -19,6 +21,55 @@ pub(crate) fn note(world: &World) -> Result<bool> {
     let more = i64::try_from(lines.len()).is_ok_and(|n| n >= BATCH);
     flush::append(world, lines)?;
     Ok(more)
+}
+
+/// Notes edits of which events told only when their records were gone: they were
+/// waiting for these to be read.
+pub(crate) fn told_too_late(
+    world: &World,
+    mirror: &Mirror,
+    records: Vec<String>,
+    read_for: i64,
+) -> Result<()> {
+    let mut lines = Vec::new();
+    for (source, change) in streams::take_unread(mirror.id, records.clone(), read_for)? {
+        let Ok(change) = serde_json::from_str::<Change>(&change) else {
+            continue;
+        };
+        let origin = || mirror.server.clone();
+        let known = change
+            .fields
+            .iter()
+            .filter(|(f, _)| mirror.by_field.contains_key(f));
+        let lost = known
+            .map(|(f, v)| (f.clone(), origin(), v.clone()))
+            .collect();
+        let record = Some(change.record_id.clone());
+        let line = line(
+            mirror,
+            0,
+            record,
+            ("tombstone", ""),
+            lost,
+            change.occurred_at,
+        );
+        lines.extend(line.map(|line| EventRow {
+            row_id: None,
+            origin: origin(),
+            source,
+            actor: Some(change.actor).filter(|a| !a.is_empty()),
+            ..line
+        }));
+    }
+    if lines.is_empty() {
+        return Ok(());
+    }
+    let rows = rows::lock_by_record(&mirror.table, &[], records)?;
+    for line in &mut lines {
+        let own = rows.iter().find(|r| r.record_id == line.record_id);
+        line.row_id = own.map(|r| r.row_id);
+    }
+    flush::append(world, lines)
 }
 
 /// A value that goes with a record: field, who wrote it, value.

@@ -271,6 +271,9 @@ impl Removed<'_> {
         let lost = self.unseen(entity, removal).into_iter().filter_map(named);
         let by = ("delete_rule", removal.origin);
         let line = given_up::line(self.mirror, row, None, by, lost.collect(), removal.at);
+        if removal.by == DeletedBy::Remote {
+            ends::drop_unsent(self.mirror.id, vec![row])?;
+        }
         flush::append(self.world, line.into_iter().collect())
     }
 

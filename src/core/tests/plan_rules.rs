@@ -14,7 +14,7 @@ use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeletePlan, DeleteRule, DeletedBy, Edit, Found, Standing, coalesce,
     delete_conflict, plan_arrival, plan_create, plan_delete,
 };
-use crm_core::state::Interval;
+use crm_core::state::{Answer, Interval};
 use crm_core::strategy::{Strategy, strategies};
 
 const T: i64 = 1_000_000;
@@ -129,6 +129,13 @@ fn a_delete_that_crosses_an_update_is_a_conflict() {
     assert!(asked.unwrap().contains("phone"));
     w.send(B, "y", T + 100);
     assert_eq!(crossing(&w, B, DeletedBy::Remote, "beta"), None);
+    // Our write met the removal before we were told of it.
+    w.remote(A, "x2", T + 3_000);
+    w.claim(B, "x2", T + 3_100);
+    w.answer(B, "x2", Answer::Failed, T + 3_200);
+    let asked = crossing(&w, B, DeletedBy::Remote, "beta");
+    assert!(asked.unwrap().contains("phone"));
+    assert_eq!(crossing(&w, B, DeletedBy::Remote, "alpha"), None);
     // SQL saw the row as decided: what waits for that record is moot.
     w.local(B, "z", T + 5_000);
     assert_eq!(crossing(&w, B, DeletedBy::Local, "local"), None);

@@ -215,6 +215,24 @@ pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
     )
 }
 
+/// Takes what waited for these records to be read: source, and
+/// [`crm_core::model::Change`] as JSON.
+pub(crate) fn take_unread(
+    mirror: i32,
+    records: Vec<String>,
+    read_for: i64,
+) -> Result<Vec<(String, String)>> {
+    spi::write_rows(
+        "WITH taken AS (DELETE FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND reason = 'read' AND id <= $3 RETURNING *) \
+         SELECT t.source, t.change::text FROM taken t ORDER BY t.id",
+        &[mirror.into(), records.into(), read_for.into()],
+        |row| {
+            let source = row.get::<String>(1)?.unwrap_or_default();
+            Ok((source, row.get(2)?.unwrap_or_default()))
+        },
+    )
+}
+
 /// Which of these records have an event waiting. Events that are taken up again
 /// wait only behind earlier ones: `taken` are their numbers.
 pub(crate) fn waiting(mirror: i32, records: Vec<String>, taken: Vec<i64>) -> Result<Vec<String>> {

@@ -1,0 +1,149 @@
+//! Removals of which we are told late, and edits that meet them on their way.
+
+use crm_tests::{PATIENCE, Pair, PairOptions, Person};
+use serde_json::json;
+
+async fn pair(on_delete: &str) -> (Pair, Vec<Person>) {
+    let (pair, people) = Pair::linked(10, PairOptions::default()).await;
+    pair.db
+        .exec(&format!(
+            "UPDATE crm.link SET on_left_delete = '{on_delete}', on_right_delete = '{on_delete}'"
+        ))
+        .await;
+    pair.worker_has_read().await;
+    (pair, people)
+}
+
+/// Nobody tells of what happens in a CRM until the faults are cleared.
+fn goes_unheard(pair: &Pair, crm: &str) {
+    let stream = if crm == "hubspot" { "webhook" } else { "cdc" };
+    pair.emulator
+        .fault(json!({"stream": stream, "lose": 100_000}));
+}
+
+/// Removes a person's record in a CRM, unheard, and edits the other one: the write finds it gone.
+fn meet(pair: &Pair, who: &Person, crm: &str) {
+    let (object, id, other) = match crm {
+        "hubspot" => ("contacts", &who.hubspot, "salesforce"),
+        _ => ("Contact", &who.salesforce, "hubspot"),
+    };
+    goes_unheard(pair, crm);
+    pair.emulator.delete(crm, object, id);
+    pair.edit(other, who, "city", "Newer");
+}
+
+/// The refused write was forgotten as soon as it was refused, so the removal saw nothing in its way: where the link
+/// says propagate, it removed the record with the newer edit.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_whose_write_finds_the_record_gone_is_asked_about_whichever_side_removed() {
+    for (crm, rule) in [
+        ("salesforce", "propagate"),
+        ("hubspot", "propagate"),
+        ("hubspot", "soft_delete"),
+    ] {
+        let (pair, people) = pair(rule).await;
+        let (who, other) = (&people[0], &people[1]);
+        meet(&pair, who, crm);
+        let asked = format!(
+            "SELECT count(*) = 1 FROM crm.review WHERE kind = 'delete' AND mirror LIKE '{crm}.%' AND reason LIKE '%city%'
+             AND candidates @> '[{{\"field\": \"city\", \"value\": \"Newer\"}}]'"
+        );
+        let what = format!("a person is asked about {crm}'s {rule}");
+        pair.db.wait_true(&what, PATIENCE, &asked).await;
+        pair.emulator.clear_faults();
+        pair.edit("hubspot", other, "city", "Afterwards");
+        pair.reaches_both(other, "city", "Afterwards").await;
+        pair.quiet().await;
+        let (gone_in, kept_in) = match crm {
+            "hubspot" => (
+                ("contacts", &who.hubspot),
+                ("salesforce", "Contact", &who.salesforce),
+            ),
+            _ => (
+                ("Contact", &who.salesforce),
+                ("hubspot", "contacts", &who.hubspot),
+            ),
+        };
+        assert!(pair.gone(crm, gone_in.0, gone_in.1));
+        assert!(!pair.gone(kept_in.0, kept_in.1, kept_in.2), "{crm} {rule}");
+        let dead: i64 = pair.db.one("SELECT count(*) FROM crm.dead_letter").await;
+        assert_eq!(dead, 0, "the question tells of it");
+        pair.db
+            .exec("UPDATE crm.review SET resolution = 'keep'")
+            .await;
+        let (table, email) = match crm {
+            "hubspot" => ("hubspot.contacts", &who.email),
+            _ => ("salesforce.contact", &who.email),
+        };
+        let anew = format!(
+            "SELECT count(*) = 1 FROM {table} WHERE email = '{email}' AND id IS NOT NULL AND id <> '{}' AND _deleted_at IS NULL",
+            gone_in.1
+        );
+        pair.db.wait_true("it is made anew", PATIENCE, &anew).await;
+        let id: String = pair
+            .db
+            .one(&format!("SELECT id FROM {table} WHERE email = '{email}'"))
+            .await;
+        let field = if crm == "hubspot" {
+            "city"
+        } else {
+            "MailingCity"
+        };
+        pair.reaches(crm, gone_in.0, &id, field, "Newer").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_link_that_lets_removals_stand_names_what_they_took_along() {
+    let (pair, people) = pair("propagate").await;
+    pair.db
+        .exec("UPDATE crm.link SET on_delete_conflict = 'delete'")
+        .await;
+    pair.worker_has_read().await;
+    let who = &people[0];
+    meet(&pair, who, "salesforce");
+    pair.cluster
+        .wait_until("HubSpot's record goes, too", PATIENCE, async || {
+            pair.gone("hubspot", "contacts", &who.hubspot).then_some(())
+        })
+        .await;
+    pair.quiet().await;
+    let named = "SELECT d ->> 'winner', l ->> 'origin', l ->> 'value' FROM crm.event e, jsonb_array_elements(e.decision) d, jsonb_array_elements(d -> 'losers') l
+                 WHERE e.kind = 'discard'";
+    let named = pair.db.table(named).await;
+    assert_eq!(named, [["salesforce", "hubspot", "Newer"]]);
+    let dead: i64 = pair.db.one("SELECT count(*) FROM crm.dead_letter").await;
+    assert_eq!(dead, 0);
+}
+
+/// Every edit stands in the ledger, also one that is told when its record is gone: it vanished with the read that found so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_that_is_told_after_sql_removed_the_record_stands_in_the_ledger() {
+    let (pair, people) = pair("propagate").await;
+    for (n, crm) in ["hubspot", "salesforce"].into_iter().enumerate() {
+        let who = &people[n];
+        let value = format!("Late in {crm}");
+        let stream = if crm == "hubspot" { "webhook" } else { "cdc" };
+        pair.emulator
+            .fault(json!({"stream": stream, "delay_ms": 2_000}));
+        pair.edit(crm, who, "city", &value);
+        pair.emulator.fault(json!({"stream": stream}));
+        let sql = format!("DELETE FROM hubspot.contacts WHERE id = '{}'", who.hubspot);
+        pair.db.exec(&sql).await;
+        pair.cluster
+            .wait_until("both records go", PATIENCE, async || {
+                (pair.gone("hubspot", "contacts", &who.hubspot)
+                    && pair.gone("salesforce", "Contact", &who.salesforce))
+                .then_some(())
+            })
+            .await;
+        let told = format!(
+            "SELECT count(*) = 1 FROM crm.event WHERE '{value}' = ANY (new_values) AND origin = '{crm}' AND actor <> ''
+             AND (kind <> 'discard' OR decision -> 0 ->> 'step' = 'tombstone')"
+        );
+        pair.db
+            .wait_true("the edit stands in the ledger", PATIENCE, &told)
+            .await;
+    }
+    pair.quiet().await;
+}
