@@ -1,9 +1,10 @@
 //! Decisions made again because the policy changed: what is not sent yet, what a
 //! person was asked, and on request the differences that stand.
 
-use crate::decide::{Decision, Keep, Outcome, Step};
+use crate::carry::carry_out;
+use crate::case::{Decision, Keep, Outcome, Step};
 use crate::echo;
-use crate::effect::{self, alive, mirror_value};
+use crate::effect::{self, mirror_value};
 use crate::group::Group;
 use crate::join::{Frame, observation, pick};
 use crate::model::{Millis, Value};
@@ -80,7 +81,7 @@ impl Again<'_> {
         let (group, entity) = (self.group, self.entity);
         let stored = entity.fields.get(&field);
         let sides: Vec<usize> = (0..group.sides.len())
-            .filter(|s| alive(entity, *s) && group.column(field, *s).is_some())
+            .filter(|s| entity.alive(*s) && group.column(field, *s).is_some())
             .collect();
         let clock = |side: usize| {
             let seen = stored.and_then(|s| s.sides.get(side)?.seen.clone());
@@ -119,7 +120,7 @@ impl Again<'_> {
             None => vec![self.held(field, state)],
         };
         for (side, seen) in state.sides.iter().enumerate() {
-            if !alive(self.entity, side) || self.group.column(field, side).is_none() {
+            if !self.entity.alive(side) || self.group.column(field, side).is_none() {
                 continue;
             }
             let named =
@@ -164,7 +165,7 @@ impl Again<'_> {
     fn held(&self, field: usize, state: &FieldState) -> Claim {
         let clock = state.clock.clone();
         let origin = clock.as_ref().map_or("", |c| c.origin.as_str());
-        let there = |s: &usize| alive(self.entity, *s) && self.group.column(field, *s).is_some();
+        let there = |s: &usize| self.entity.alive(*s) && self.group.column(field, *s).is_some();
         let mut sides = (0..self.group.sides.len()).filter(there);
         let side = sides
             .clone()
@@ -223,7 +224,7 @@ impl Again<'_> {
         let Some(mut case) = frame.case(field, &best.value, best.clock.clone(), state) else {
             return;
         };
-        effect::carry_out(&mut case, Step::Policy, Keep::Challenger, outcome);
+        carry_out(&mut case, Step::Policy, Keep::Challenger, outcome);
         if let Some(decision) = outcome.decisions.last_mut() {
             let lost = claims
                 .iter()
@@ -281,7 +282,7 @@ impl Again<'_> {
         outcome.states.push((field, Some(state)));
     }
 
-    fn frame<'f>(&'f self, observed: &'f crate::decide::Observed) -> Frame<'f> {
+    fn frame<'f>(&'f self, observed: &'f crate::case::Observed) -> Frame<'f> {
         Frame {
             group: self.group,
             policy: self.policy,

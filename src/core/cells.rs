@@ -3,7 +3,8 @@
 
 use std::fmt;
 
-use crate::model::Value;
+/// A value in canonical text.
+pub type Value = Option<String>;
 
 /// Where a value stands in the text.
 #[derive(Clone, Copy)]

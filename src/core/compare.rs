@@ -1,6 +1,6 @@
 //! What differs between the records of one entity, and what keeps it so.
 
-use crate::effect::{alive, mirror_value};
+use crate::effect::mirror_value;
 use crate::group::{Group, SideField};
 use crate::mapping::{Images, between, fits};
 use crate::model::Value;
@@ -46,7 +46,7 @@ pub struct Difference {
 pub fn differences(group: &Group, entity: &Entity, side: usize) -> Vec<Difference> {
     let mut found = Vec::new();
     for field in 0..group.fields.len() {
-        for other in (0..group.sides.len()).filter(|s| *s != side && alive(entity, *s)) {
+        for other in (0..group.sides.len()).filter(|s| *s != side && entity.alive(*s)) {
             let (Some(own), Some(their)) = (group.column(field, side), group.column(field, other))
             else {
                 continue;

@@ -1,13 +1,11 @@
 //! What follows from a decision: rows, writes, corrections, remembered state.
 
 use crate::broken::{Mistake, made};
-use crate::decide::{Case, Decision, Keep, Outcome, Source, Step};
+use crate::case::{Case, Decision, Outcome, Source};
 use crate::echo::{self, Order};
 use crate::group::Group;
 use crate::mapping::{between, fits};
 use crate::model::Value;
-use crate::policy::Rule;
-use crate::special;
 use crate::stamps::Exactness;
 use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SideState, settle};
 use crate::value::same;
@@ -37,93 +35,6 @@ pub(crate) fn fresh_state(group: &Group, entity: &Entity, field: usize) -> Field
     }
 }
 
-/// Whether an origin that the rule names can speak for this entity: SQL and
-/// applications always, a server where it has a record.
-pub(crate) fn named_present(case: &Case<'_>, rule: &Rule) -> bool {
-    rule.winner.iter().any(
-        |name| match case.group.sides.iter().position(|s| s.origin == *name) {
-            Some(side) => alive(case.entity, side) && case.group.column(case.field, side).is_some(),
-            None => true,
-        },
-    )
-}
-
-/// The side has a row that may be written.
-pub(crate) fn alive(entity: &Entity, side: usize) -> bool {
-    entity
-        .records
-        .get(side)
-        .is_some_and(|r| r.exists && !r.deleted)
-}
-
-/// Carries out what the steps chose.
-pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &mut Outcome) {
-    let ruled = matches!(
-        step,
-        Step::Owner | Step::FillBlank | Step::Conflict | Step::Held | Step::Score | Step::Waiting
-    );
-    let rule = case.rule.filter(|_| ruled);
-    let lock = case.notes.lock.map(|l| l.id);
-    let mut decision = Decision {
-        field: case.field,
-        step,
-        rule: rule.map(|r| r.id).or(lock),
-        strategy: rule.map(|r| r.strategy),
-        winner: incumbent_origin(case),
-        value: case.held.clone(),
-        merged: Vec::new(),
-        evaluation: case.notes.evaluation.take(),
-        losers: Vec::new(),
-        conflict: case.conflict,
-        held: None,
-    };
-    let lost = |case: &Case<'_>| (case.observed.origin.clone(), case.value.clone());
-    match keep {
-        Keep::Ignore => ignore(case, step, &mut decision, outcome),
-        Keep::Nothing => {
-            let held = std::mem::take(&mut case.held);
-            put(case, case.observed.side, &held, &mut decision, outcome);
-            case.held = held;
-        }
-        Keep::RowOnly => {
-            row(case, case.observed.side, case.value, outcome);
-            decision.value = case.value.clone();
-            decision.winner.clone_from(&case.observed.origin);
-        }
-        Keep::Challenger => {
-            if case.conflict {
-                let loser = (incumbent_origin(case), case.held.clone());
-                decision.losers.push(loser);
-            }
-            accept(case, case.value, &mut decision, outcome);
-        }
-        Keep::Merged(value) => {
-            let held = (incumbent_origin(case), case.held.clone());
-            decision.merged.extend([held, lost(case)]);
-            accept(case, &value, &mut decision, outcome);
-        }
-        Keep::Rival(rival) => {
-            let lost = lost(case);
-            special::reinstate(case, &rival, lost, &mut decision, outcome);
-        }
-        Keep::Wait => special::wait(case, &mut decision, outcome),
-        // Nothing is decided before the answer.
-        Keep::Ask(_) => return,
-        Keep::Incumbent => {
-            if !made(Mistake::LoserNotNamed) {
-                decision.losers.push(lost(case));
-            }
-            put_back(case, &mut decision, outcome);
-        }
-        Keep::Review(reason) => {
-            decision.losers.push(lost(case));
-            review(case, &reason, outcome);
-            decision.held = Some(reason);
-        }
-    }
-    outcome.decisions.push(decision);
-}
-
 pub(crate) fn incumbent_origin(case: &Case<'_>) -> String {
     match (&case.state.clock, case.rule) {
         (Some(clock), _) => clock.origin.clone(),
@@ -131,19 +42,6 @@ pub(crate) fn incumbent_origin(case: &Case<'_>) -> String {
             rule.winner.first().cloned().unwrap_or_default()
         }
         (None, _) => String::new(),
-    }
-}
-
-/// Nothing changes, but a value that differs and is passed over gets named.
-fn ignore(case: &Case<'_>, step: Step, decision: &mut Decision, outcome: &mut Outcome) {
-    if !same(case.column.field_type, case.value, &case.held) && step != Step::Echo {
-        decision
-            .losers
-            .push((case.observed.origin.clone(), case.value.clone()));
-    }
-    if step == Step::TooLate && !outcome.reread.contains(&case.observed.side) {
-        outcome.reread.push(case.observed.side);
-        decision.held = Some("older than any order is known for: read again".to_owned());
     }
 }
 
@@ -189,7 +87,7 @@ fn fan_out(
     ) else {
         return;
     };
-    if !alive(case.entity, to) || !source.inbound || !target.accepts_writes() {
+    if !case.entity.alive(to) || !source.inbound || !target.accepts_writes() {
         return;
     }
     let image = match between(source, target, value, &case.entity.images) {
@@ -272,7 +170,7 @@ fn owned_value(case: &Case<'_>) -> Value {
     };
     let owner = names
         .and_then(|name| case.group.sides.iter().position(|s| s.origin == *name))
-        .filter(|o| *o != case.observed.side && alive(case.entity, *o));
+        .filter(|o| *o != case.observed.side && case.entity.alive(*o));
     let Some(owner) = owner else {
         return case.held.clone();
     };
@@ -368,7 +266,7 @@ pub(crate) fn incumbent_claim(case: &Case<'_>) -> Claim {
     let home = (0..case.group.sides.len()).find(|s| {
         *s != case.observed.side
             && case.group.origin(*s) == clock.origin
-            && alive(case.entity, *s)
+            && case.entity.alive(*s)
             && case.group.column(case.field, *s).is_some()
     });
     match home {
@@ -386,7 +284,7 @@ pub(crate) fn incumbent_claim(case: &Case<'_>) -> Claim {
 }
 
 /// Sets the mirror cell of the observed side, if it shows something else.
-fn row(case: &Case<'_>, side: usize, value: &Value, outcome: &mut Outcome) {
+pub(crate) fn row(case: &Case<'_>, side: usize, value: &Value, outcome: &mut Outcome) {
     if *mirror_value(case.entity, side, case.field) != *value {
         outcome.rows.push((side, case.field, value.clone()));
     }
@@ -394,7 +292,7 @@ fn row(case: &Case<'_>, side: usize, value: &Value, outcome: &mut Outcome) {
 
 /// Makes sure that a side's CRM gets a value: queues a write unless everything
 /// observed says that it holds it, and withdraws one that became moot.
-fn put(
+pub(crate) fn put(
     case: &mut Case<'_>,
     side: usize,
     wanted: &Value,

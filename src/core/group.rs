@@ -1,7 +1,7 @@
 //! What is decided together: the mirrors of one group, their fields and maps.
 
-use crate::mapping::Transform;
 use crate::model::FieldType;
+use crate::transform::Transform;
 
 /// Mirrors whose rows describe the same things. A mirror without a link is a
 /// group with one side.

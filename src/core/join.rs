@@ -1,8 +1,9 @@
 //! Decisions without an event: records that become one entity, and answers of
 //! people.
 
-use crate::decide::{Case, Decision, Keep, Notes, Observed, Outcome, Source, Step};
-use crate::effect::{self, alive, mirror_value};
+use crate::carry::carry_out;
+use crate::case::{Case, Decision, Keep, Notes, Observed, Outcome, Source, Step};
+use crate::effect::{self, mirror_value};
 use crate::group::Group;
 use crate::mapping::between;
 use crate::model::{Millis, Value};
@@ -63,7 +64,7 @@ pub fn resolve(
     let Some(mut case) = frame.case(resolution.field, &resolution.value, clock, state) else {
         return outcome;
     };
-    effect::carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
+    carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
     if let Some(decision) = outcome.decisions.last_mut() {
         decision.rule = question.as_ref().and_then(|q| q.rule);
         decision.losers = outvoted(&case, question);
@@ -117,7 +118,7 @@ pub fn join_fields(
     };
     for &field in fields {
         let sides: Vec<usize> = (0..group.sides.len())
-            .filter(|s| alive(entity, *s) && group.column(field, *s).is_some())
+            .filter(|s| entity.alive(*s) && group.column(field, *s).is_some())
             .collect();
         let Some(pick) = pick(group, policy, entity, field, &sides, &clock) else {
             continue;
@@ -157,7 +158,7 @@ pub fn join_fields(
             Some(reason) => Keep::Review(reason),
             None => Keep::Challenger,
         };
-        effect::carry_out(&mut case, step, keep, &mut outcome);
+        carry_out(&mut case, step, keep, &mut outcome);
         effect::store(&mut case, None, &mut outcome);
         if let Some(decision) = outcome.decisions.last_mut() {
             name_losers(decision, pick.losers, pick.conflict);

@@ -9,12 +9,10 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cells::Cells;
+pub use crate::cells::Value;
 
 /// Milliseconds since 1970-01-01 UTC.
 pub type Millis = i64;
-
-/// A value in canonical text.
-pub type Value = Option<String>;
 
 /// What a field holds, as far as storing and comparing need to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -1,7 +1,7 @@
 //! What a page tells of our own writes. Its stamp is the record's: any field may
 //! have changed then.
 
-use crate::decide::{Case, Keep, Source};
+use crate::case::{Case, Keep, Source};
 use crate::echo::{self, Order};
 use crate::model::{FieldType, Millis, Value};
 use crate::state::{Clock, Interval, Sent, SentWrite, SideState};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::decide::Step;
+use crate::case::Step;
 use crate::model::Value;
 use crate::stamps::Quality;
 use crate::state::Interval;

@@ -270,7 +270,7 @@ pub struct Edit {
 /// The edits of one record as one change per field.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coalesced {
-    /// Field, last new value, first old value: as [`crate::decide::Observed`]
+    /// Field, last new value, first old value: as [`crate::case::Observed`]
     /// takes them. A field that came back to where it was is left out.
     pub values: Vec<(usize, Value, Option<Value>)>,
     /// Every single edit, in order.

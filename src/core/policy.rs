@@ -1,7 +1,33 @@
 //! Policy rows: which rule decides for a field.
 
+use serde::{Deserialize, Serialize};
+
 use crate::stamps::{Quality, StampRule};
-use crate::strategy::Strategy;
+
+/// How a policy row decides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Strategy {
+    /// Only the named origins may change the field; others are put back.
+    Owner,
+    /// Named origins write freely, others only where the field is blank.
+    FillBlank,
+    /// The later edit wins; inside the skew tolerance the named order.
+    LastWriteWins,
+    /// The origin named first wins.
+    Priority,
+    /// Text: the tails that both sides added follow each other.
+    Append,
+    /// Numbers: the differences of both sides are added up.
+    Delta,
+    /// Choices: what either side picked, without what it unpicked.
+    Union,
+    /// A user's SQL function decides.
+    Function,
+    /// A person decides.
+    #[default]
+    Review,
+}
 
 /// One policy row.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -1,6 +1,6 @@
 //! Edits that waited are decided as soon as what they waited for is known.
 
-use crate::decide::{Observed, Outcome, Source, Step};
+use crate::case::{Observed, Outcome, Source, Step};
 use crate::model::{Millis, Value};
 use crate::state::{Clock, Entity, Sent, SentWrite, SideState};
 

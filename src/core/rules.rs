@@ -1,7 +1,7 @@
 //! The last steps of a decision: who may write, and what the policy row says.
 
 use crate::broken::{Mistake, made};
-use crate::decide::{Case, Keep, Source};
+use crate::case::{Case, Keep, Source};
 use crate::echo::{self, Order};
 use crate::effect;
 use crate::evaluate::Question;

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::{Millis, Value};
-use crate::state::{Clock, Interval};
+use crate::stamps::{Clock, Interval};
 
 /// How far a write has come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

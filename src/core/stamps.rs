@@ -9,7 +9,62 @@
 use serde::{Deserialize, Serialize};
 
 use crate::model::Millis;
-use crate::state::{Clock, Interval};
+
+/// A stamp as precise as its clock: whole seconds, milliseconds, or an instant.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interval {
+    /// Earliest.
+    pub from: Millis,
+    /// Latest, inclusive.
+    pub to: Millis,
+}
+
+impl Interval {
+    /// A stamp exact to the millisecond.
+    pub fn instant(at: Millis) -> Self {
+        Self { from: at, to: at }
+    }
+
+    /// A stamp that shows whole seconds.
+    pub fn second(at: Millis) -> Self {
+        let from = at.div_euclid(1000) * 1000;
+        Self {
+            from,
+            to: from + 999,
+        }
+    }
+
+    /// Ends before the other begins.
+    pub fn before(self, other: Self) -> bool {
+        self.to < other.from
+    }
+
+    /// Neither is before the other.
+    pub fn overlaps(self, other: Self) -> bool {
+        !self.before(other) && !other.before(self)
+    }
+}
+
+/// When and by whom a value was written, and in which order we learned of it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Clock {
+    /// Time at the writer.
+    pub at: Interval,
+    /// Engine sequence.
+    pub seq: i64,
+    /// Origin: a server, `local`, or an application.
+    pub origin: String,
+    /// What `at` is the time of.
+    #[serde(default, skip_serializing_if = "Exactness::is_edit")]
+    pub exactness: Exactness,
+    /// How much earlier the edit may have been made.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tolerance_ms: i64,
+}
+
+fn is_zero(number: &i64) -> bool {
+    *number == 0
+}
 
 /// What a stamp is the time of; better ones first.
 #[derive(

@@ -1,7 +1,7 @@
 //! The steps of a decision, in order. Each says what it wants done, or nothing.
 
 use crate::broken::{Mistake, made};
-use crate::decide::{Case, Keep, Source, Step};
+use crate::case::{Case, Keep, Source, Step};
 use crate::echo::{self, Order};
 use crate::effect;
 use crate::model::{Mark, Value};

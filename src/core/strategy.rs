@@ -1,41 +1,15 @@
 //! The strategies as a table: name, scope, function.
 
-use serde::{Deserialize, Serialize};
-
 use crate::broken::{Mistake, made};
 use crate::merge::{self, Merge};
 use crate::model::{FieldType, Value};
 use crate::policy::Rule;
+pub use crate::policy::Strategy;
 use crate::stamps::later;
 use crate::state::Clock;
 
 /// Name of SQL as an origin, where no application name is registered.
 pub const LOCAL: &str = "local";
-
-/// How a policy row decides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Strategy {
-    /// Only the named origins may change the field; others are put back.
-    Owner,
-    /// Named origins write freely, others only where the field is blank.
-    FillBlank,
-    /// The later edit wins; inside the skew tolerance the named order.
-    LastWriteWins,
-    /// The origin named first wins.
-    Priority,
-    /// Text: the tails that both sides added follow each other.
-    Append,
-    /// Numbers: the differences of both sides are added up.
-    Delta,
-    /// Choices: what either side picked, without what it unpicked.
-    Union,
-    /// A user's SQL function decides.
-    Function,
-    /// A person decides.
-    #[default]
-    Review,
-}
 
 /// One of the two values that compete.
 #[derive(Clone, Copy, Debug)]

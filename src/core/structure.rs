@@ -5,7 +5,6 @@
 //! observed, compared, decided and sent as one, so that halves of two edits
 //! never meet in one record.
 
-use crate::mapping::Unmapped;
 use crate::model::Value;
 
 /// Stands between the cells of a list; no CRM takes it in a value.
@@ -134,12 +133,12 @@ pub fn readable(value: &Value) -> Value {
 }
 
 /// Changes each cell of a list.
-pub(crate) fn each_cell(
+pub(crate) fn each_cell<E>(
     value: &Value,
     width: usize,
-    mut change: impl FnMut(usize, Value) -> Result<Value, Unmapped>,
-) -> Result<Value, Unmapped> {
-    let cells: Result<Vec<Value>, Unmapped> = unpack(value, width)
+    mut change: impl FnMut(usize, Value) -> Result<Value, E>,
+) -> Result<Value, E> {
+    let cells: Result<Vec<Value>, E> = unpack(value, width)
         .into_iter()
         .enumerate()
         .map(|(i, cell)| change(i, cell))

@@ -10,7 +10,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::decide::Step;
+use crate::case::Step;
 use crate::evaluate::{Evaluation, Question};
 use crate::group::{Group, SideField};
 use crate::mapping::{Images, Unmapped, between};

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::connectors::CHANGED;
 use crm_core::model::{ErrorClass, FieldType, Millis, RemoteError, Write, WriteKind, WriteResult};
+use crm_core::outgoing::{self, Answer};
 use crm_core::retry::Backoff;
-use crm_core::state::{self, Answer, FieldState};
+use crm_core::state::FieldState;
 
 use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::rows;
@@ -417,7 +418,7 @@ pub(super) fn remember(
             let Some(state) = states.get_mut(&key) else {
                 continue;
             };
-            state::claimed(state, mirror.side, &value, row.claimed_at);
+            outgoing::claimed(state, mirror.side, &value, row.claimed_at);
             let answer = if good {
                 Answer::Done {
                     echoed: echoed_value(world, mirror, echoed, field),
@@ -425,7 +426,7 @@ pub(super) fn remember(
             } else {
                 Answer::Failed
             };
-            if let Some(value) = state::answered(state, mirror.side, &value, answer, now) {
+            if let Some(value) = outgoing::answered(state, mirror.side, &value, answer, now) {
                 for (column, cell) in info.cells(field, mirror.side, &value) {
                     normals.entry(column).or_default().push((row.row_id, cell));
                 }

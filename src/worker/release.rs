@@ -7,7 +7,7 @@ use crm_core::decide::{Decision, Observed, Source};
 use crm_core::join;
 use crm_core::memory;
 use crm_core::model::{Millis, Value};
-use crm_core::state::{self, Clock, Interval};
+use crm_core::state::{Clock, Interval};
 
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::spi::Result;
@@ -178,7 +178,7 @@ fn stand(
             origin: write.origin.clone(),
             ..Clock::default()
         };
-        state::queue(&mut state, side, &value, &clock);
+        crm_core::outgoing::queue(&mut state, side, &value, &clock);
         state.clock.get_or_insert(clock);
         case.entity.fields.insert(field, state);
         case.states.insert(field);

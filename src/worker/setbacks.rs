@@ -4,7 +4,8 @@
 use std::collections::{BTreeSet, HashMap};
 
 use crm_core::model::{ErrorClass, Millis, RemoteError};
-use crm_core::state::{self, Answer, FieldState};
+use crm_core::outgoing::{self, Answer};
+use crm_core::state::FieldState;
 
 use crate::pg::store::ledger;
 use crate::pg::store::spi::Result;
@@ -61,8 +62,8 @@ pub(super) fn wait_again(
             let Some(state) = states.get_mut(&key) else {
                 continue;
             };
-            state::claimed(state, mirror.side, &value, row.claimed_at);
-            if !state::retry(state, mirror.side, &value, now) {
+            outgoing::claimed(state, mirror.side, &value, row.claimed_at);
+            if !outgoing::retry(state, mirror.side, &value, now) {
                 let columns = info.columns(field, mirror.side);
                 let names = columns.iter().map(|c| mirror.columns[*c].field.clone());
                 moot.extend(names.map(|name| (row.id, name)));
@@ -108,19 +109,19 @@ pub(super) fn unknown(
         };
         for (field, value) in &fields {
             if let Some(state) = key(*field).and_then(|k| states.get_mut(&k)) {
-                state::claimed(state, mirror.side, value, row.claimed_at);
+                outgoing::claimed(state, mirror.side, value, row.claimed_at);
             }
         }
         let all = columns == values.len()
             && fields.iter().all(|(field, value)| {
                 let state = key(*field).and_then(|k| states.get(&k));
-                state.is_some_and(|s| state::is_in_flight(s, mirror.side, value))
+                state.is_some_and(|s| outgoing::is_in_flight(s, mirror.side, value))
             });
         for (field, value) in fields.iter().filter(|_| all) {
             if let Some(key) = key(*field)
                 && let Some(state) = states.get_mut(&key)
             {
-                state::answered(state, mirror.side, value, Answer::Unknown, now);
+                outgoing::answered(state, mirror.side, value, Answer::Unknown, now);
                 touched.insert(key);
             }
         }

@@ -37,7 +37,7 @@ pub(super) fn forget_withdrawn(
                     continue;
                 };
                 if !waiting.contains(&(*entity, member.mirror, column.field.clone())) {
-                    crm_core::state::withdraw(state, side);
+                    crm_core::outgoing::withdraw(state, side);
                 }
             }
         }
@@ -59,7 +59,7 @@ pub(super) fn overlay_claim(
     };
     for (field, value) in info.by_name(mirror, &json_values(&write.vals)) {
         if let Some(state) = fields.get_mut(&field) {
-            crm_core::state::claimed(state, mirror.side, &value, write.claimed_at);
+            crm_core::outgoing::claimed(state, mirror.side, &value, write.claimed_at);
         }
     }
 }

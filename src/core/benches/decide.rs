@@ -10,8 +10,9 @@ use std::time::Instant;
 use crm_core::decide::{Observed, Source, decide};
 use crm_core::group::{Group, GroupField, Side, SideField};
 use crm_core::model::Value;
+use crm_core::outgoing::{Answer, answered, claimed};
 use crm_core::policy::{Policy, Rule};
-use crm_core::state::{Answer, Entity, Interval, SideRecord, answered, claimed};
+use crm_core::state::{Entity, Interval, SideRecord};
 use crm_core::strategy::Strategy;
 
 const HORIZON: i64 = 3 * 86_400_000;

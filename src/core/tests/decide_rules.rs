@@ -6,7 +6,8 @@ mod common;
 use common::{A, B, HORIZON, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
 use crm_core::model::Mark;
-use crm_core::state::{Answer, FieldState, settle};
+use crm_core::outgoing::Answer;
+use crm_core::state::{FieldState, settle};
 use crm_core::strategy::Strategy::{FillBlank, LastWriteWins, Owner, Priority, Review};
 
 const T: i64 = 1_000_000;

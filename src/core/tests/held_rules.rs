@@ -6,7 +6,8 @@ mod common;
 use common::{A, B, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
 use crm_core::model::Mark;
-use crm_core::state::{Answer, Sent, retry};
+use crm_core::outgoing::{Answer, retry};
+use crm_core::state::Sent;
 use crm_core::strategy::Strategy::LastWriteWins;
 
 const T: i64 = 1_000_000;

@@ -8,7 +8,8 @@ use common::{A, B, HORIZON, World, only, policy, text, writes};
 use crm_core::decide::{Outcome, Source, Step};
 use crm_core::join::join;
 use crm_core::model::{FieldType, Mark};
-use crm_core::state::{Answer, Interval};
+use crm_core::outgoing::Answer;
+use crm_core::state::Interval;
 use crm_core::strategy::Strategy::{Delta, LastWriteWins, Owner, Priority, Review};
 
 const T: i64 = 1_000_000;

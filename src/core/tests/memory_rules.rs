@@ -66,7 +66,7 @@ fn each_thing_that_only_the_state_knows_keeps_it() {
             });
         }),
         ("a write", |s| {
-            crm_core::state::queue(s, B, &text("11"), &Clock::default());
+            crm_core::outgoing::queue(s, B, &text("11"), &Clock::default());
         }),
         ("a value that comes back", |s| {
             s.sides[B].flap = Some(Flap {

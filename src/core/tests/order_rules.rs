@@ -6,7 +6,7 @@ mod common;
 use common::{A, B, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
 use crm_core::model::FieldType;
-use crm_core::state::Answer;
+use crm_core::outgoing::Answer;
 use crm_core::strategy::Strategy::{Delta, LastWriteWins, Owner, Priority};
 
 const T: i64 = 1_000_000;

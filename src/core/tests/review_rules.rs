@@ -6,7 +6,8 @@ use common::{A, B, HORIZON, World, policy, text, writes};
 use crm_core::decide::{Source, Step};
 use crm_core::join::{Resolution, join, resolve};
 use crm_core::model::Mark;
-use crm_core::state::{Answer, CLAIMS_MAX, Clock, Interval};
+use crm_core::outgoing::Answer;
+use crm_core::state::{CLAIMS_MAX, Clock, Interval};
 use crm_core::strategy::Strategy;
 
 const T: i64 = 5_000_000;

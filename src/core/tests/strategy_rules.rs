@@ -7,8 +7,8 @@ use common::{A, B, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
 use crm_core::evaluate::Evaluation;
 use crm_core::model::FieldType;
+use crm_core::outgoing::Answer;
 use crm_core::policy::FieldLock;
-use crm_core::state::Answer;
 use crm_core::strategy::Strategy::{
     Append, Delta, Function, LastWriteWins, Owner, Priority, Review, Union,
 };

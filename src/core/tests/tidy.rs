@@ -5,7 +5,7 @@
 
 mod scan;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -249,6 +249,46 @@ fn the_core_is_pure() {
         "the core waits for nothing, reads no clock and knows no server",
         &found,
     );
+}
+
+/// The modules of the core by name, each with those that it names.
+fn core_modules() -> BTreeMap<String, BTreeSet<String>> {
+    let top = |f: &File| {
+        let name = f.path.strip_prefix("src/core/")?.strip_suffix(".rs")?;
+        (!name.contains('/') && !f.is_test() && name != "lib").then(|| name.to_owned())
+    };
+    let named = |f: &File| {
+        let code = code(&f.text);
+        let paths = code.split("crate::").skip(1);
+        let first = paths.map(|p| p.split(|c: char| !c.is_alphanumeric() && c != '_'));
+        first
+            .filter_map(|mut p| p.next().map(str::to_owned))
+            .collect()
+    };
+    let files = rust_files();
+    let modules = files.iter().filter_map(|f| Some((top(f)?, named(f))));
+    modules.collect()
+}
+
+#[test]
+fn no_modules_of_the_core_need_each_other() {
+    let mut left = core_modules();
+    assert!(left.len() > 20, "the core was found");
+    // What needs nothing that is left can be understood by itself.
+    loop {
+        let names: BTreeSet<String> = left.keys().cloned().collect();
+        let before = left.len();
+        left.retain(|name, needs| needs.iter().any(|n| n != name && names.contains(n)));
+        if left.len() == before {
+            break;
+        }
+    }
+    let names: BTreeSet<String> = left.keys().cloned().collect();
+    let circle = left.iter().map(|(name, needs)| {
+        let needs: Vec<_> = needs.intersection(&names).cloned().collect();
+        format!("{name} needs {}", needs.join(", "))
+    });
+    report("circles of modules", &circle.collect::<Vec<_>>());
 }
 
 #[test]

@@ -4,8 +4,9 @@
 use crm_core::decide::{Decision, Observed, Outcome, Source, decide};
 use crm_core::group::{Group, GroupField, Side, SideField};
 use crm_core::model::Value;
+use crm_core::outgoing::{Answer, answered, claimed};
 use crm_core::policy::{Policy, Rule};
-use crm_core::state::{Answer, Entity, FieldState, Interval, SideRecord, answered, claimed};
+use crm_core::state::{Entity, FieldState, Interval, SideRecord};
 use crm_core::strategy::Strategy;
 
 /// Side with milliseconds.

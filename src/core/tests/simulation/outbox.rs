@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 
 use crm_core::model::{Value, WriteKind};
+use crm_core::outgoing::{Answer, answered, claimed, retry};
 use crm_core::plan::Edit;
-use crm_core::state::{Answer, FieldState, Sent, answered, claimed, retry};
+use crm_core::state::{FieldState, Sent};
 
 use crate::engine::Engine;
 use crate::trace::note;
