@@ -297,6 +297,12 @@ COMMENT ON FUNCTION crm._field_map_check() IS 'Checks a field map against the mi
 CREATE TRIGGER field_map_check BEFORE INSERT OR UPDATE ON crm.field_map FOR EACH ROW EXECUTE FUNCTION crm._field_map_check();
 COMMENT ON TRIGGER field_map_check ON crm.field_map IS 'Refuses maps that cannot work, with what to do instead.';
 
+-- The schema of a function may be open to its owner only, and the lookup of a name
+-- asks for rights on it.
+CREATE FUNCTION crm._function_found(signature text) RETURNS oid
+LANGUAGE sql STABLE SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$ SELECT to_regprocedure(signature)::oid $$;
+COMMENT ON FUNCTION crm._function_found(text) IS 'The function of a signature, whoever may use its schema; null if there is none.';
+
 -- The worker runs a map's function as the function's owner, so only those who could
 -- run things as the owner may name it, as with policies.
 CREATE FUNCTION crm._map_function_allowed() RETURNS trigger

@@ -71,6 +71,52 @@ async fn a_function_maps_both_ways_and_one_that_fails_or_hangs_holds_only_its_va
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn functions_in_a_schema_that_only_their_owner_may_use_map_and_decide() {
+    let functions = "
+        CREATE SCHEMA rules;
+        CREATE FUNCTION rules.shout(v text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT pg_catalog.upper(v)';
+        CREATE FUNCTION rules.calm(v text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT pg_catalog.lower(v)';
+        CREATE FUNCTION rules.both(held text, came text, context jsonb) RETURNS text STABLE LANGUAGE sql AS $$ SELECT held || '+' || came $$;
+        UPDATE crm.field_map SET to_right = 'rules.shout', to_left = 'rules.calm' WHERE left_field = 'jobtitle';
+        INSERT INTO crm.conflict_policy (link, field, strategy, function) VALUES ('contacts', 'city', 'function', 'rules.both')";
+    let (pair, people) = mapped(functions).await;
+    let shows = async |who: &Person, field: &str, value: &str| {
+        let there = async || {
+            let shown = pair.shows("salesforce", who, field);
+            (shown.as_deref() == Some(value)).then_some(())
+        };
+        let what = format!("salesforce shows {value}");
+        pair.cluster.wait_until(&what, PATIENCE, there).await;
+    };
+    pair.edit("hubspot", &people[0], "jobtitle", "poet");
+    shows(&people[0], "jobtitle", "POET").await;
+    let title = |value: &str| {
+        format!(
+            "SELECT decided_by FROM crm.explain($$UPDATE hubspot.contacts SET jobtitle = '{value}' WHERE id = '{}'$$) WHERE what = 'change'",
+            people[0].hubspot
+        )
+    };
+    assert_eq!(pair.db.one::<String>(&title("critic")).await, "one_side");
+    pair.db
+        .exec(&format!(
+            "BEGIN; UPDATE hubspot.contacts SET city = 'Hull' WHERE id = '{}'; UPDATE salesforce.contact SET mailingcity = 'York' WHERE id = '{}'; COMMIT",
+            people[1].hubspot, people[1].salesforce
+        ))
+        .await;
+    let decided = "SELECT count(*) > 0 FROM crm.conflict WHERE field = 'city' AND held IS NULL AND strategy = 'function'";
+    pair.db
+        .wait_true("the function decides", PATIENCE, decided)
+        .await;
+    assert_eq!(
+        pair.db
+            .table("SELECT error FROM crm.dead_letter")
+            .await
+            .len(),
+        0
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_name_in_two_columns_is_one_with_a_field_of_full_names() {
     let names = "DELETE FROM crm.field_map WHERE left_field IN ('firstname', 'lastname', 'jobtitle');
         INSERT INTO crm.field_map (link, left_field, right_field, right_more, structure) VALUES ('contacts', 'jobtitle', 'FirstName', '{LastName}', 'words')";

@@ -57,7 +57,7 @@ const LOOK_UP: &str = "
 SELECT format('%I.%I', n.nspname, p.proname), p.proowner::bigint,
        format_type(p.proargtypes[0], NULL), format_type(p.prorettype, NULL)
 FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace
-WHERE p.oid = pg_catalog.to_regprocedure($1) AND p.provolatile = 'i' AND NOT p.proretset AND p.prokind = 'f'";
+WHERE p.oid = crm._function_found($1) AND p.provolatile = 'i' AND NOT p.proretset AND p.prokind = 'f'";
 
 /// The images of values, in canonical text, or why there is none. One call may
 /// take `pg_crm_sync.function_timeout`, all of them ten times that.
@@ -157,7 +157,7 @@ const DECIDES: &str = "SELECT format('%I.%I', n.nspname, p.proname), p.proowner:
      FROM pg_catalog.pg_proc p JOIN pg_catalog.pg_namespace n ON n.oid = p.pronamespace \
      JOIN pg_catalog.pg_roles o ON o.oid = p.proowner \
      LEFT JOIN crm.conflict_policy c ON c.id = $2 LEFT JOIN pg_catalog.pg_roles a ON a.rolname = coalesce($3, c.changed_by) \
-     WHERE p.oid = pg_catalog.to_regprocedure($1 || '(text, text, jsonb)') AND p.prorettype = 'text'::regtype \
+     WHERE p.oid = crm._function_found($1 || '(text, text, jsonb)') AND p.prorettype = 'text'::regtype \
      AND p.provolatile <> 'v' AND p.prokind = 'f' AND NOT p.proretset";
 
 /// A function that decides, as the catalog knows it now.
