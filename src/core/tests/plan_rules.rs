@@ -10,11 +10,12 @@ use crm_core::join::join;
 use crm_core::mapping::{Images, Transform, Unmapped, between, project, project_from};
 use crm_core::matching::{KeyKind, normal_key};
 use crm_core::model::Value;
+use crm_core::outgoing::Answer;
 use crm_core::plan::{
     ArrivalPlan, CreatePlan, DeletePlan, DeleteRule, DeletedBy, Edit, Found, Standing, coalesce,
     delete_conflict, plan_arrival, plan_create, plan_delete,
 };
-use crm_core::state::{Answer, Interval};
+use crm_core::state::Interval;
 use crm_core::strategy::{Strategy, strategies};
 
 const T: i64 = 1_000_000;

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crm_core::model::{Value, WriteKind};
-use crm_core::outgoing::{Answer, answered, claimed, retry};
+use crm_core::outgoing::{Answer, answered, claimed, retry, withdraw};
 use crm_core::plan::Edit;
 use crm_core::state::{FieldState, Sent};
 
@@ -167,6 +167,12 @@ impl Engine {
             let out = &mut self.things[thing].out[side];
             if made_again || (refused && !out.held) {
                 out.queued.clear();
+            }
+        }
+        // Removed meanwhile: nothing of it is made again, so nothing waits.
+        if made_again && !self.things[thing].out[side].create {
+            for state in self.things[thing].entity.fields.values_mut() {
+                withdraw(state, side);
             }
         }
     }

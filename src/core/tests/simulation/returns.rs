@@ -17,6 +17,8 @@ impl Engine {
         self.show_page(thing, view, now);
         self.ask_if_double(thing, view.side);
         self.unite(thing, now);
+        // What it was tied to may belong to another thing by now.
+        self.spread(thing, view.side, now);
     }
 
     /// What is back takes the place of a row that waits for its own create of the same
