@@ -1,7 +1,7 @@
 //! What a CRM may hold now, and which of its events are our own writes.
 
 use crate::broken::{Mistake, made};
-use crate::model::{FieldType, Value};
+use crate::model::{FieldType, Millis, Value};
 use crate::state::{Clock, Interval, SENT_MAX, Sent, SentWrite, SideState};
 use crate::value::same;
 
@@ -222,6 +222,17 @@ pub(crate) fn doubt_later(side: &mut SideState, shown: &Value, field_type: Field
     let place = place.or_else(|| side.sent.iter().rposition(like));
     for write in &mut side.sent[place.map_or(0, |p| p + 1)..] {
         write.doubted |= matches!(write.sent, Sent::Answered { .. } | Sent::Unknown { .. });
+    }
+}
+
+/// A record read since `read` has not changed since `at`: what was answered between
+/// the two had no effect there, whatever the answers said.
+pub(crate) fn doubt_effectless(side: &mut SideState, at: Interval, skew_ms: i64, read: Millis) {
+    for write in side.sent.iter_mut().filter(|w| w.landed.is_none()) {
+        let since = write.window(skew_ms).is_some_and(|w| at.before(w));
+        if let Sent::Answered { answered, .. } = write.sent {
+            write.doubted |= since && answered < read;
+        }
     }
 }
 

@@ -285,6 +285,8 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     // stands against an answer, the answer proves nothing.
     if before && !is_own_too(case) {
         case.record_seen();
+        let (skew, read) = (case.policy.tolerance_ms(), case.now - READ_AGE_MS);
+        echo::doubt_effectless(case.here_mut(), at, skew, read);
     } else {
         let (value, field_type) = (case.value, case.column.field_type);
         echo::doubt_later(case.here_mut(), value, field_type);

@@ -18,6 +18,23 @@ fn lww() -> World {
     World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base")
 }
 
+#[test]
+fn what_a_crm_ignored_before_is_sent_again_when_the_last_answer_is_lost() {
+    let mut w = lww();
+    w.remote(B, "4", T);
+    w.local(A, "3", T + 10_000);
+    w.send(B, "3", T + 10_100);
+    w.local(A, "1", T + 20_000);
+    w.claim(B, "1", T + 20_100);
+    w.local(A, "3", T + 20_200);
+    w.answer(B, "1", Answer::Retry, T + 20_300);
+    w.claim(B, "3", T + 20_400);
+    w.answer(B, "3", Answer::Unknown, T + 60_000);
+    w.now = T + 300_000;
+    let page = w.page(B, "4", T);
+    assert_eq!(writes(&page), [(B, text("3"))], "{page:?}");
+}
+
 /// We write two values, one after the other, and the first comes back at once.
 fn back_at_once(mark: Mark) -> Outcome {
     let mut w = lww();
