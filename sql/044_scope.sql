@@ -217,9 +217,13 @@ CREATE FUNCTION crm._why_scope(k crm.link, mirror integer, row_id bigint, alone 
 RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    t    text := crm._table_of(mirror);
+    t    text;
     side text := CASE mirror WHEN k.left_mirror THEN 'left_scope' ELSE 'right_scope' END;
 BEGIN
+    IF CASE mirror WHEN k.left_mirror THEN k.left_scope ELSE k.right_scope END IS NULL THEN
+        RETURN;
+    END IF;
+    t := crm._table_of(mirror);
     -- A counterpart that the caller may not read is not told about.
     IF to_regclass(t) IS NOT NULL AND has_table_privilege(t, 'SELECT') THEN
         RETURN QUERY SELECT 'scope', 'stops', format('link "%s" leaves %s row %s out%s: %s', k.name, t, row_id, CASE WHEN NOT alone THEN ', its tie rests' END, string_agg(c.clause, ' and ' ORDER BY c.n)),
@@ -230,12 +234,14 @@ END $$;
 COMMENT ON FUNCTION crm._why_scope(crm.link, integer, bigint, boolean) IS 'Part of crm.why: the conditions of a link''s scope that a row fails.';
 
 CREATE FUNCTION crm._converted(mirror integer, row_id bigint, other integer) RETURNS text
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT l.merged_into FROM crm.xref a JOIN crm.xref l ON l.entity = a.entity AND l.mirror = $3 AND l.merged_into IS NOT NULL
-    JOIN crm.xref c ON c.entity = a.entity AND c.mirror <> l.mirror AND c.merged_into IS NULL
-    JOIN crm.mirror m ON m.id = l.mirror JOIN crm.mirror n ON n.id = c.mirror AND n.server = m.server
-    WHERE a.mirror = $1 AND a.row_id = $2 AND a.merged_into IS NULL LIMIT 1
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Not a function of SQL: that would be planned at each call, which costs more than a question about one record.
+    RETURN (SELECT l.merged_into FROM crm.xref a JOIN crm.xref l ON l.entity = a.entity AND l.mirror = $3 AND l.merged_into IS NOT NULL
+            JOIN crm.xref c ON c.entity = a.entity AND c.mirror <> l.mirror AND c.merged_into IS NULL
+            JOIN crm.mirror m ON m.id = l.mirror JOIN crm.mirror n ON n.id = c.mirror AND n.server = m.server
+            WHERE a.mirror = $1 AND a.row_id = $2 AND a.merged_into IS NULL LIMIT 1);
+END $$;
 COMMENT ON FUNCTION crm._converted(integer, bigint, integer) IS 'The record of another object that a row''s counterpart in a mirror was converted into, and that the row is one with now.';
 
 CREATE FUNCTION crm._record_of(mirror integer, row_id bigint) RETURNS text

@@ -2,9 +2,10 @@
 
 -- Not to_regclass: it fails on schemas that the reader may not use.
 CREATE FUNCTION crm._relation_of(schema_name name, table_name name) RETURNS oid
-LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2
-$$;
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RETURN (SELECT c.oid FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = $1 AND c.relname = $2);
+END $$;
 COMMENT ON FUNCTION crm._relation_of(name, name) IS 'OID of a table, null if it is missing.';
 
 CREATE VIEW crm.progress AS

@@ -9,6 +9,9 @@ mod told;
 mod what_if;
 mod why;
 
+use std::cell::RefCell;
+use std::rc::Rc;
+
 use pgrx::prelude::*;
 
 use crate::pg::report;
@@ -17,8 +20,30 @@ use crate::worker::world::World;
 
 /// The configuration as committed, of these mirrors or of all.
 fn world(mirrors: Option<Vec<i32>>) -> World {
-    let json = fine(config::peek(mirrors));
-    match serde_json::from_str(&json) {
+    parsed(&fine(config::peek(mirrors)))
+}
+
+/// The same for questions that only look: what the last one of the session made of
+/// the configuration serves as long as that reads the same.
+fn world_again(mirrors: Vec<i32>) -> Rc<World> {
+    thread_local! {
+        static LAST: RefCell<Option<(String, Rc<World>)>> = const { RefCell::new(None) };
+    }
+    let json = fine(config::peek(Some(mirrors)));
+    let last = LAST.take().filter(|(known, _)| *known == json);
+    let (json, world) = match last {
+        Some(last) => last,
+        None => {
+            let world = Rc::new(parsed(&json));
+            (json, world)
+        }
+    };
+    LAST.set(Some((json, Rc::clone(&world))));
+    world
+}
+
+fn parsed(json: &str) -> World {
+    match serde_json::from_str(json) {
         Ok(rows) => World::new(rows),
         Err(error) => error!("cannot read the configuration: {error}"),
     }

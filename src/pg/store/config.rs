@@ -237,11 +237,11 @@ pub(crate) fn is_passing(error: &SqlError) -> bool {
 }
 
 const CONFIG: &str = "
-SELECT pg_catalog.jsonb_build_object(
+SELECT pg_catalog.json_build_object(
     'installation', (SELECT id FROM crm.installation),
     'policy_version', (SELECT policy_version FROM crm.installation),
-    'paused_servers', coalesce((SELECT jsonb_agg(server) FROM crm.server_state WHERE paused), '[]'),
-    'mirrors', coalesce((SELECT jsonb_agg(jsonb_build_object(
+    'paused_servers', coalesce((SELECT json_agg(server) FROM crm.server_state WHERE paused), '[]'),
+    'mirrors', coalesce((SELECT json_agg(json_build_object(
         'id', m.id, 'server', m.server, 'object', m.object,
         'type_id', coalesce(o.type_id, ''),
         'relid', c.oid::bigint,
@@ -250,7 +250,7 @@ SELECT pg_catalog.jsonb_build_object(
         'poll_ms', (extract(epoch FROM m.poll_interval) * 1000)::bigint,
         'created_at', (extract(epoch FROM m.created_at) * 1000)::bigint,
         'row_filter', m.row_filter, 'unique_field', m.unique_field, 'source_field', m.source_field,
-        'columns', coalesce((SELECT jsonb_agg(jsonb_build_object(
+        'columns', coalesce((SELECT json_agg(json_build_object(
             'name', a.attname, 'quoted', quote_ident(a.attname), 'attnum', a.attnum,
             'column_type', format_type(a.atttypid, a.atttypmod), 'field', k.field,
             'field_type', k.field_type, 'max_length', k.max_length,
@@ -264,16 +264,16 @@ SELECT pg_catalog.jsonb_build_object(
       JOIN pg_catalog.pg_class c ON c.relnamespace = n.oid AND c.relname = m.table_name AND c.relkind = 'r'
       LEFT JOIN crm.remote_object o ON o.server = m.server AND o.object = m.object
       WHERE $1::int[] IS NULL OR m.id = ANY($1)), '[]'),
-    'links', coalesce((SELECT jsonb_agg(to_jsonb(l) || jsonb_build_object('maps',
-        coalesce((SELECT jsonb_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'),
-        'defaults', coalesce((SELECT jsonb_agg(to_jsonb(d)) FROM crm.field_default d WHERE d.link = l.name), '[]'))
-        ORDER BY l.id) FROM crm.link l), '[]'),
-    'policies', coalesce((SELECT jsonb_agg(jsonb_build_object('id', p.id, 'link', p.link, 'field', p.field,
+    'links', coalesce((SELECT json_agg(to_jsonb(l) || jsonb_build_object('maps',
+        coalesce((SELECT json_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'),
+        'defaults', coalesce((SELECT json_agg(to_jsonb(d)) FROM crm.field_default d WHERE d.link = l.name), '[]'))
+        ORDER BY l.id) FROM crm.link l WHERE $1::int[] IS NULL OR l.left_mirror = ANY($1) OR l.right_mirror = ANY($1)), '[]'),
+    'policies', coalesce((SELECT json_agg(json_build_object('id', p.id, 'link', p.link, 'field', p.field,
         'strategy', p.strategy, 'winner', p.winner, 'function', p.function, 'min_score', ceil(p.min_score * 1000)::integer, 'strict', p.strict,
         'skew_ms', (extract(epoch FROM p.skew) * 1000)::bigint) ORDER BY p.id) FROM crm.conflict_policy p), '[]'),
-    'locks', coalesce((SELECT jsonb_agg(jsonb_build_object('id', f.id, 'link', f.link, 'field', f.field, 'origin', f.origin) ORDER BY f.id)
+    'locks', coalesce((SELECT json_agg(json_build_object('id', f.id, 'link', f.link, 'field', f.field, 'origin', f.origin) ORDER BY f.id)
         FROM crm.field_lock f), '[]'),
-    'stamps', coalesce((SELECT jsonb_agg(jsonb_build_object('server', q.server, 'source', q.source, 'exactness', q.exactness,
+    'stamps', coalesce((SELECT json_agg(json_build_object('server', q.server, 'source', q.source, 'exactness', q.exactness,
         'resolution_ms', (extract(epoch FROM q.resolution) * 1000)::bigint, 'tolerance_ms', (extract(epoch FROM q.tolerance) * 1000)::bigint))
         FROM crm._stamp_qualities() q), '[]')
 )::text";
