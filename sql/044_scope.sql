@@ -220,7 +220,7 @@ DECLARE
     t    text;
     side text := CASE mirror WHEN k.left_mirror THEN 'left_scope' ELSE 'right_scope' END;
 BEGIN
-    IF CASE mirror WHEN k.left_mirror THEN k.left_scope ELSE k.right_scope END IS NULL THEN
+    IF (CASE mirror WHEN k.left_mirror THEN k.left_scope ELSE k.right_scope END) IS NULL THEN
         RETURN;
     END IF;
     t := crm._table_of(mirror);

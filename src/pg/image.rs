@@ -57,7 +57,8 @@ impl Tid {
         }
     }
 
-    fn pointer(self) -> pg_sys::ItemPointerData {
+    /// In the server's form.
+    pub(crate) fn pointer(self) -> pg_sys::ItemPointerData {
         pg_sys::ItemPointerData {
             ip_blkid: pg_sys::BlockIdData {
                 bi_hi: (self.block >> 16) as u16,

@@ -5,20 +5,14 @@
 //! constraints and all kinds of indexes are served, the rest is COPY's business,
 //! see [`Plan::of`].
 
-use std::ffi::CStr;
-
 use crm_core::model::Record;
-use crm_core::value;
 use pgrx::pg_sys;
 
 use crate::pg::bulk;
-use crate::pg::image::Image;
+use crate::pg::form::{self, Form, Place, Row, only_captured};
 
 /// Rows handed to the server at once.
 const BATCH: usize = 250;
-/// Days from 1970 to 2000, where the server's dates begin.
-const EPOCH_DAYS: i64 = 10_957;
-const DAY_MS: i64 = 86_400_000;
 
 mod raw {
     unsafe extern "C-unwind" {
@@ -39,25 +33,6 @@ enum Fill {
     Cell(usize, Form),
 }
 
-/// How canonical text becomes a value.
-struct Form {
-    kind: Kind,
-    /// The type's own input function, for what is not done here.
-    input: pg_sys::FmgrInfo,
-    parameter: pg_sys::Oid,
-    modifier: i32,
-}
-
-#[derive(Clone, Copy)]
-enum Kind {
-    Text,
-    Boolean,
-    Date,
-    Instant,
-    List,
-    Other,
-}
-
 /// What to do for each attribute of a table.
 struct Plan(Vec<Fill>);
 
@@ -75,7 +50,7 @@ impl Plan {
                 && form.relam == pg_sys::HEAP_TABLE_AM_OID
                 && !form.relispartition
                 && pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32
-                && only_captured(relation);
+                && only_captured(relation, pg_sys::TRIGGER_TYPE_INSERT);
             if !plain {
                 return None;
             }
@@ -122,38 +97,6 @@ impl Plan {
     }
 }
 
-/// Whether no trigger but the capture, which the engine's own rows pass
-/// unseen, is there for an INSERT.
-unsafe fn only_captured(relation: pg_sys::Relation) -> bool {
-    // SAFETY: the relation is open; the descriptor is null or complete.
-    unsafe {
-        let Some(triggers) = (*relation).trigdesc.as_ref() else {
-            return true;
-        };
-        if triggers.trig_insert_before_row
-            || triggers.trig_insert_instead_row
-            || triggers.trig_insert_before_statement
-            || triggers.trig_insert_after_statement
-            || triggers.trig_insert_new_table
-        {
-            return false;
-        }
-        let schema = pg_sys::get_namespace_oid(c"crm".as_ptr(), true);
-        let count = usize::try_from(triggers.numtriggers).unwrap_or(0);
-        (0..count).all(|i| {
-            let trigger = &*triggers.triggers.add(i);
-            let inserts = pg_sys::TRIGGER_TYPE_ROW | pg_sys::TRIGGER_TYPE_INSERT;
-            if trigger.tgtype as u32 & inserts != inserts {
-                return true;
-            }
-            let name = pg_sys::get_func_name(trigger.tgfoid);
-            !name.is_null()
-                && CStr::from_ptr(name) == c"_capture"
-                && pg_sys::get_func_namespace(trigger.tgfoid) == schema
-        })
-    }
-}
-
 unsafe fn fill_of(
     relation: pg_sys::Relation,
     attribute: &pg_sys::FormData_pg_attribute,
@@ -175,7 +118,7 @@ unsafe fn fill_of(
     }
     if let Some(index) = columns.iter().position(|c| *c == name) {
         // SAFETY: a type of the catalog.
-        let form = unsafe { form_of(attribute)? };
+        let form = unsafe { form::form_of(attribute)? };
         return Some(Fill::Cell(index, form));
     }
     if attribute.attidentity != 0 && is(pg_sys::INT8OID) {
@@ -204,109 +147,6 @@ unsafe fn identity(
 ) -> pg_sys::Oid {
     // SAFETY: of an open relation; an error if there is none.
     unsafe { pg_sys::getIdentitySequence(relation, attribute.attnum, false) }
-}
-
-/// `None` for types that are not base types: a domain has a say also about null.
-unsafe fn form_of(attribute: &pg_sys::FormData_pg_attribute) -> Option<Form> {
-    let (mut function, mut parameter) = (pg_sys::InvalidOid, pg_sys::InvalidOid);
-    let mut input = pg_sys::FmgrInfo::default();
-    // SAFETY: look-ups of a type of the catalog.
-    unsafe {
-        if pg_sys::get_typtype(attribute.atttypid) != pg_sys::TYPTYPE_BASE as std::ffi::c_char {
-            return None;
-        }
-        pg_sys::getTypeInputInfo(attribute.atttypid, &raw mut function, &raw mut parameter);
-        pg_sys::fmgr_info(function, &raw mut input);
-    }
-    let kind = match attribute.atttypid {
-        _ if attribute.atttypmod >= 0 => Kind::Other,
-        pg_sys::TEXTOID => Kind::Text,
-        pg_sys::BOOLOID => Kind::Boolean,
-        pg_sys::DATEOID => Kind::Date,
-        pg_sys::TIMESTAMPTZOID => Kind::Instant,
-        pg_sys::TEXTARRAYOID => Kind::List,
-        _ => Kind::Other,
-    };
-    Some(Form {
-        kind,
-        input,
-        parameter,
-        modifier: attribute.atttypmod,
-    })
-}
-
-impl Form {
-    /// # Safety
-    /// In a transaction; memory is the current context's.
-    unsafe fn place(&mut self, text: &str, row: &mut Row) -> Place {
-        let ready = match self.kind {
-            Kind::Text => return Place::At(row.image.text(text)),
-            Kind::List => {
-                let items: Vec<_> = text
-                    .split(';')
-                    .filter(|c| !c.is_empty())
-                    .map(Some)
-                    .collect();
-                return Place::At(row.image.texts(items.into_iter()));
-            }
-            Kind::Boolean if text == "true" => Some(pg_sys::Datum::from(true)),
-            Kind::Boolean if text == "false" => Some(pg_sys::Datum::from(false)),
-            Kind::Instant => {
-                value::parse_instant(text).map(|at| pg_sys::Datum::from(bulk::stamp(at)))
-            }
-            Kind::Date => value::parse_instant(text)
-                .and_then(|at| i32::try_from(at.div_euclid(DAY_MS) - EPOCH_DAYS).ok())
-                .map(pg_sys::Datum::from),
-            Kind::Boolean | Kind::Other => None,
-        };
-        if let Some(datum) = ready {
-            return Place::Value(datum);
-        }
-        row.scratch.clear();
-        row.scratch.extend_from_slice(text.as_bytes());
-        row.scratch.push(0);
-        let text = row.scratch.as_mut_ptr().cast();
-        // SAFETY: a C string; what is none of the type is an SQL error.
-        Place::Value(unsafe {
-            pg_sys::InputFunctionCall(&raw mut self.input, text, self.parameter, self.modifier)
-        })
-    }
-}
-
-#[derive(Clone, Copy)]
-enum Place {
-    Null,
-    Value(pg_sys::Datum),
-    /// In the image.
-    At(usize),
-}
-
-/// A row while it is laid out; memory that the next one uses again.
-#[derive(Default)]
-struct Row {
-    image: Image,
-    places: Vec<Place>,
-    scratch: Vec<u8>,
-    values: Vec<pg_sys::Datum>,
-    nulls: Vec<bool>,
-}
-
-impl Row {
-    unsafe fn form(&mut self, descriptor: pg_sys::TupleDesc) -> pg_sys::HeapTuple {
-        self.values.clear();
-        self.nulls.clear();
-        for place in &self.places {
-            self.nulls.push(matches!(place, Place::Null));
-            self.values.push(match place {
-                Place::Null => pg_sys::Datum::from(0),
-                Place::Value(datum) => *datum,
-                Place::At(at) => self.image.datum(*at),
-            });
-        }
-        let (values, nulls) = (self.values.as_mut_ptr(), self.nulls.as_mut_ptr());
-        // SAFETY: as many values as the descriptor has attributes, of their types.
-        unsafe { pg_sys::heap_form_tuple(descriptor, values, nulls) }
-    }
 }
 
 /// What the server needs to store rows of one table.

@@ -2,12 +2,14 @@
 //! the capture trigger, and the store. No other folder names `pgrx::Spi` or
 //! `pgrx::pg_sys` (the two worker entry points excepted).
 
+pub(crate) mod amend;
 pub(crate) mod api;
 pub(crate) mod bulk;
 pub(crate) mod capture;
 pub(crate) mod catalog;
 pub(crate) mod copy;
 pub(crate) mod fence;
+mod form;
 pub(crate) mod guc;
 pub(crate) mod image;
 pub(crate) mod load;

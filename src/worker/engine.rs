@@ -160,6 +160,8 @@ pub(crate) struct Engine {
     pub(crate) replay_limit: i32,
     /// Something may be ready to send.
     pub(crate) may_send: bool,
+    /// Of the events last taken some are of linked records: writes may follow.
+    pub(crate) linked_events: bool,
     /// Something may wait in `crm.deferred`.
     pub(crate) may_undefer: bool,
     /// When changes of policy are carried out next; `None` if none waits.
@@ -206,6 +208,7 @@ impl Engine {
             may_replay: true,
             replay_limit: replay::BATCH,
             may_send: true,
+            linked_events: false,
             may_undefer: true,
             policy_at: Some(0),
             undefer_at: 0,

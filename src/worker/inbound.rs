@@ -58,6 +58,11 @@ pub(crate) fn apply(
     now: Millis,
 ) -> Step<()> {
     let world = &engine.world;
+    let linked = |a: &Arrival| {
+        let mirror = world.mirror_of(&a.server, &a.change.object);
+        mirror.is_none_or(|m| world.groups[m.group].group.sides.len() > 1)
+    };
+    let linked = arrivals.iter().any(linked);
     let whole = tx::in_transaction(|| {
         let applied = apply_new(world, &arrivals, now)?;
         for (stream, advance) in &advances {
@@ -81,6 +86,7 @@ pub(crate) fn apply(
             applied
         }
     };
+    engine.linked_events = linked;
     engine.may_send = true;
     for mirror in applied.overflowed {
         restart_backfill(engine, mirror)?;

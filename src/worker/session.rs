@@ -252,19 +252,27 @@ impl Session {
         if pending.references {
             self.look |= references::carry_over()?;
         }
-        let rest = self.rest(context, pending.changes, now);
-        // Not before the events are on disk; the claim of what follows from
-        // them has usually brought them there.
-        if !self.replies.is_empty() {
-            wal::flush();
-            for reply in std::mem::take(&mut self.replies) {
-                self.engine.submit(reply);
-            }
+        if !self.engine.linked_events {
+            self.reply();
         }
+        let rest = self.rest(context, pending.changes, now);
+        // The claim of what follows from the events has usually brought them to disk.
+        self.reply();
         let (drained, next) = rest?;
         self.engine.store_usage(now)?;
         self.look |= drained > 0;
         Ok(if more || drained > 0 { now } else { next })
+    }
+
+    /// Answers webhooks, not before their events are on disk.
+    fn reply(&mut self) {
+        if self.replies.is_empty() {
+            return;
+        }
+        wal::flush();
+        for reply in std::mem::take(&mut self.replies) {
+            self.engine.submit(reply);
+        }
     }
 
     /// What users changed, and what is due; the changes drained and the time of

@@ -29,4 +29,5 @@ pub(crate) mod scopes;
 pub(crate) mod spi;
 pub(crate) mod streams;
 pub(crate) mod topics;
+mod updates;
 pub(crate) mod writes;

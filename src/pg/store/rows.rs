@@ -7,12 +7,12 @@ use std::fmt::Write as _;
 
 use crm_core::model::{FieldType, Record};
 use crm_core::value;
-use pgrx::pg_sys;
 
 use super::config::ColumnRow;
 use super::spi::{self, Arg, Result};
+pub(crate) use super::updates::{RowUpdate, update};
 use crate::pg::copy::{self, CopyText};
-use crate::pg::image::{self, Image, Tid};
+use crate::pg::image::{self, Tid};
 use crate::pg::load;
 use crate::pg::origin;
 
@@ -39,19 +39,6 @@ pub(crate) struct Row {
     pub(crate) deleted: bool,
     /// Shown as deleted because its linked record is; its own CRM keeps it.
     pub(crate) hidden: bool,
-    pub(crate) values: Vec<Option<String>>,
-}
-
-/// New values for one row; `values` in the order of the columns of the call.
-#[derive(Clone, Debug)]
-pub(crate) struct RowUpdate {
-    pub(crate) row_id: i64,
-    /// Where the version is that this transaction has locked, if it has.
-    pub(crate) tid: Option<Tid>,
-    /// New `_sync_source`; empty leaves it as it is.
-    pub(crate) source: String,
-    /// Milliseconds; 0 leaves `_remote_modified_at` as it is.
-    pub(crate) modified_at: i64,
     pub(crate) values: Vec<Option<String>>,
 }
 
@@ -204,7 +191,7 @@ pub(crate) fn present_rows(table: &Table, ids: Vec<i64>) -> Result<Vec<i64>> {
 }
 
 /// Turns rows of values into one array per column.
-fn by_column(
+pub(super) fn by_column(
     width: usize,
     rows: impl Iterator<Item = Vec<Option<String>>>,
 ) -> Vec<Vec<Option<String>>> {
@@ -217,7 +204,7 @@ fn by_column(
     out
 }
 
-fn unnest_columns(first: usize, width: usize) -> (String, String) {
+pub(super) fn unnest_columns(first: usize, width: usize) -> (String, String) {
     let mut arrays = String::new();
     let mut names = String::new();
     for i in 0..width {
@@ -225,89 +212,6 @@ fn unnest_columns(first: usize, width: usize) -> (String, String) {
         let _ = write!(names, ", c{i}");
     }
     (arrays, names)
-}
-
-/// Sets `columns` of the given rows; rows that hold the values already stay untouched.
-pub(crate) fn update(table: &Table, columns: &[&ColumnRow], rows: Vec<RowUpdate>) -> Result<usize> {
-    if rows.is_empty() {
-        return Ok(0);
-    }
-    let count = rows.len();
-    let mut ids = Vec::with_capacity(count);
-    let mut tids = Vec::with_capacity(count);
-    let mut sources = Vec::with_capacity(count);
-    let mut stamps = Vec::with_capacity(count);
-    let values = by_column(
-        columns.len(),
-        rows.into_iter().map(|row| {
-            ids.push(row.row_id);
-            tids.extend(row.tid);
-            sources.push(row.source);
-            stamps.push(row.modified_at);
-            row.values
-        }),
-    );
-    let mut image = Image::default();
-    let mut places = vec![
-        (image.longs(&ids), pg_sys::INT8ARRAYOID),
-        (
-            image.texts(sources.iter().map(|s| Some(s.as_str()))),
-            pg_sys::TEXTARRAYOID,
-        ),
-        (image.longs(&stamps), pg_sys::INT8ARRAYOID),
-    ];
-    for column in &values {
-        let at = image.texts(column.iter().map(Option::as_deref));
-        places.push((at, pg_sys::TEXTARRAYOID));
-    }
-    let by_place = tids.len() == count;
-    if by_place {
-        places.push((image.tids(&tids), pg_sys::TIDARRAYOID));
-    }
-    let mut args: Vec<Arg<'_>> = places.iter().map(|(at, t)| image.arg(*at, *t)).collect();
-    as_owner(table, || {
-        if by_place {
-            let done = spi::write(&update_statement(table, columns, true), &args)?;
-            if done == count {
-                return Ok(done);
-            }
-            // Some hold the values already, or a trigger has touched them since
-            // they were locked: look at them by their key.
-            args.pop();
-        }
-        spi::write(&update_statement(table, columns, false), &args)
-    })
-}
-
-/// The statement of [`update`]; rows are found by place, which costs no descent
-/// of an index, or by key.
-fn update_statement(table: &Table, columns: &[&ColumnRow], by_place: bool) -> String {
-    let (arrays, names) = unnest_columns(4, columns.len());
-    let mut sets = String::new();
-    let mut differs = String::from(
-        "v.src <> '' AND m._sync_source IS DISTINCT FROM v.src \
-         OR v.at > 0 AND m._remote_modified_at IS DISTINCT FROM to_timestamp(v.at::float8 / 1000)",
-    );
-    for (i, column) in columns.iter().enumerate() {
-        let value = input(column, i);
-        let _ = write!(sets, "{} = {value}, ", column.quoted);
-        let _ = write!(differs, " OR m.{} IS DISTINCT FROM {value}", column.quoted);
-    }
-    let (places, place, found) = match by_place {
-        true => (
-            format!(", ${}::tid[]", 4 + columns.len()),
-            ", tid",
-            "m.ctid = v.tid AND m._id = v._id",
-        ),
-        false => (String::new(), "", "m._id = v._id"),
-    };
-    format!(
-        "UPDATE {} m SET {sets}_sync_source = CASE WHEN v.src = '' THEN m._sync_source ELSE v.src END, _remote_modified_at = CASE WHEN v.at > 0 \
-         THEN greatest(m._remote_modified_at, to_timestamp(v.at::float8 / 1000)) ELSE m._remote_modified_at END \
-         FROM unnest($1::bigint[], $2::text[], $3::bigint[]{arrays}{places}) AS v(_id, src, at{names}{place}) \
-         WHERE {found} AND ({differs})",
-        table.name
-    )
 }
 
 /// Inserts rows; those whose CRM id has a row already are left out.
