@@ -476,13 +476,15 @@ COMMENT ON FUNCTION crm._why_references(integer[], bigint[], text[]) IS 'Part of
 -- waits to be carried over, or is in the row and not yet in the create, of an association
 -- for a day.
 CREATE FUNCTION crm._references_awaited(mirror integer) RETURNS void
-LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Not a function of SQL: that would be planned at each claim.
     UPDATE crm.write w SET not_before = clock_timestamp() + least(interval '1 minute', greatest(interval '250 milliseconds', (clock_timestamp() - w.queued_at) / 8))
     FROM crm.reference_map r JOIN crm.link k ON k.name = r.link AND k.mode = 'live'
     WHERE r.theirs = $1 AND r.at_creation AND w.mirror = $1 AND w.kind = 'create' AND w.state = 'queued' AND (w.not_before IS NULL OR w.not_before <= now())
       AND EXISTS (SELECT FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror = r.own WHERE a.mirror = $1 AND a.row_id = w.row_id
                   AND CASE WHEN r.own_field IS NULL THEN w.vals ->> r.field IS NULL AND w.queued_at > now() - interval '1 day'
                            ELSE EXISTS (SELECT FROM crm.reference_due d WHERE d.map = r.id AND d.kind = 'given' AND d.row_id = b.row_id)
-                                OR (w.queued_at > now() - interval '1 day' AND crm._reference_held(r.theirs, r.field, w.row_id) <> coalesce(w.vals ->> r.field, '')) END)
-$$;
+                                OR (w.queued_at > now() - interval '1 day' AND crm._reference_held(r.theirs, r.field, w.row_id) <> coalesce(w.vals ->> r.field, '')) END);
+END $$;
 COMMENT ON FUNCTION crm._references_awaited(integer) IS 'Puts off the creates of a mirror that lack a reference which they are made with.';

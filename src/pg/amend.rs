@@ -79,7 +79,7 @@ impl Plan {
     }
 
     /// Lays out a row as it becomes; false if that cannot be told here, or if it
-    /// may be what it is.
+    /// may be so already: that takes the operators of the types.
     ///
     /// # Safety
     /// `row` holds the places of the version that is there.
@@ -89,14 +89,24 @@ impl Plan {
             Place::Value(datum) => Some(datum.value() as i64),
             Place::Null | Place::At(_) => None,
         };
-        let stamp = is(&row.places[self.stamp]);
-        let at = bulk::stamp(change.modified_at);
-        // Else it takes the operators of the types to see whether it differs.
-        let differs = change.modified_at > 0 && stamp != Some(at);
-        if !differs || is(&row.places[self.row_id]) != Some(change.row_id) {
+        if is(&row.places[self.row_id]) != Some(change.row_id) {
             return false;
         }
-        if stamp.is_none_or(|known| known < at) {
+        let stamp = is(&row.places[self.stamp]);
+        let at = bulk::stamp(change.modified_at);
+        let moved = change.modified_at > 0 && stamp != Some(at);
+        let named = Some(change.source).filter(|s| !s.is_empty());
+        // SAFETY: texts of the version that is there, on the page that is held.
+        let differs = unsafe {
+            moved
+                || named.is_some_and(|s| form::differ(&row.places[self.source], Some(s)))
+                || (self.columns.iter().zip(change.values))
+                    .any(|((at, form), value)| form.differs(&row.places[*at], value.as_deref()))
+        };
+        if !differs {
+            return false;
+        }
+        if moved && stamp.is_none_or(|known| known < at) {
             row.places[self.stamp] = Place::Value(pg_sys::Datum::from(at));
         }
         if !change.source.is_empty() {
@@ -122,7 +132,6 @@ struct Target {
     slot: *mut pg_sys::TupleTableSlot,
     /// For what lives as long as the batch.
     memory: pg_sys::MemoryContext,
-    snapshot: pg_sys::Snapshot,
     constrained: bool,
     values: Vec<pg_sys::Datum>,
     nulls: Vec<bool>,
@@ -146,7 +155,6 @@ impl Target {
                 pg_sys::ALLOCSET_DEFAULT_INITSIZE as usize,
                 pg_sys::ALLOCSET_DEFAULT_MAXSIZE as usize,
             );
-            pg_sys::PushActiveSnapshot(pg_sys::GetTransactionSnapshot());
             let width = usize::try_from((*(*relation).rd_att).natts).unwrap_or(0);
             let operations = &raw const pg_sys::TTSOpsHeapTuple;
             Self {
@@ -155,7 +163,6 @@ impl Target {
                 info,
                 slot: pg_sys::MakeSingleTupleTableSlot((*relation).rd_att, operations),
                 memory,
-                snapshot: pg_sys::GetActiveSnapshot(),
                 constrained: !(*(*relation).rd_att).constr.is_null(),
                 values: vec![pg_sys::Datum::from(0); width],
                 nulls: vec![true; width],
@@ -179,7 +186,10 @@ impl Target {
             };
             let mut page = 0;
             let (relation, old) = (self.relation, &raw mut old);
-            if !pg_sys::heap_fetch(relation, self.snapshot, old, &raw mut page, false) {
+            // It was seen when it was locked; whether it still counts is asked when
+            // it is replaced.
+            let any = &raw mut pg_sys::SnapshotAnyData;
+            if !pg_sys::heap_fetch(relation, any, old, &raw mut page, false) {
                 return std::ptr::null_mut();
             }
             let descriptor = (*relation).rd_att;
@@ -232,7 +242,6 @@ impl Target {
     unsafe fn close(self) {
         // SAFETY: all of it was opened in `open`, and nothing uses it any more.
         unsafe {
-            pg_sys::PopActiveSnapshot();
             pg_sys::ExecDropSingleTupleTableSlot(self.slot);
             pg_sys::ExecCloseIndices(self.info);
             pg_sys::FreeExecutorState(self.state);

@@ -4,7 +4,7 @@
 use std::ffi::CStr;
 
 use crm_core::value;
-use pgrx::pg_sys;
+use pgrx::{pg_sys, varlena};
 
 use crate::pg::bulk;
 use crate::pg::image::Image;
@@ -84,6 +84,19 @@ impl Form {
         matches!(self.kind, Kind::List) && text.split(';').any(str::is_empty)
     }
 
+    /// Whether a value is certainly another than the text says.
+    ///
+    /// # Safety
+    /// `held` is a value of this type that can be read.
+    pub(super) unsafe fn differs(&self, held: &Place, text: Option<&str>) -> bool {
+        match (held, text) {
+            // SAFETY: by the caller's promise.
+            (_, Some(_)) if matches!(self.kind, Kind::Text) => unsafe { differ(held, text) },
+            (Place::Null, text) => text.is_some(),
+            (_, text) => text.is_none(),
+        }
+    }
+
     /// # Safety
     /// In a transaction; memory is the current context's.
     pub(super) unsafe fn place(&mut self, text: &str, row: &mut Row) -> Place {
@@ -127,6 +140,24 @@ pub(super) enum Place {
     Value(pg_sys::Datum),
     /// In the image.
     At(usize),
+}
+
+/// Whether a text is certainly another; of one that is compressed or kept
+/// elsewhere that is not known.
+///
+/// # Safety
+/// `held` is a `text` that can be read.
+pub(super) unsafe fn differ(held: &Place, text: Option<&str>) -> bool {
+    let (Place::Value(held), Some(text)) = (held, text) else {
+        return matches!(held, Place::Null) != text.is_none();
+    };
+    let at: *const pg_sys::varlena = held.cast_mut_ptr();
+    // SAFETY: a text is a pointer to a header that says how the bytes are kept.
+    unsafe {
+        let plain = varlena::varatt_is_4b_u(at)
+            || (varlena::varatt_is_1b(at) && !varlena::varatt_is_1b_e(at));
+        plain && varlena::text_to_rust_str(at).is_ok_and(|held| held != text)
+    }
 }
 
 /// A row while it is laid out; memory that the next one uses again.

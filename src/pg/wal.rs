@@ -13,3 +13,21 @@ pub(crate) fn flush() {
     // flushed already.
     unsafe { pg_sys::XLogFlush(pg_sys::XactLastCommitEnd) };
 }
+
+/// From here on the transaction's commit waits for the disk.
+pub(crate) fn await_disk() {
+    // SAFETY: a known setting with a valid value, inside a transaction, whose end
+    // puts the old one back.
+    unsafe {
+        pg_sys::set_config_option(
+            c"synchronous_commit".as_ptr(),
+            c"on".as_ptr(),
+            pg_sys::GucContext::PGC_USERSET,
+            pg_sys::GucSource::PGC_S_SESSION,
+            pg_sys::GucAction::GUC_ACTION_LOCAL,
+            true,
+            0,
+            false,
+        );
+    }
+}

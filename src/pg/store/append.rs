@@ -42,9 +42,6 @@ const EVENT_COLUMNS: [pg_sys::Oid; 24] = [
 /// Columns of `crm.event_seen`, in their order.
 const SEEN_COLUMNS: [pg_sys::Oid; 2] = [pg_sys::UUIDOID, pg_sys::DATEOID];
 
-/// From so many identities on it pays to suppose that none is known.
-const MANY: usize = 8;
-
 thread_local! {
     /// The partition last written to: first number, first number behind it, table.
     static PARTITION: Cell<Option<(i64, i64, pg_sys::Oid)>> = const { Cell::new(None) };
@@ -123,7 +120,7 @@ fn partition(first: i64, last: i64) -> Result<Option<pg_sys::Oid>> {
 /// Takes identities of which none is known, as nearly always; `None`, with none
 /// taken, if one is. Only the one session worker adds any.
 pub(super) fn identities(given: &[Identity]) -> Result<Option<Vec<usize>>> {
-    if given.len() < MANY {
+    if given.is_empty() {
         return Ok(None);
     }
     let mut fresh: Vec<(Identity, usize)> = given.iter().copied().zip(0..).collect();

@@ -3,6 +3,7 @@
 
 use super::spi::{self, Result};
 use super::writes::{COLUMNS, WriteRow, row};
+use crate::pg::wal;
 
 /// Puts off the ready creates of a mirror for which a record waits to be read
 /// that has an equal value in one of `keys`, or of which no such value is known
@@ -56,7 +57,7 @@ pub(crate) fn take_again(ids: Vec<i64>) -> Result<Vec<WriteRow>> {
         "UPDATE crm.write w SET state = 'in_flight', not_before = NULL, error = NULL, error_code = NULL, error_class = NULL, advice = NULL, \
            claimed_at = clock_timestamp() WHERE w.id = ANY ($1) AND w.kind = 'create' AND w.state = 'queued' RETURNING {COLUMNS}"
     );
-    spi::write("SELECT set_config('synchronous_commit', 'on', true)", &[])?;
+    wal::await_disk();
     let mut rows = spi::write_rows(&sql, &[ids.into()], row)?;
     rows.sort_by_key(|w| w.id);
     Ok(rows)

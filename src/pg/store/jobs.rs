@@ -2,6 +2,7 @@
 
 use super::spi::{self, Result};
 use super::writes::{COLUMNS, WriteRow, row};
+use crate::pg::wal;
 
 /// How many writes of a mirror are ready to be sent, counted no further than `most`.
 pub(crate) fn waiting(mirror: i32, most: u64) -> Result<u64> {
@@ -17,7 +18,7 @@ pub(crate) fn waiting(mirror: i32, most: u64) -> Result<u64> {
 
 /// Notes the job that carries these writes: must be on disk before the job may begin.
 pub(crate) fn carry(ids: Vec<i64>, job: &str) -> Result<usize> {
-    spi::write("SELECT set_config('synchronous_commit', 'on', true)", &[])?;
+    wal::await_disk();
     spi::write(
         "UPDATE crm.write SET job = $2 WHERE id = ANY($1)",
         &[ids.into(), job.into()],

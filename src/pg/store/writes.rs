@@ -170,7 +170,7 @@ pub(crate) fn claim(mirror: i32, limit: i64) -> Result<Vec<WriteRow>> {
     );
     // A claim must survive a crash: without it the write would be sent again as
     // if it never had been.
-    spi::write("SELECT set_config('synchronous_commit', 'on', true)", &[])?;
+    crate::pg::wal::await_disk();
     let mut rows = spi::write_rows(&sql, &[mirror.into(), limit.into()], row)?;
     rows.sort_by_key(|w| w.id);
     Ok(rows)
