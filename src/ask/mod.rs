@@ -23,13 +23,13 @@ fn world(mirrors: Option<Vec<i32>>) -> World {
     parsed(&fine(config::peek(mirrors)))
 }
 
-/// The same for questions that only look: what the last one of the session made of
-/// the configuration serves as long as that reads the same.
-fn world_again(mirrors: Vec<i32>) -> Rc<World> {
+/// Without the rules of policy, for questions that only compare: what the last one of
+/// the session made of the configuration serves as long as that reads the same.
+fn maps(mirrors: Vec<i32>) -> Rc<World> {
     thread_local! {
         static LAST: RefCell<Option<(String, Rc<World>)>> = const { RefCell::new(None) };
     }
-    let json = fine(config::peek(Some(mirrors)));
+    let json = fine(config::peek_maps(mirrors));
     let last = LAST.take().filter(|(known, _)| *known == json);
     let (json, world) = match last {
         Some(last) => last,

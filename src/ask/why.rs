@@ -33,7 +33,7 @@ fn why_values(
     let mut found = Vec::new();
     let tied = fine(ask::entity_of(mirror, row_id));
     if tied.len() > 1 {
-        let world = super::world_again(fine(config::group_of(mirror)));
+        let world = super::maps(fine(config::group_of(mirror)));
         if let Some(own) = world.mirrors.get(&mirror) {
             let (mut entity, unread) = tx::canonically(|| load(&world, own, &tied));
             found.extend(unread.into_iter().map(hidden));

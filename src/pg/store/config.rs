@@ -186,18 +186,31 @@ pub(crate) fn retain() -> Result<()> {
 /// that it shows: what commits later leaves a new one.
 pub(crate) fn read() -> Result<String> {
     spi::write("DELETE FROM crm.config_change", &[])?;
-    Ok(spi::write_text(CONFIG, &[None::<Vec<i32>>.into()])?.unwrap_or_default())
+    Ok(spi::write_text(&statement(RULES), &[None::<Vec<i32>>.into()])?.unwrap_or_default())
+}
+
+fn statement(rules: &str) -> String {
+    format!("{MAPS}{rules})::text")
+}
+
+/// Reads of these mirrors and their links how they are mapped, and no rule of policy.
+pub(crate) fn peek_maps(mirrors: Vec<i32>) -> Result<String> {
+    let sql = statement(NO_RULES);
+    let found = spi::read_rows(&sql, &[mirrors.into()], |row| row.get::<String>(1))?;
+    Ok(found.into_iter().next().flatten().unwrap_or_default())
 }
 
 /// Reads the configuration of these mirrors, or of all, and takes note of nothing.
 pub(crate) fn peek(mirrors: Option<Vec<i32>>) -> Result<String> {
-    let found = spi::read_rows(CONFIG, &[mirrors.into()], |row| row.get::<String>(1))?;
+    let found = spi::read_rows(&statement(RULES), &[mirrors.into()], |row| {
+        row.get::<String>(1)
+    })?;
     Ok(found.into_iter().next().flatten().unwrap_or_default())
 }
 
 /// The same, with what this transaction has changed.
 pub(crate) fn peek_now() -> Result<String> {
-    Ok(spi::write_text(CONFIG, &[None::<Vec<i32>>.into()])?.unwrap_or_default())
+    Ok(spi::write_text(&statement(RULES), &[None::<Vec<i32>>.into()])?.unwrap_or_default())
 }
 
 /// The mirrors that are decided together with this one.
@@ -236,7 +249,8 @@ pub(crate) fn is_passing(error: &SqlError) -> bool {
     error.is_transient() || tx::in_transaction(|| Ok(unread()?.is_some())).unwrap_or(true)
 }
 
-const CONFIG: &str = "
+/// What [`ConfigRows`] says of mirrors and links.
+const MAPS: &str = "
 SELECT pg_catalog.json_build_object(
     'installation', (SELECT id FROM crm.installation),
     'policy_version', (SELECT policy_version FROM crm.installation),
@@ -267,7 +281,10 @@ SELECT pg_catalog.json_build_object(
     'links', coalesce((SELECT json_agg(to_jsonb(l) || jsonb_build_object('maps',
         coalesce((SELECT json_agg(to_jsonb(f) ORDER BY f.id) FROM crm.field_map f WHERE f.link = l.name), '[]'),
         'defaults', coalesce((SELECT json_agg(to_jsonb(d)) FROM crm.field_default d WHERE d.link = l.name), '[]'))
-        ORDER BY l.id) FROM crm.link l WHERE $1::int[] IS NULL OR l.left_mirror = ANY($1) OR l.right_mirror = ANY($1)), '[]'),
+        ORDER BY l.id) FROM crm.link l WHERE $1::int[] IS NULL OR l.left_mirror = ANY($1) OR l.right_mirror = ANY($1)), '[]')";
+
+/// And of who wins.
+const RULES: &str = ",
     'policies', coalesce((SELECT json_agg(json_build_object('id', p.id, 'link', p.link, 'field', p.field,
         'strategy', p.strategy, 'winner', p.winner, 'function', p.function, 'min_score', ceil(p.min_score * 1000)::integer, 'strict', p.strict,
         'skew_ms', (extract(epoch FROM p.skew) * 1000)::bigint) ORDER BY p.id) FROM crm.conflict_policy p), '[]'),
@@ -275,5 +292,8 @@ SELECT pg_catalog.json_build_object(
         FROM crm.field_lock f), '[]'),
     'stamps', coalesce((SELECT json_agg(json_build_object('server', q.server, 'source', q.source, 'exactness', q.exactness,
         'resolution_ms', (extract(epoch FROM q.resolution) * 1000)::bigint, 'tolerance_ms', (extract(epoch FROM q.tolerance) * 1000)::bigint))
-        FROM crm._stamp_qualities() q), '[]')
-)::text";
+        FROM crm._stamp_qualities() q), '[]')";
+
+/// The same without any rule.
+const NO_RULES: &str =
+    ", 'policies', json_build_array(), 'locks', json_build_array(), 'stamps', json_build_array()";
