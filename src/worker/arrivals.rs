@@ -171,7 +171,7 @@ pub(crate) fn back(world: &World, mirror: &Mirror, row_ids: Vec<i64>, now: Milli
 }
 
 /// The field of a mirror that says first whether two records are one thing.
-fn first_key(world: &World, mirror: &Mirror) -> Option<String> {
+pub(super) fn first_key(world: &World, mirror: &Mirror) -> Option<String> {
     let links = &world.groups[mirror.group].links;
     let maps = links.iter().filter(|l| l.mode == "live" && !l.paused);
     let maps = maps.flat_map(|l| l.maps.iter().map(move |m| (l, m)));

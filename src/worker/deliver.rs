@@ -161,6 +161,7 @@ pub(crate) fn record(
         }
     }
     after.done = sorted.done.len();
+    after.read.extend(sorted.exists.iter().map(|e| e.1.clone()));
     if mirror.pairs().is_some() {
         // What else is between the two records follows from it.
         let starts = sorted.done.iter().map(|(_, id, _)| pairs::start(id));
@@ -287,6 +288,9 @@ impl Sorted {
         let landed: Vec<i64> = self.done.iter().map(|(r, _, _)| r.id).collect();
         let known: HashSet<i64> = writes::finish(landed)?.into_iter().collect();
         for (row, id, _) in &self.exists {
+            if unique::exists(world, mirror, row, id, now)? {
+                continue;
+            }
             adopt(mirror, vec![(row.row_id, id.clone())])?;
             writes::set_back(&[Setback {
                 id: row.id,

@@ -149,6 +149,53 @@ async fn a_new_record_and_the_one_that_it_matches_tell_each_other_what_they_know
     both_hold(&pair, &who, &known).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_with_the_email_of_another_record_asks_and_overwrites_nobody() {
+    let (pair, people) = Pair::linked(5, PairOptions::default()).await;
+    let who = &people[0];
+    let name = pair.shows("hubspot", who, "lastname");
+    let email: String = pair
+        .db
+        .one(&format!(
+            "SELECT email FROM hubspot.contacts WHERE id = '{}'",
+            who.hubspot
+        ))
+        .await;
+    pair.db
+        .exec(&format!(
+            "INSERT INTO hubspot.contacts (email, lastname) VALUES ('{email}', 'Overwriter')"
+        ))
+        .await;
+    let asked =
+        "SELECT count(*) = 1 FROM crm.review WHERE kind = 'create' AND mirror = 'hubspot.contacts'";
+    pair.db
+        .wait_true("a person is asked", PATIENCE, asked)
+        .await;
+    assert_eq!(pair.shows("hubspot", who, "lastname"), name);
+    assert_eq!(pair.shows("salesforce", who, "lastname"), name);
+    let kept = "SELECT count(*) FROM hubspot.contacts WHERE lastname = 'Overwriter' AND id IS NULL";
+    assert_eq!(pair.db.one::<i64>(kept).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_nobody_has_told_of_is_read_before_a_row_becomes_the_same() {
+    let (pair, _) = Pair::linked(5, PairOptions::default()).await;
+    pair.emulator.fault(json!({"stream": "webhook", "lose": 1}));
+    let there =
+        json!({"email": "ada@example.com", "lastname": "King", "phone": "+44 1", "city": "Hull"});
+    pair.emulator.create("hubspot", "contacts", there);
+    pair.db
+        .exec("INSERT INTO hubspot.contacts (email, lastname, city) VALUES ('ada@example.com', 'Lovelace', 'York')")
+        .await;
+    let one = "SELECT count(*) = 1 AND bool_and(h.id IS NOT NULL AND h.phone = '+44 1' AND h.phone = s.phone AND h.lastname = s.lastname AND h.city = s.mailingcity)
+        FROM hubspot.contacts h JOIN salesforce.contact s ON s.email = h.email WHERE h.email = 'ada@example.com' AND h._deleted_at IS NULL";
+    pair.db.wait_true("they are one", PATIENCE, one).await;
+    let lost = "SELECT array_agg(DISTINCT field ORDER BY field) = '{city,lastname}' FROM crm.conflict WHERE field IN ('city', 'lastname')";
+    pair.db
+        .wait_true("what lost is named", PATIENCE, lost)
+        .await;
+}
+
 /// A pair in shadow, and somebody whom both know.
 async fn shadow() -> (Pair, Person) {
     let pair = Pair::start(options()).await;
