@@ -397,8 +397,8 @@ BEGIN
         RAISE EXCEPTION 'no record is named' USING ERRCODE = '22023', DETAIL = 'Expected the record''s id in the CRM, or the _id of its row.', HINT = format('For example SELECT * FROM crm.why(%L, ''101'');', mirror);
     END IF;
     EXECUTE format('SELECT t._id FROM %I.%I t WHERE t.id = $1', m.schema_name, m.table_name) INTO row USING id;
-    IF row IS NULL AND id ~ '^[0-9]{1,18}$' THEN
-        EXECUTE format('SELECT t._id FROM %I.%I t WHERE t._id = $1', m.schema_name, m.table_name) INTO row USING id::bigint;
+    IF row IS NULL AND id ~ '^#?[0-9]{1,18}$' THEN
+        EXECUTE format('SELECT t._id FROM %I.%I t WHERE t._id = $1', m.schema_name, m.table_name) INTO row USING ltrim(id, '#')::bigint;
     END IF;
     RETURN QUERY SELECT * FROM crm._why_told(m, row, 'record ' || id, all_checks);
 END $$;
