@@ -109,6 +109,18 @@ fn shows_what_stood(case: &mut Case<'_>) -> bool {
     true
 }
 
+/// Whether a page shows an edit that waits to be decided in its turn: it says when, or
+/// its stamp is of another field, and of those that wait it is the newest.
+fn shows_what_waits(case: &mut Case<'_>) -> bool {
+    let at = case.observed.at;
+    let waiting = || case.here().waiting.iter();
+    let beside = waiting().any(|(v, c)| c.at.overlaps(at) && case.is(v));
+    let newest = waiting().rfind(|(_, c)| c.at.before(at));
+    let newest = newest.is_some_and(|(v, _)| case.is(v));
+    case.notes.no_edit |= newest && !beside;
+    beside || newest
+}
+
 /// The value that the writer of an edit at the CRM saw.
 fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
     let (value, at) = (case.value, case.observed.at);
@@ -128,9 +140,7 @@ fn edit_seen(case: &mut Case<'_>) -> Result<Value, Keep> {
     if page && ours && case.here().waiting.is_empty() {
         return Err(Keep::Nothing);
     }
-    // It is decided in its turn among those that wait.
-    let waits = |(v, c): &(Value, Clock)| c.at.overlaps(at) && same(field_type, v, value);
-    if page && case.here().waiting.iter().any(waits) {
+    if page && shows_what_waits(case) {
         return Err(Keep::Wait);
     }
     let queued = has_turn_before(case);

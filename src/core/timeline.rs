@@ -41,10 +41,14 @@ fn fate(write: &SentWrite) -> Fate {
 }
 
 /// When, by the CRM's clock, a write may have taken effect: not before the edits
-/// that we had been told of when it left.
-fn window(write: &SentWrite, skew_ms: i64) -> Option<Interval> {
+/// that we had been told of when it left. Those tell nothing of another edit of their
+/// second (`of`).
+fn window(write: &SentWrite, of: Option<Interval>, skew_ms: i64) -> Option<Interval> {
     let mut window = write.window(skew_ms)?;
-    if let Some(after) = write.after.filter(|after| *after >= window.from) {
+    let twin = |after: Millis| of.filter(|of| of.from <= after && after <= of.to);
+    let after =
+        (write.after).map(|after| twin(after).map_or(after, |of| of.from.saturating_sub(1)));
+    if let Some(after) = after.filter(|after| *after >= window.from) {
         window.from = after.saturating_add(1).min(window.to);
     }
     Some(window)
@@ -53,7 +57,7 @@ fn window(write: &SentWrite, skew_ms: i64) -> Option<Interval> {
 /// The writes of a side with their windows, in the order they were sent. Writes of
 /// one record follow one another: what left after an answer landed after what was
 /// answered, by whatever clock.
-fn windows(side: &SideState, skew_ms: i64) -> Vec<(&SentWrite, Interval)> {
+fn windows(side: &SideState, of: Interval, skew_ms: i64) -> Vec<(&SentWrite, Interval)> {
     let follows = |late: &SentWrite, early: &SentWrite| match (early.sent, late.sent) {
         (
             Sent::Answered { answered, .. },
@@ -64,7 +68,7 @@ fn windows(side: &SideState, skew_ms: i64) -> Vec<(&SentWrite, Interval)> {
         _ => false,
     };
     let narrowed = |(i, write): (usize, &SentWrite)| {
-        let mut window = window(write, skew_ms)?;
+        let mut window = window(write, Some(of), skew_ms)?;
         let earlier = side.sent[..i].iter().filter(|early| follows(write, early));
         if let Some(floor) = earlier.filter_map(|w| w.landed).map(|l| l.from).max() {
             window.from = window.from.max(floor);
@@ -223,7 +227,7 @@ fn overtaken(
     skew_ms: i64,
 ) -> Option<Place> {
     let mut unclear = false;
-    for of in windows(side, skew_ms) {
+    for of in windows(side, edit.1, skew_ms) {
         let (first, then) = (lies(edit, of, field_type), lay(next, of, field_type));
         if first == Lies::After || then == Lies::Before {
             continue;
@@ -250,7 +254,7 @@ fn before<'s>(
 ) -> Result<Value, Vec<&'s Value>> {
     let mut possible: Vec<&Value> = Vec::new();
     let mut ours = false;
-    for of in windows(side, skew_ms).into_iter().rev() {
+    for of in windows(side, edit.1, skew_ms).into_iter().rev() {
         let here = lies(edit, of, field_type);
         let earlier = previous.map_or(Lies::Before, |p| lay(p, of, field_type));
         if here == Lies::Before || earlier == Lies::After {
@@ -426,7 +430,7 @@ pub(crate) fn order_by_page(
     else {
         return;
     };
-    let Some(window) = window(write, skew_ms).filter(|_| asked_at > end) else {
+    let Some(window) = window(write, None, skew_ms).filter(|_| asked_at > end) else {
         return;
     };
     if same(field_type, write.result(), shown) {

@@ -134,12 +134,39 @@ fn a_page_that_shows_what_was_known_proves_no_write() {
     assert!(!sent.last().unwrap().confirmed, "{sent:?}");
 }
 
-#[test]
-fn a_page_from_before_an_edit_says_nothing_of_its_order() {
+/// Every edit counts, from 10 on.
+fn sums() -> World {
     let mut w = World::at_rest(policy(Delta, &[]), "10");
     for side in w.group.fields[0].sides.iter_mut().flatten() {
         side.field_type = FieldType::Number;
     }
+    w
+}
+
+/// The record is looked at long after all that was sent there.
+fn look(w: &mut World, value: &str, at: i64) {
+    let mut page = w.event(B, Source::Page, value, at);
+    page.asked_at = Some(T + 200_000);
+    w.now = T + 200_100;
+    w.observe(&page);
+}
+
+#[test]
+fn an_edit_in_the_second_of_one_that_we_knew_may_still_have_followed_our_write() {
+    let mut w = sums();
+    w.local(A, "14", T + 100);
+    w.remote(B, "26", T + 400);
+    w.claim(B, "30", T + 450);
+    w.answer(B, "30", Answer::Done { echoed: None }, T + 600);
+    let next = w.remote(B, "94", T + 700);
+    assert_eq!(only(&next).step, Step::Waiting, "{next:?}");
+    look(&mut w, "94", T + 700);
+    assert_eq!((w.row(A), w.row(B)), (text("94"), text("94")));
+}
+
+#[test]
+fn a_page_from_before_an_edit_says_nothing_of_its_order() {
+    let mut w = sums();
     w.local(A, "15", T);
     w.claim(A, "15", T + 1_000);
     w.remote(A, "16", T + 1_100);
@@ -177,10 +204,7 @@ fn what_was_sent_and_not_seen_is_no_value_of_its_crm_when_records_join() {
 /// SQL adds 8 to 10 everywhere; users added 1 on A and 2 on B just before. B's own
 /// event tells that its edit came first, so 20 is written before A's event is there.
 fn two_writes_after_an_edit() -> World {
-    let mut w = World::at_rest(policy(Delta, &[]), "10");
-    for side in w.group.fields[0].sides.iter_mut().flatten() {
-        side.field_type = FieldType::Number;
-    }
+    let mut w = sums();
     w.local(A, "18", T + 20);
     for side in [A, B] {
         w.claim(side, "18", T + 30);
