@@ -161,9 +161,15 @@ impl History {
             let back = self.engine.returned.get(&(side, *id));
             record.made_as.is_some() && wanted && back.is_none_or(|at| *at < flying.claim)
         };
-        // What landed although its row has been removed since is removed, or asked about.
+        // What landed although its row has been removed since, or has been given another
+        // record in the call's stead, is removed, or asked about.
+        let settled = |t: &crate::engine::Thing| {
+            let open = t.out[side].flying.as_ref();
+            let given = t.entity.records[side].record_id.is_some();
+            given && open.is_none_or(|f| f.claim != flying.claim)
+        };
         let row = self.engine.things.get(thing);
-        if row.is_none_or(|t| t.entity.records[side].deleted) {
+        if row.is_none_or(|t| t.entity.records[side].deleted || settled(t)) {
             return;
         }
         if self.crms[side].with_key(key).iter().any(other) && self.failed_over.is_none() {
