@@ -56,7 +56,7 @@ pub(super) fn kind_of(row: &WriteRow) -> WriteKind {
 pub(crate) fn claim(world: &World, mirror: &Mirror, limit: i64) -> Result<Vec<Batch>> {
     let mut by_kind: BTreeMap<u8, (WriteKind, Vec<WriteRow>)> = BTreeMap::new();
     let mut orphans = Vec::new();
-    references::await_needed(mirror.id)?;
+    references::await_needed(mirror.id, limit)?;
     for row in unique::one_by_one(mirror, writes::claim(mirror.id, limit)?)? {
         let kind = kind_of(&row);
         if row.record_id.is_none() && kind != WriteKind::Create {

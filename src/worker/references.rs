@@ -59,13 +59,20 @@ pub(crate) fn carry_over() -> Step<bool> {
     })
 }
 
-/// Puts off creates that must be made with a reference which is not known yet.
-pub(crate) fn await_needed(mirror: i32) -> spi::Result<()> {
-    spi::write(
-        "SELECT crm._references_awaited($1) WHERE EXISTS (SELECT FROM crm.reference_map r WHERE r.theirs = $1 AND r.at_creation)",
-        &[mirror.into()],
-    )?;
-    Ok(())
+/// Puts off creates that must be made with a reference which is not known yet, so
+/// that the next `limit` writes to claim are none of them.
+pub(crate) fn await_needed(mirror: i32, limit: i64) -> spi::Result<()> {
+    // In the place of those put off come others.
+    loop {
+        let put_off = spi::write_rows(
+            "SELECT crm._references_awaited($1, $2) WHERE EXISTS (SELECT FROM crm.reference_map r WHERE r.theirs = $1 AND r.at_creation)",
+            &[mirror.into(), limit.into()],
+            |row| row.get::<i64>(1),
+        )?;
+        if !put_off.into_iter().flatten().any(|n| n > 0) {
+            return Ok(());
+        }
+    }
 }
 
 fn perform(act: &Act) -> Result<(), SqlError> {
