@@ -457,9 +457,7 @@ RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     -- Nearly all mirrors have none: nothing to plan.
-    IF NOT EXISTS (SELECT FROM crm.reference_map r WHERE r.own = ANY (mirrors) OR r.theirs = ANY (mirrors)) THEN
-        RETURN;
-    END IF;
+    IF NOT EXISTS (SELECT FROM crm.reference_map r WHERE r.own = ANY (mirrors) OR r.theirs = ANY (mirrors)) THEN RETURN; END IF;
     RETURN QUERY
     SELECT 'reference', 'waits', format('%s of link "%s" waits: %s', r.field, r.link, coalesce(d.waits, 'the worker has not looked at it yet')),
            format('It is carried over when both records are there; looked at again at %s. The other end belongs to link "%s".', date_trunc('seconds', d.next_at), r.parent)
@@ -481,8 +479,7 @@ COMMENT ON FUNCTION crm._why_references(integer[], bigint[], text[]) IS 'Part of
 -- for a day.
 CREATE FUNCTION crm._references_awaited(mirror integer, most bigint) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
-DECLARE
-    put_off bigint;
+DECLARE put_off bigint;
 BEGIN
     -- Only of what is claimed next: a look at each create that waits would cost more with each that does.
     WITH next AS MATERIALIZED (
