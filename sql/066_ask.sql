@@ -230,7 +230,7 @@ BEGIN
                                                FROM (SELECT FROM crm.write q WHERE q.mirror = w.mirror AND q.state = 'queued' AND q.id < w.id LIMIT 10001) b) END,
             'for ' || crm._span(w.queued_at), nullif(w.attempts, 0) || ' attempts',
             CASE WHEN w.state = 'queued' AND w.not_before > now() THEN 'not before ' || date_trunc('seconds', w.not_before) END, 'last error: ' || w.error),
-        CASE w.state WHEN 'held' THEN format('The guard holds it: SELECT crm.approve(%1$s); or crm.reject(%1$s).', w.txs[1]) WHEN 'would_send' THEN 'Shadow: nothing is sent until crm.go_live.'
+        CASE w.state WHEN 'held' THEN coalesce(CASE WHEN w.error_code = 'unknown_create' THEN w.advice END, format('The guard holds it: SELECT crm.approve(%1$s); or crm.reject(%1$s).', w.txs[1])) WHEN 'would_send' THEN 'Shadow: nothing is sent until crm.go_live.'
                      WHEN 'unknown' THEN 'The answer was lost; the worker reads the record back before it does anything.'
                      WHEN 'dead' THEN coalesce(w.advice || ' ', '') || format('Then SELECT crm.dead_letter_retry(ARRAY[%s]);', w.id) ELSE coalesce(w.advice, 'It goes on by itself.') END
     FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id ORDER BY w.id LIMIT 100;

@@ -173,27 +173,11 @@ async fn a_row_with_the_email_of_another_record_asks_and_overwrites_nobody() {
         .await;
     assert_eq!(pair.shows("hubspot", who, "lastname"), name);
     assert_eq!(pair.shows("salesforce", who, "lastname"), name);
+    let advice = "SELECT advice FROM crm.why('hubspot.contacts', (SELECT _id FROM hubspot.contacts WHERE lastname = 'Overwriter')) WHERE item = 'outbox'";
+    let advice: String = pair.db.one(advice).await;
+    assert!(advice.contains("crm.resolve_create"), "{advice}");
     let kept = "SELECT count(*) FROM hubspot.contacts WHERE lastname = 'Overwriter' AND id IS NULL";
     assert_eq!(pair.db.one::<i64>(kept).await, 1);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_nobody_has_told_of_is_read_before_a_row_becomes_the_same() {
-    let (pair, _) = Pair::linked(5, PairOptions::default()).await;
-    pair.emulator.fault(json!({"stream": "webhook", "lose": 1}));
-    let there =
-        json!({"email": "ada@example.com", "lastname": "King", "phone": "+44 1", "city": "Hull"});
-    pair.emulator.create("hubspot", "contacts", there);
-    pair.db
-        .exec("INSERT INTO hubspot.contacts (email, lastname, city) VALUES ('ada@example.com', 'Lovelace', 'York')")
-        .await;
-    let one = "SELECT count(*) = 1 AND bool_and(h.id IS NOT NULL AND h.phone = '+44 1' AND h.phone = s.phone AND h.lastname = s.lastname AND h.city = s.mailingcity)
-        FROM hubspot.contacts h JOIN salesforce.contact s ON s.email = h.email WHERE h.email = 'ada@example.com' AND h._deleted_at IS NULL";
-    pair.db.wait_true("they are one", PATIENCE, one).await;
-    let lost = "SELECT array_agg(DISTINCT field ORDER BY field) = '{city,lastname}' FROM crm.conflict WHERE field IN ('city', 'lastname')";
-    pair.db
-        .wait_true("what lost is named", PATIENCE, lost)
-        .await;
 }
 
 /// A pair in shadow, and somebody whom both know.
