@@ -12,6 +12,7 @@ use crate::worker::creates;
 use crate::worker::erasure;
 use crate::worker::flush;
 use crate::worker::kept;
+use crate::worker::rematch;
 use crate::worker::removals::{self, Removal};
 use crate::worker::reviews as queue;
 use crate::worker::world::{Mirror, World};
@@ -52,7 +53,11 @@ pub(crate) fn settle(world: &World, answer: &Answer, now: Millis) -> Result<usiz
         _ => {}
     }
     flush::append(world, vec![queue::event(world, mirror, answer, &[])])?;
-    reviews::remove(vec![answer.id])
+    let taken = reviews::remove(vec![answer.id])?;
+    if answer.resolution == "match" {
+        rematch::rest(answer)?;
+    }
+    Ok(taken)
 }
 
 /// The create is sent again, or tried for the first time.
@@ -128,7 +133,7 @@ fn remove(world: &World, mirror: &Mirror, row: i64, now: Millis) -> Result<()> {
     for row in found.iter().filter(|r| !r.deleted || r.hidden) {
         writes::enqueue(vec![removals::delete_write(world, mirror, row, removal)])?;
     }
-    removals::removed(world, mirror, &[row], removal)?;
     rows::mark_deleted(&mirror.table, vec![row], true, "local")?;
+    removals::removed(world, mirror, &[row], removal)?;
     Ok(())
 }

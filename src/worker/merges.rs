@@ -14,6 +14,7 @@ use crate::pg::store::{ends, lives};
 use crate::worker::flush;
 use crate::worker::given_up;
 use crate::worker::ingest::Inbound;
+use crate::worker::rematch;
 use crate::worker::removals;
 use crate::worker::world::{Mirror, World};
 
@@ -102,6 +103,7 @@ fn merge(
     let dropped = ends::drop_unsent(mirror.id, ended.clone())?;
     rows::mark_deleted(&mirror.table, ended.clone(), true, &mirror.server)?;
     ends::note_merged(mirror.id, ended.clone(), into)?;
+    rematch::without(world, mirror, ended, now)?;
     for other in partners {
         ask(world, mirror, into, survivor, other)?;
     }

@@ -54,6 +54,7 @@ mod record;
 mod references;
 pub(crate) mod rehearsal;
 mod release;
+mod rematch;
 mod removals;
 mod repair;
 mod replay;

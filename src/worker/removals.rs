@@ -20,6 +20,7 @@ use crate::worker::flush;
 use crate::worker::given_up;
 use crate::worker::kept;
 use crate::worker::record;
+use crate::worker::rematch;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
 /// Who removed records, and how.
@@ -119,6 +120,8 @@ pub(crate) fn removed(
     ledger::unlink_rows(mirror.id, unlink)?;
     let entities: BTreeSet<i64> = known.xrefs.iter().map(|x| x.entity).collect();
     ends::close_lonely(entities.into_iter().collect())?;
+    let gone = row_ids.iter().filter(|r| !open.contains(r)).copied();
+    rematch::without(world, mirror, gone.collect(), removal.at)?;
     Ok(open)
 }
 

@@ -346,3 +346,32 @@ async fn an_answer_must_be_of_the_fields_type_and_have_a_counterpart() {
         .concat();
     assert_eq!(said, ["12.50", "2026-03-01T00:00:00.000Z", "closedwon"]);
 }
+
+/// What was left of the answer stood in the question: value 'Sqlton' to be seen, and blank if it was answered so.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_in_the_transaction_of_the_answer_asks_again_and_leaves_nothing_of_the_answer() {
+    let (pair, people) = asked(10).await;
+    let who = &people[0];
+    disagree(&pair, &people[..1]).await;
+    let edit = Pair::update(who, "city", "Sqlton");
+    pair.db
+        .exec(&format!(
+            "BEGIN; {edit}; UPDATE crm.review SET value = 'Stewardham'; COMMIT"
+        ))
+        .await;
+    let renewed = "SELECT count(*) = 1 AND bool_and(candidates::text LIKE '%Sqlton%' AND resolution IS NULL AND value IS NULL AND resolved_by IS NULL
+                   AND resolved_at IS NULL) FROM crm.review";
+    pair.db
+        .wait_true("the question is put anew", PATIENCE, renewed)
+        .await;
+    let [hubville, forcebury] = own(who).map(|c| c.1);
+    pair.quiet().await;
+    assert_eq!(pair.shows("hubspot", who, "city"), Some(hubville));
+    assert_eq!(pair.shows("salesforce", who, "city"), Some(forcebury));
+    pair.db
+        .exec("SELECT crm.review_resolve(id, 'local') FROM crm.review")
+        .await;
+    pair.reaches_both(who, "city", "Sqlton").await;
+    closed(&pair, 1).await;
+    pair.agree().await;
+}

@@ -146,3 +146,103 @@ async fn a_create_in_doubt_is_named_sent_again_or_given_up() {
         .await;
     assert_eq!(given_up, 0);
 }
+
+/// The row of a Salesforce record, and how many records HubSpot's row of this address is one with.
+async fn tied_to(pair: &Pair, email: &str) -> Vec<String> {
+    let sql = format!(
+        "SELECT s.id FROM hubspot.contacts h JOIN crm.xref a ON a.row_id = h._id AND a.mirror = (SELECT left_mirror FROM crm.link)
+         JOIN crm.xref b ON b.entity = a.entity AND b.mirror = (SELECT right_mirror FROM crm.link) AND b.merged_into IS NULL
+         JOIN salesforce.contact s ON s._id = b.row_id WHERE h.email = '{email}'"
+    );
+    pair.db.table(&sql).await.concat()
+}
+
+/// Such a question stayed open, and its answer tied a row to a record that was gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_candidate_that_is_removed_or_merged_away_leaves_the_question() {
+    let (pair, made) = twins(&["gone@example.com", "merged@example.com"]).await;
+    let before = pair.live("salesforce", "Contact");
+    pair.emulator.delete("salesforce", "Contact", &made[0].1[0]);
+    let twins = json!({"object": "Contact", "winner": made[1].1[1], "loser": made[1].1[0]});
+    pair.deed("salesforce", "merge", twins);
+    pair.db
+        .wait_true(
+            "nobody need be asked",
+            PATIENCE,
+            "SELECT NOT EXISTS (SELECT FROM crm.review)",
+        )
+        .await;
+    assert_eq!(
+        tied_to(&pair, "gone@example.com").await,
+        [made[0].1[1].clone()]
+    );
+    assert_eq!(
+        tied_to(&pair, "merged@example.com").await,
+        [made[1].1[1].clone()]
+    );
+    for (n, field) in [(0, "jobtitle"), (1, "jobtitle")] {
+        let value = format!("Tied {n}");
+        let edit = json!({ field: value });
+        pair.emulator.edit("hubspot", "contacts", &made[n].0, edit);
+        pair.reaches("salesforce", "Contact", &made[n].1[1], "Title", &value)
+            .await;
+    }
+    pair.quiet().await;
+    assert_eq!(pair.live("salesforce", "Contact"), before - 2);
+}
+
+/// The two that were left of four went without a counterpart, and nobody was asked.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_about_two_of_four_candidates_leaves_a_question_about_the_others() {
+    let pair = Pair::start(PairOptions {
+        emulator: EmulatorOptions::default().contacts(10),
+        ..PairOptions::default()
+    })
+    .await;
+    let mut ids = Vec::new();
+    for n in 1..=2 {
+        let left =
+            json!({"email": format!("l{n}@example.com"), "lastname": "Twin", "mobilephone": "777"});
+        let right =
+            json!({"Email": format!("r{n}@example.com"), "LastName": "Twin", "MobilePhone": "777"});
+        ids.push([
+            pair.create("hubspot", "contacts", left),
+            pair.create("salesforce", "Contact", right),
+        ]);
+    }
+    pair.import("hubspot", &["contacts"]).await;
+    pair.import("salesforce", &["Contact"]).await;
+    pair.backfilled().await;
+    pair.db
+        .exec(
+            "SELECT crm.link('hubspot.contacts', 'salesforce.contact');
+             UPDATE crm.field_map SET match_order = NULL; UPDATE crm.field_map SET match_order = 1 WHERE left_field = 'mobilephone';
+             SELECT crm.go_live('contacts')",
+        )
+        .await;
+    pair.worker_has_read().await;
+    for [left, right] in &ids {
+        let answer = format!(
+            "UPDATE crm.review SET resolution = 'match', value = format('%s,%s', h._id, s._id) FROM hubspot.contacts h, salesforce.contact s
+             WHERE h.id = '{left}' AND s.id = '{right}' AND kind = 'match' AND resolution IS NULL
+               AND candidates -> 'left' @> to_jsonb(h._id) AND candidates -> 'right' @> to_jsonb(s._id) RETURNING 1"
+        );
+        crm_tests::wait_until("a question is answered", PATIENCE, async || {
+            (pair.db.table(&answer).await.len() == 1).then_some(())
+        })
+        .await;
+    }
+    pair.db
+        .wait_true(
+            "both are answered",
+            PATIENCE,
+            "SELECT NOT EXISTS (SELECT FROM crm.review) AND count(*) = 2 FROM crm.review_history WHERE resolution = 'match'",
+        )
+        .await;
+    for [left, right] in &ids {
+        let edit = json!({"jobtitle": right});
+        pair.emulator.edit("hubspot", "contacts", left, edit);
+        pair.reaches("salesforce", "Contact", right, "Title", right)
+            .await;
+    }
+}

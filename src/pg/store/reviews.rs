@@ -49,7 +49,7 @@ pub(crate) fn ask(question: &RowQuestion<'_>) -> Result<usize> {
         "INSERT INTO crm.review_item AS r (kind, link, mirror, row_id, entity, reason, candidates) \
          VALUES ($1, $2, $3, $4, $5, $6, $7::jsonb) \
          ON CONFLICT (kind, link, mirror, row_id) WHERE kind <> 'field' \
-         DO UPDATE SET entity = excluded.entity, reason = excluded.reason, candidates = excluded.candidates, changed_at = now(), resolution = NULL \
+         DO UPDATE SET entity = excluded.entity, reason = excluded.reason, candidates = excluded.candidates, changed_at = now(), resolution = NULL, value = NULL, answer_mirror = NULL, resolved_by = NULL, resolved_with = NULL, resolved_why = NULL, resolved_at = NULL \
          WHERE (r.reason, r.candidates) IS DISTINCT FROM (excluded.reason, excluded.candidates)",
         &[
             question.kind.name().into(),
@@ -98,7 +98,7 @@ pub(crate) fn ask_fields(questions: Vec<FieldQuestion>) -> Result<usize> {
          FROM unnest($1::text[], $2::int[], $3::bigint[], $4::bigint[], $5::text[], $6::text[], $7::text[], $8::bigint[], $9::text[]) \
          AS v(link, mirror, row_id, entity, field, own, reason, rule, candidates) \
          ON CONFLICT (entity, field) WHERE kind = 'field' DO UPDATE SET link = excluded.link, mirror = excluded.mirror, row_id = excluded.row_id, \
-           own_field = excluded.own_field, reason = excluded.reason, rule = excluded.rule, candidates = excluded.candidates, changed_at = now(), resolution = NULL \
+           own_field = excluded.own_field, reason = excluded.reason, rule = excluded.rule, candidates = excluded.candidates, changed_at = now(), resolution = NULL, value = NULL, answer_mirror = NULL, resolved_by = NULL, resolved_with = NULL, resolved_why = NULL, resolved_at = NULL \
          WHERE (r.reason, r.candidates) IS DISTINCT FROM (excluded.reason, excluded.candidates)",
         &[
             links.into(),
@@ -199,5 +199,62 @@ pub(crate) fn remove(ids: Vec<i64>) -> Result<usize> {
     spi::write(
         "DELETE FROM crm.review_item WHERE id = ANY($1)",
         &[ids.into()],
+    )
+}
+
+/// A row of a question about matches that has one candidate left, or none.
+pub(crate) struct Settled {
+    pub(crate) link: String,
+    pub(crate) mirror: i32,
+    pub(crate) row_id: i64,
+}
+
+/// Whether there are questions about matches at all.
+pub(crate) fn any_match() -> Result<bool> {
+    let any = spi::write_rows(
+        "SELECT EXISTS (SELECT FROM crm.review_item WHERE kind = 'match')",
+        &[],
+        |row| Ok(row.get::<bool>(1)?.unwrap_or_default()),
+    )?;
+    Ok(any.first() == Some(&true))
+}
+
+/// Whether a mirror is the left one of a link.
+pub(crate) fn is_left(link: Option<&str>, mirror: i32) -> Result<bool> {
+    let left = spi::write_rows(
+        "SELECT EXISTS (SELECT FROM crm.link k WHERE k.name = $1 AND k.left_mirror = $2)",
+        &[link.into(), mirror.into()],
+        |row| Ok(row.get::<bool>(1)?.unwrap_or_default()),
+    )?;
+    Ok(left.first() == Some(&true))
+}
+
+/// Takes rows out of the candidates of open questions, with what was answered
+/// about them. Questions that need no person any more are removed; answers those
+/// of them whose row is still there.
+pub(crate) fn drop_candidates(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Settled>> {
+    spi::write_rows(
+        "WITH hit AS MATERIALIZED (SELECT r.id, k.left_mirror = r.mirror AS of_left, \
+             ARRAY(SELECT e::bigint FROM jsonb_array_elements_text(r.candidates -> 'left') e WHERE k.left_mirror <> $1 OR e::bigint <> ALL ($2)) AS l, \
+             ARRAY(SELECT e::bigint FROM jsonb_array_elements_text(r.candidates -> 'right') e WHERE k.right_mirror <> $1 OR e::bigint <> ALL ($2)) AS r \
+           FROM crm.review_item r JOIN crm.link k ON k.name = r.link WHERE r.kind = 'match' AND (r.resolution IS NULL OR r.resolution = 'match') \
+             AND EXISTS (SELECT FROM unnest($2) i WHERE k.left_mirror = $1 AND r.candidates -> 'left' @> to_jsonb(i) \
+                         OR k.right_mirror = $1 AND r.candidates -> 'right' @> to_jsonb(i))), \
+         left_over AS (SELECT h.*, CASE WHEN h.of_left THEN h.l ELSE h.r END AS own, CASE WHEN h.of_left THEN h.r ELSE h.l END AS their FROM hit h), \
+         changed AS (UPDATE crm.review_item r SET candidates = r.candidates || jsonb_build_object('left', o.l, 'right', o.r), changed_at = now(), \
+             row_id = CASE WHEN r.row_id = ANY (o.own) THEN r.row_id ELSE o.own[1] END, resolution = NULL, value = NULL, resolved_by = NULL, \
+             resolved_with = NULL, resolved_why = NULL, resolved_at = NULL \
+           FROM left_over o WHERE r.id = o.id AND cardinality(o.own) > 0 AND cardinality(o.their) > 0 AND cardinality(o.own || o.their) > 2), \
+         ended AS (DELETE FROM crm.review_item r USING left_over o WHERE r.id = o.id AND (cardinality(o.own) = 0 OR cardinality(o.their) = 0 OR cardinality(o.own || o.their) = 2) \
+           RETURNING r.link, r.mirror, o.own) \
+         SELECT e.link, e.mirror, i FROM ended e, unnest(e.own) i",
+        &[mirror.into(), row_ids.into()],
+        |row| {
+            Ok(Settled {
+                link: row.get(1)?.unwrap_or_default(),
+                mirror: row.get(2)?.unwrap_or_default(),
+                row_id: row.get(3)?.unwrap_or_default(),
+            })
+        },
     )
 }
