@@ -431,3 +431,44 @@ async fn differences_from_before_the_link_are_settled_only_on_request() {
         .await;
     pair.quiet().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn differences_count_once_though_answers_are_lost_and_events_come_late_and_twice() {
+    let (pair, people) = pair().await;
+    let people = &people[..4];
+    at_base(&pair, people).await;
+    for stream in ["webhook", "cdc"] {
+        pair.emulator
+            .fault(json!({"stream": stream, "delay_ms": 500, "duplicate": 1000}));
+    }
+    // Performed, and the connection is cut.
+    pair.emulator.fault(json!({"rules": [
+        {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/update", "remaining": 3, "action": {"fail_after_write": {}}},
+        {"crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data", "remaining": 3, "action": {"fail_after_write": {}}},
+    ]}));
+    for who in people {
+        pair.emulator.edit(
+            "hubspot",
+            "contacts",
+            &who.hubspot,
+            json!({"loyalty_points": "101"}),
+        );
+        pair.emulator.edit(
+            "salesforce",
+            "Contact",
+            &who.salesforce,
+            json!({"Score__c": 102}),
+        );
+        let sql = "UPDATE hubspot.contacts SET loyalty_points = loyalty_points + 4";
+        pair.db
+            .exec(&format!("{sql} WHERE id = '{}'", who.hubspot))
+            .await;
+    }
+    for who in people {
+        both(&pair, who, ("loyalty_points", "Score__c"), |v| v == "107").await;
+    }
+    pair.quiet().await;
+    for who in people {
+        both(&pair, who, ("loyalty_points", "Score__c"), |v| v == "107").await;
+    }
+}

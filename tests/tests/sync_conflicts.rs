@@ -178,3 +178,56 @@ async fn a_late_event_of_a_record_does_not_bring_its_old_value_back() {
         Some("New town")
     );
 }
+
+/// Two programs, say, that each set the field to what they think is right.
+#[tokio::test(flavor = "multi_thread")]
+async fn writers_that_keep_overwriting_each_other_are_stopped_by_name_until_a_person_says() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    let open = "SELECT count(*) > 0 FROM crm.review WHERE field = 'city'";
+    let mut rounds = 0;
+    while !pair.db.one::<bool>(open).await {
+        rounds += 1;
+        assert!(rounds < 40, "they go on and on");
+        let (crm, value) = [("hubspot", "Hub"), ("salesforce", "Force")][rounds % 2];
+        pair.edit(crm, who, "city", value);
+        pair.cluster
+            .wait_until("one value, or a question", PATIENCE, async || {
+                let shown = pair.shows("hubspot", who, "city");
+                let one = shown == pair.shows("salesforce", who, "city");
+                (one || pair.db.one::<bool>(open).await).then_some(())
+            })
+            .await;
+    }
+    let reason: String = pair.db.one("SELECT reason FROM crm.review").await;
+    for said in ["hubspot", "salesforce", "keep overwriting each other"] {
+        assert!(reason.contains(said), "{reason}");
+    }
+    let why = format!(
+        "SELECT verdict, detail LIKE '%keep overwriting each other%' FROM crm.why('hubspot.contacts', '{}') WHERE item = 'breaker'",
+        who.hubspot
+    );
+    assert_eq!(pair.db.table(&why).await, [["stops", "t"]]);
+    let status = "SELECT advice FROM crm.status WHERE kind = 'link' AND name = 'contacts'";
+    let advice: String = pair.db.one(status).await;
+    assert!(advice.contains("crm.review"), "{advice}");
+    // Nothing more goes back and forth; all else does.
+    pair.edit("salesforce", who, "city", "Force again");
+    pair.edit("hubspot", who, "jobtitle", "Flows on");
+    pair.reaches_both(who, "jobtitle", "Flows on").await;
+    pair.quiet().await;
+    let hub = pair.shows("hubspot", who, "city");
+    assert_ne!(hub.as_deref(), Some("Force again"));
+    let claims = "SELECT c ->> 'value' FROM crm.review, jsonb_array_elements(candidates) c WHERE c ->> 'origin' = 'hubspot'";
+    let claimed: String = pair.db.one(claims).await;
+    pair.db
+        .exec("UPDATE crm.review SET resolution = 'hubspot'")
+        .await;
+    pair.reaches_both(who, "city", &claimed).await;
+    pair.agree().await;
+    for (crm, value) in [("salesforce", "Peace"), ("hubspot", "Peace 2")] {
+        pair.edit(crm, who, "city", value);
+        pair.reaches_both(who, "city", value).await;
+        pair.agree().await;
+    }
+}
