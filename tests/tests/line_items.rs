@@ -304,3 +304,57 @@ async fn a_line_item_without_a_product_is_a_dead_letter_with_advice() {
     )
     .await;
 }
+
+/// The product was carried into the row, and the create that was sent had not read the row since: Salesforce refused it. The
+/// moment in between is made here while nothing is sent.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_create_that_has_not_taken_up_the_product_of_its_row_waits_for_it() {
+    let pair = shop().await;
+    let (deal, product) = offer(&pair, 1);
+    let part = there(&pair, "product2", "productcode", "THING-1").await;
+    there(&pair, "opportunity", "name", "Offer 1").await;
+    pair.db
+        .exec("SELECT crm.pause('mirror', 'salesforce.opportunitylineitem')")
+        .await;
+    pair.worker_has_read().await;
+    let item = sold(&pair, "Three things", Some(&product));
+    tie(&pair, &item, &deal);
+    let mirror = "(SELECT m.id FROM crm.mirror m WHERE m.server = 'salesforce' AND m.object = 'OpportunityLineItem')";
+    let write = format!(
+        "FROM crm.write w WHERE w.mirror = {mirror} AND w.kind = 'create' AND w.state = 'queued'"
+    );
+    let whole = format!(
+        "SELECT count(*) = 1 AND bool_and(w.vals ? 'OpportunityId' AND w.vals ->> 'Product2Id' = '{part}') {write}"
+    );
+    pair.db
+        .wait_true("the create is whole", PATIENCE, &whole)
+        .await;
+    pair.db
+        .wait_true(
+            "nothing is to be carried over",
+            PATIENCE,
+            "SELECT NOT EXISTS (SELECT FROM crm.reference_due)",
+        )
+        .await;
+    let put_off = async |vals: &str| -> bool {
+        pair.db
+            .exec(&format!(
+                "BEGIN; UPDATE crm.write SET not_before = NULL, vals = {vals} WHERE id IN (SELECT w.id {write});
+                 SELECT crm._references_awaited({mirror}); COMMIT"
+            ))
+            .await;
+        let waits = format!("SELECT w.not_before > w.queued_at {write}");
+        pair.db.one::<Option<bool>>(&waits).await == Some(true)
+    };
+    assert!(put_off("vals - 'Product2Id'").await, "it waits");
+    let taken = format!("vals || jsonb_build_object('Product2Id', '{part}')");
+    assert!(!put_off(&taken).await, "what is whole does not");
+    pair.db
+        .exec("SELECT crm.resume('mirror', 'salesforce.opportunitylineitem')")
+        .await;
+    let made = counterpart(&pair, &item).await;
+    holds(&pair, SOLD, &made, "Product2Id", &part).await;
+    pair.quiet().await;
+    let dead: i64 = pair.db.one("SELECT count(*) FROM crm.dead_letter").await;
+    assert_eq!(dead, 0);
+}
