@@ -73,8 +73,8 @@ BEGIN
     FROM unnest(servers) AS g (name) LEFT JOIN crm._server s ON s.server = g.name LEFT JOIN crm.server_state t ON t.server = g.name,
          LATERAL (SELECT t.last_error_at > coalesce(t.catalog_at, '-infinity')) AS e (failing);
     RETURN QUERY SELECT 'quota', 'note', format('%s answered 429 (too many calls) to %s of %s calls this hour', u.server, sum(u.limited), sum(u.calls)),
-        'Writes wait for the CRM''s allowance and go on by themselves; see crm.api_budget.'
-    FROM crm.api_usage u WHERE u.server = ANY (servers) AND u.per = 'hour' AND u.since = date_trunc('hour', now()) GROUP BY u.server HAVING sum(u.limited) > 0;
+        'Writes wait for the CRM''s allowance and go on by themselves; see crm.api_budget.' FROM crm.api_usage u WHERE u.server = ANY (servers) AND u.per = 'hour' AND u.since = date_trunc('hour', now()) GROUP BY u.server HAVING sum(u.limited) > 0;
+    RETURN QUERY SELECT 'quota', 'note', b.name || ': ' || b.detail, b.advice FROM crm._budget_status b WHERE b.name = ANY (servers) AND b.state IN ('refused', 'used up', 'nearly used up');
     RETURN QUERY SELECT 'stream', 'note', format('%s %s: %s', x.server, concat_ws(' ', x.kind, nullif(x.object, '')), x.last_error),
         'What changes in the CRM is noticed by polling meanwhile.'
     FROM crm.stream x WHERE x.server = ANY (servers) AND x.last_error_at > coalesce(x.last_ok_at, '-infinity');

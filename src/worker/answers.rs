@@ -85,6 +85,7 @@ impl Session {
                     }
                 })
             }
+            Job::FindMade { mirror, writes } => self.looked_for_made(mirror, writes, &page, now),
             Job::Pairs(asked) => self.paired(*asked, page, now),
             Job::Look { batch, column } => self.looked(batch, column, page, now),
             Job::Origins(asked) => self.looked_back(*asked, page, now),
@@ -137,6 +138,27 @@ impl Session {
         Ok(())
     }
 
+    /// Records were looked for that creates in doubt may have made. What is there may
+    /// have been edited since: it is read and decided.
+    fn looked_for_made(
+        &mut self,
+        mirror: i32,
+        writes: Vec<WriteRow>,
+        page: &Page,
+        now: Millis,
+    ) -> Step<()> {
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let world = &self.engine.world;
+        let made =
+            tx::in_transaction(|| Ok(doubt::take_made(world, m, writes, &page.records, now)?))?;
+        self.engine.may_send = true;
+        self.engine.watch(mirror).reads.extend(made);
+        self.engine.read(mirror);
+        Ok(())
+    }
+
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {
         let job = match job {
             Job::Look { batch, .. } => return self.look_failed(batch, error, now),
@@ -158,7 +180,8 @@ impl Session {
             | Job::Read { mirror, .. }
             | Job::Fate { mirror, .. }
             | Job::Settle { mirror, .. }
-            | Job::FindCreated { mirror, .. } => *mirror,
+            | Job::FindCreated { mirror, .. }
+            | Job::FindMade { mirror, .. } => *mirror,
             _ => return Ok(()),
         };
         if matches!(job, Job::Backfill { .. }) && self.bulk_lost(mirror, error)? {

@@ -291,7 +291,6 @@ impl Sorted {
             if unique::exists(world, mirror, row, id, now)? {
                 continue;
             }
-            adopt(mirror, vec![(row.row_id, id.clone())])?;
             writes::set_back(&[Setback {
                 id: row.id,
                 state: "queued",
@@ -302,6 +301,7 @@ impl Sorted {
                 message: format!("the CRM already has this record as {id}; updating it"),
                 advice: String::new(),
             }])?;
+            adopt(mirror, vec![(row.row_id, id.clone())])?;
         }
         show_results(mirror, &self.done, self.faulty)?;
         remember(world, mirror, &self.done, &self.refused, now)?;

@@ -11,7 +11,8 @@ use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::pg::tx::SqlError;
 use crate::worker::cases;
-use crate::worker::deliver::{adopt, kind_of, remember, result_event};
+use crate::worker::creates;
+use crate::worker::deliver::{Landed, adopt, kind_of, remember, result_event};
 use crate::worker::engine::Engine;
 use crate::worker::flush;
 use crate::worker::pages::{self, Unreadable, Via};
@@ -26,6 +27,52 @@ pub(crate) struct Look {
     pub(crate) unreadable: Unreadable,
     /// When it was asked.
     pub(crate) asked_at: Millis,
+}
+
+/// What a look at its record says of a write in doubt.
+enum Shown {
+    /// It made this record.
+    Made(String),
+    Landed(String),
+    /// It may be sent again.
+    Again,
+    /// The record shows something else.
+    Unseen,
+    /// A create of which nobody knows a record.
+    Nowhere,
+}
+
+fn shown(mirror: &Mirror, row: &WriteRow, look: &Look) -> Shown {
+    // A pair that becomes another one: sent again, it does no harm.
+    if let Some(id) = retypes::target(mirror, row) {
+        return match look.found.contains_key(&id) {
+            true => Shown::Landed(id),
+            false => Shown::Again,
+        };
+    }
+    let record = row.record_id.as_ref().and_then(|id| look.found.get(id));
+    let deleted = record.is_none_or(|r| r.deleted);
+    let id = || row.record_id.clone().unwrap_or_default();
+    let values = cases::json_values(&row.vals);
+    let shows = |r: &Record| {
+        values.iter().all(|(name, value)| {
+            let column = mirror.by_field.get(name);
+            let same =
+                |c: &usize| crm_core::value::same(mirror.types[*c], value, &r.values.value(*c));
+            column.is_none_or(same)
+        })
+    };
+    match (kind_of(row), &row.record_id) {
+        // A record that has gone since is read, like any that is told of.
+        (WriteKind::Create, Some(id)) if !deleted || mirror.unique_field.is_some() => {
+            Shown::Made(id.clone())
+        }
+        (WriteKind::Create, _) => Shown::Nowhere,
+        (WriteKind::Delete, _) if deleted => Shown::Landed(id()),
+        (WriteKind::Delete, _) => Shown::Again,
+        (WriteKind::Update, _) if record.is_some_and(shows) => Shown::Landed(id()),
+        (WriteKind::Update, _) => Shown::Unseen,
+    }
 }
 
 /// Settles unknown writes with what the CRM shows now. An update that it does
@@ -43,37 +90,15 @@ pub(crate) fn settle(
     let mut again = Vec::new();
     let mut unseen = Vec::new();
     for row in pending {
-        // A pair that becomes another one: sent again, it does no harm.
-        if let Some(id) = retypes::target(mirror, &row) {
-            match look.found.contains_key(&id) {
-                true => landed.push((row, id, Vec::new())),
-                false => again.push(row),
+        match shown(mirror, &row, look) {
+            Shown::Made(id) => {
+                adopt(mirror, vec![(row.row_id, id.clone())])?;
+                landed.push((row, id, Vec::new()));
             }
-            continue;
-        }
-        let record = row.record_id.as_ref().and_then(|id| look.found.get(id));
-        let deleted = record.is_none_or(|r| r.deleted);
-        if kind_of(&row) == WriteKind::Create {
-            made(mirror, row, deleted)?;
-            continue;
-        }
-        let there = match kind_of(&row) {
-            WriteKind::Delete => deleted,
-            WriteKind::Create | WriteKind::Update => record.is_some_and(|r| {
-                cases::json_values(&row.vals).iter().all(|(name, value)| {
-                    mirror.by_field.get(name).is_none_or(|c| {
-                        crm_core::value::same(mirror.types[*c], value, &r.values.value(*c))
-                    })
-                })
-            }),
-        };
-        if there {
-            let id = row.record_id.clone().unwrap_or_default();
-            landed.push((row, id, Vec::new()));
-        } else if kind_of(&row) == WriteKind::Update {
-            unseen.push(row);
-        } else {
-            again.push(row);
+            Shown::Landed(id) => landed.push((row, id, Vec::new())),
+            Shown::Again => again.push(row),
+            Shown::Unseen => unseen.push(row),
+            Shown::Nowhere => hold_create(mirror, &row)?,
         }
     }
     again.extend(give_up(world, mirror, unseen, look, now)?);
@@ -142,16 +167,38 @@ fn give_up(
     Ok(again)
 }
 
-/// A person named the record that a create made, or no such record is there.
-fn made(mirror: &Mirror, row: WriteRow, missing: bool) -> Result<()> {
-    match &row.record_id {
-        Some(id) if !missing => {
-            adopt(mirror, vec![(row.row_id, id.clone())])?;
-            writes::finish(vec![row.id])?;
-            Ok(())
-        }
-        _ => hold_create(mirror, &row),
-    }
+/// Gives rows the records that their creates turned out to have made; answers their
+/// ids. The other creates are sent again, which is safe under our own key.
+pub(crate) fn take_made(
+    world: &World,
+    mirror: &Mirror,
+    pending: Vec<WriteRow>,
+    records: &[Record],
+    now: Millis,
+) -> Result<Vec<String>> {
+    let of = |record: &Record| {
+        let key = record.values.get(mirror.columns.len())?;
+        let row = creates::row_of_unique(&world.installation, mirror.id, key)?;
+        Some((row, record.id.clone()))
+    };
+    let there = records.iter().filter(|r| !r.deleted);
+    let made: HashMap<i64, String> = there.filter_map(of).collect();
+    let (landed, missing): (Vec<WriteRow>, Vec<WriteRow>) =
+        (pending.into_iter()).partition(|w| made.contains_key(&w.row_id));
+    writes::requeue(missing.iter().map(|w| w.id).collect())?;
+    let landed: Vec<Landed> = (landed.into_iter())
+        .filter_map(|w| Some((made.get(&w.row_id)?.clone(), w)))
+        .map(|(id, w)| (w, id, Vec::new()))
+        .collect();
+    let ids = |l: &Landed| (l.0.row_id, l.1.clone());
+    adopt(mirror, landed.iter().map(ids).collect())?;
+    writes::finish(landed.iter().map(|(w, _, _)| w.id).collect())?;
+    remember(world, mirror, &landed, &[], now)?;
+    let (ids, events) = (landed.into_iter())
+        .map(|(w, id, _)| (id.clone(), result_event(mirror, &w, id, now)))
+        .unzip();
+    flush::append(world, events)?;
+    Ok(ids)
 }
 
 /// Opens a review for a create whose fate nobody can find out.

@@ -57,6 +57,8 @@ pub(crate) enum Job {
     Pairs(Box<Asked>),
     /// Possible results of creates that are in doubt.
     FindCreated { mirror: i32, write: Box<WriteRow> },
+    /// Records that creates in doubt may have made, by our own key.
+    FindMade { mirror: i32, writes: Vec<WriteRow> },
     /// Records that have the unique keys of creates: the column asked for.
     Look { batch: Batch, column: usize },
     /// What the records were before that creates are made from.
@@ -120,7 +122,8 @@ impl Job {
             | Self::Settle { mirror, .. }
             | Self::Highest { mirror, .. }
             | Self::Seek { mirror, .. }
-            | Self::FindCreated { mirror, .. } => Some(*mirror),
+            | Self::FindCreated { mirror, .. }
+            | Self::FindMade { mirror, .. } => Some(*mirror),
             Self::Look { batch, .. } => Some(batch.mirror),
             Self::Pairs(asked) => Some(asked.mirror),
             Self::Origins(asked) => Some(asked.mirror),

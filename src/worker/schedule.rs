@@ -12,6 +12,7 @@ use crate::pg::store::writes::WriteRow;
 use crate::pg::store::{changes, config, writes};
 use crate::pg::store::{streams, topics};
 use crate::pg::tx;
+use crate::worker::creates;
 use crate::worker::doubt;
 use crate::worker::engine::{self, Engine, Job, Step};
 use crate::worker::ingest::{self, Inbound};
@@ -303,13 +304,20 @@ impl Engine {
             Ok(writes::take_unknown(UNKNOWN)?)
         })?;
         let mut known: BTreeMap<i32, Vec<WriteRow>> = BTreeMap::new();
+        let mut sought: BTreeMap<i32, Vec<WriteRow>> = BTreeMap::new();
         for row in rows {
+            let keyed =
+                (self.world.mirrors.get(&row.mirror)).is_some_and(|m| m.unique_field.is_some());
             match (row.kind.as_str(), &row.record_id) {
+                ("create", None) if keyed => sought.entry(row.mirror).or_default().push(row),
                 ("create", None) => self.settle_create(row)?,
                 // A person named it: an id that is none must not spoil the others' call.
                 ("create", Some(_)) => self.look_back(row.mirror, vec![row]),
                 _ => known.entry(row.mirror).or_default().push(row),
             }
+        }
+        for (id, rows) in sought {
+            self.look_for_made(id, rows);
         }
         for (id, rows) in known {
             let server = self.world.mirrors.get(&id).map(|m| &m.server);
@@ -329,8 +337,8 @@ impl Engine {
         let Some(mirror) = self.world.mirrors.get(&row.mirror) else {
             return Ok(());
         };
-        if mirror.unique_field.is_some() || mirror.pairs().is_some() {
-            // An upsert on our own key is safe to send again, and so is a pair.
+        if mirror.pairs().is_some() {
+            // A pair is safe to make again.
             tx::in_transaction(|| Ok(writes::requeue(vec![row.id])?))?;
             self.may_send = true;
             return Ok(());
@@ -344,6 +352,34 @@ impl Engine {
         let (id, write) = (row.mirror, Box::new(row));
         self.fetch(id, request, Job::FindCreated { mirror: id, write });
         Ok(())
+    }
+
+    /// Looks for what creates in doubt may have made, by our own key: made again, they
+    /// would write over what somebody has changed in their records since.
+    fn look_for_made(&mut self, id: i32, mut rows: Vec<WriteRow>) {
+        while !rows.is_empty() {
+            let found = self.world.mirrors.get(&id).and_then(|m| {
+                let (server, field) = (self.server(&m.server)?, m.unique_field.as_ref()?);
+                let key =
+                    |w: &WriteRow| creates::unique_value(&self.world.installation, id, w.row_id);
+                let keys: Vec<String> = rows.iter().map(key).collect();
+                let (config, connector) = (&server.config, server.connector);
+                let fit = connector.find_batch(&m.object, &m.fields, field, &keys);
+                let keys = &keys[..fit.clamp(1, keys.len())];
+                let request = connector.find_request(config, &m.object, &m.fields, field, keys);
+                Some((request, keys.len()))
+            });
+            // Looked for again when its time comes.
+            let Some((request, fit)) = found else { return };
+            let rest = rows.split_off(fit);
+            let job = Job::FindMade {
+                mirror: id,
+                writes: std::mem::replace(&mut rows, rest),
+            };
+            if !self.fetch(id, request, job) {
+                return;
+            }
+        }
     }
 
     /// Reads the records of writes in doubt, in one call.

@@ -184,6 +184,13 @@ async fn a_used_up_day_is_asked_about_rarely_and_loses_no_edit() {
     pair.db
         .wait_true("the limits say so", PATIENCE, limit)
         .await;
+    let why = format!(
+        "SELECT array_agg(verdict ORDER BY detail) = '{{note,note}}' AND bool_and(detail LIKE '%takes no calls%' AND advice LIKE 'Nothing is sent%')
+         FROM crm.why('hubspot.contacts', '{hubspot}') WHERE item = 'quota' AND detail NOT LIKE '%429%'"
+    );
+    pair.db
+        .wait_true("crm.why names the quota", PATIENCE, &why)
+        .await;
     let title = pair
         .emulator
         .field("salesforce", "Contact", &salesforce, "Title");

@@ -1,8 +1,8 @@
 //! New people: each appears once on the other side, whatever happens to the answer, to the order of events, or to the
 //! property of ours that makes creates repeatable; and what nobody can decide is asked, not guessed.
 
-use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
-use serde_json::json;
+use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions, wait_until};
+use serde_json::{Value, json};
 
 async fn contacts(emulator: EmulatorOptions) -> Pair {
     Pair::contacts(PairOptions {
@@ -12,8 +12,12 @@ async fn contacts(emulator: EmulatorOptions) -> Pair {
     .await
 }
 
-/// Live records of one address in a CRM itself.
+/// How many live records of one address there are in a CRM itself.
 fn in_crm(pair: &Pair, crm: &str, email: &str) -> usize {
+    live(pair, crm, email).len()
+}
+
+fn live(pair: &Pair, crm: &str, email: &str) -> Vec<Value> {
     let (object, field) = match crm {
         "hubspot" => ("contacts", "email"),
         _ => ("Contact", "Email"),
@@ -24,20 +28,19 @@ fn in_crm(pair: &Pair, crm: &str, email: &str) -> usize {
         .iter()
         .find_map(|k| answer[k].as_array())
         .unwrap_or_else(|| panic!("no list in {answer}"));
-    list.iter()
-        .filter(|r| {
-            let gone = r["archived"] == true || r["IsDeleted"] == true || r["deleted"] == true;
-            let value = ["properties", "fields"]
-                .iter()
-                .map(|p| &r[p][field])
-                .find(|v| v.is_string())
-                .unwrap_or(&r[field]);
-            !gone
-                && value
-                    .as_str()
-                    .is_some_and(|v| v.eq_ignore_ascii_case(email))
-        })
-        .count()
+    let live = list.iter().filter(|r| {
+        let gone = r["archived"] == true || r["IsDeleted"] == true || r["deleted"] == true;
+        let value = ["properties", "fields"]
+            .iter()
+            .map(|p| &r[p][field])
+            .find(|v| v.is_string())
+            .unwrap_or(&r[field]);
+        !gone
+            && value
+                .as_str()
+                .is_some_and(|v| v.eq_ignore_ascii_case(email))
+    });
+    live.cloned().collect()
 }
 
 /// Waits until nothing is on its way and nothing moved for a while.
@@ -157,6 +160,35 @@ async fn a_create_whose_answer_is_lost_is_not_made_twice() {
     pair.create_person("salesforce", "right@example.com");
     one_pair(&pair, "left@example.com").await;
     one_pair(&pair, "right@example.com").await;
+}
+
+/// The call made the record; before anybody knew, somebody changed it there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_changed_in_a_record_whose_create_lost_its_answer_stays() {
+    let pair = contacts(EmulatorOptions::default()).await;
+    lost_answers(&pair);
+    let email = "newborn@example.com";
+    pair.create_person("salesforce", email);
+    let made = || {
+        Some(
+            live(&pair, "hubspot", email).first()?["id"]
+                .as_str()?
+                .to_owned(),
+        )
+    };
+    let id = wait_until("HubSpot made it", PATIENCE, async || made()).await;
+    let field = json!({"lastname": "Changed"});
+    pair.emulator.edit("hubspot", "contacts", &id, field);
+    one_pair(&pair, email).await;
+    let there = || pair.emulator.field("hubspot", "contacts", &id, "lastname");
+    pair.db
+        .wait_true(
+            "the change reached the other side",
+            PATIENCE,
+            &format!("SELECT lastname = 'Changed' FROM salesforce.contact WHERE email = '{email}'"),
+        )
+        .await;
+    assert_eq!(there().as_deref(), Some("Changed"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

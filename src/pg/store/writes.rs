@@ -220,10 +220,11 @@ pub(crate) fn finish(ids: Vec<i64>) -> Result<Vec<i64>> {
     )
 }
 
-/// Tells queued writes of a record its CRM id.
+/// Tells waiting writes of a record its CRM id. A create whose answer is awaited has
+/// done its work: as an update it would undo what somebody has changed since.
 pub(crate) fn set_record_ids(mirror: i32, row_ids: Vec<i64>, ids: Vec<String>) -> Result<usize> {
     spi::write(
-        "UPDATE crm.write w SET record_id = v.id, kind = CASE WHEN w.kind = 'create' THEN 'update' ELSE w.kind END \
+        "UPDATE crm.write w SET record_id = v.id, kind = CASE WHEN w.kind = 'create' AND w.state NOT IN ('in_flight', 'unknown') THEN 'update' ELSE w.kind END \
          FROM unnest($2::bigint[], $3::text[]) AS v(row_id, id) \
          WHERE w.mirror = $1 AND w.row_id = v.row_id AND w.record_id IS NULL",
         &[mirror.into(), row_ids.into(), ids.into()],
@@ -493,8 +494,6 @@ pub(crate) fn same_key(
 
 /// Sends writes again.
 pub(crate) fn requeue(ids: Vec<i64>) -> Result<usize> {
-    spi::write(
-        "UPDATE crm.write SET state = 'queued', not_before = NULL WHERE id = ANY($1)",
-        &[ids.into()],
-    )
+    let sql = "UPDATE crm.write SET state = 'queued', not_before = NULL WHERE id = ANY($1)";
+    spi::write(sql, &[ids.into()])
 }
