@@ -186,10 +186,10 @@ impl Target {
             };
             let mut page = 0;
             let (relation, old) = (self.relation, &raw mut old);
-            // It was seen when it was locked; whether it still counts is asked when
-            // it is replaced.
-            let any = &raw mut pg_sys::SnapshotAnyData;
-            if !pg_sys::heap_fetch(relation, any, old, &raw mut page, false) {
+            // It was locked, but this transaction itself may have changed it since: by a
+            // trigger of a user on a table that was written before.
+            let now = &raw mut pg_sys::SnapshotSelfData;
+            if !pg_sys::heap_fetch(relation, now, old, &raw mut page, false) {
                 return std::ptr::null_mut();
             }
             let descriptor = (*relation).rd_att;

@@ -340,7 +340,7 @@ async fn a_create_that_has_not_taken_up_the_product_of_its_row_waits_for_it() {
         pair.db
             .exec(&format!(
                 "BEGIN; UPDATE crm.write SET not_before = NULL, vals = {vals} WHERE id IN (SELECT w.id {write});
-                 SELECT crm._references_awaited({mirror}); COMMIT"
+                 SELECT crm._references_awaited({mirror}, 100); COMMIT"
             ))
             .await;
         let waits = format!("SELECT w.not_before > w.queued_at {write}");
