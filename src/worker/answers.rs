@@ -8,9 +8,8 @@ use crm_core::model::{ErrorClass, Millis, Page, RemoteError};
 
 use crate::pg::store::lives;
 use crate::pg::store::streams::{self, Advance};
-use crate::pg::store::writes::{self, WriteRow};
+use crate::pg::store::writes::WriteRow;
 use crate::pg::tx;
-use crate::worker::deliver;
 use crate::worker::doubt::{self, Look};
 use crate::worker::engine::{Job, Step};
 use crate::worker::given_up;
@@ -68,22 +67,7 @@ impl Session {
                 asked_at,
             } => self.settled((mirror, writes, asked_at), page, now),
             Job::FindCreated { mirror, write } => {
-                let Some(m) = self.engine.world.mirrors.get(&mirror) else {
-                    return Ok(());
-                };
-                tx::in_transaction(|| match page.records.as_slice() {
-                    [one] => {
-                        deliver::adopt(m, vec![(write.row_id, one.id.clone())])?;
-                        writes::finish(vec![write.id])?;
-                        Ok(())
-                    }
-                    // A search index lags: only the third look without a hit counts.
-                    [] if write.attempts < 5 => Ok(()),
-                    _ => {
-                        doubt::hold_create(m, &write)?;
-                        Ok(())
-                    }
-                })
+                self.looked_for_created(mirror, *write, &page, now)
             }
             Job::FindMade { mirror, writes } => self.looked_for_made(mirror, writes, &page, now),
             Job::Pairs(asked) => self.paired(*asked, page, now),
@@ -133,6 +117,37 @@ impl Session {
         }
         self.engine.may_send = true;
         self.engine.may_undefer = true;
+        self.engine.watch(mirror).reads.extend(made);
+        self.engine.read(mirror);
+        Ok(())
+    }
+
+    /// A record was looked for that a create in doubt may have made.
+    fn looked_for_created(
+        &mut self,
+        mirror: i32,
+        write: WriteRow,
+        page: &Page,
+        now: Millis,
+    ) -> Step<()> {
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let world = &self.engine.world;
+        let made = tx::in_transaction(|| match page.records.as_slice() {
+            [one] => Ok(doubt::take(
+                world,
+                m,
+                vec![(write, one.id.clone(), Vec::new())],
+                now,
+            )?),
+            // A search index lags: only the third look without a hit counts.
+            [] if write.attempts < 5 => Ok(Vec::new()),
+            _ => {
+                doubt::hold_create(m, &write)?;
+                Ok(Vec::new())
+            }
+        })?;
         self.engine.watch(mirror).reads.extend(made);
         self.engine.read(mirror);
         Ok(())

@@ -186,10 +186,25 @@ pub(crate) fn take_made(
     let (landed, missing): (Vec<WriteRow>, Vec<WriteRow>) =
         (pending.into_iter()).partition(|w| made.contains_key(&w.row_id));
     writes::requeue(missing.iter().map(|w| w.id).collect())?;
-    let landed: Vec<Landed> = (landed.into_iter())
-        .filter_map(|w| Some((made.get(&w.row_id)?.clone(), w)))
-        .map(|(id, w)| (w, id, Vec::new()))
-        .collect();
+    let landed = landed
+        .into_iter()
+        .filter_map(|w| Some((made.get(&w.row_id)?.clone(), w)));
+    take(
+        world,
+        mirror,
+        landed.map(|(id, w)| (w, id, Vec::new())).collect(),
+        now,
+    )
+}
+
+/// Gives rows the records that their creates made; answers their ids, to be read:
+/// somebody may have changed them since.
+pub(crate) fn take(
+    world: &World,
+    mirror: &Mirror,
+    landed: Vec<Landed>,
+    now: Millis,
+) -> Result<Vec<String>> {
     let ids = |l: &Landed| (l.0.row_id, l.1.clone());
     adopt(mirror, landed.iter().map(ids).collect())?;
     writes::finish(landed.iter().map(|(w, _, _)| w.id).collect())?;

@@ -163,9 +163,8 @@ async fn a_create_whose_answer_is_lost_is_not_made_twice() {
 }
 
 /// The call made the record; before anybody knew, somebody changed it there.
-#[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_changed_in_a_record_whose_create_lost_its_answer_stays() {
-    let pair = contacts(EmulatorOptions::default()).await;
+async fn edit_of_the_newborn_stays(emulator: EmulatorOptions) {
+    let pair = contacts(emulator).await;
     lost_answers(&pair);
     let email = "newborn@example.com";
     pair.create_person("salesforce", email);
@@ -189,6 +188,17 @@ async fn what_somebody_changed_in_a_record_whose_create_lost_its_answer_stays() 
         )
         .await;
     assert_eq!(there().as_deref(), Some("Changed"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_changed_in_a_record_whose_create_lost_its_answer_stays() {
+    edit_of_the_newborn_stays(EmulatorOptions::default()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_changed_in_a_record_that_is_found_by_its_email_stays() {
+    let plain = EmulatorOptions::default().arg("--hubspot-sync-properties", "off");
+    edit_of_the_newborn_stays(plain).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -41,10 +41,6 @@ impl History {
             (_, None) => None,
         };
         let result = match found {
-            // By its key alone: it may be somebody else's, with other values.
-            Some(id) if flying.kind == WriteKind::Create && !is_ours(&crm.records[id]) => {
-                Answer::Exists(id)
-            }
             Some(id) => Answer::Done(id, None),
             None if flying.kind == WriteKind::Update => Answer::NotSeen,
             // Nothing found is no proof, and nothing keeps a second create from
@@ -52,9 +48,15 @@ impl History {
             None if flying.kind == WriteKind::Create && !crm.habits.unique => Answer::NotFound,
             None => Answer::Retry,
         };
-        let not_seen = matches!(result, Answer::NotSeen);
+        // What was made may have been edited since; found by its key alone it may even be
+        // somebody else's, with other values.
+        let made = match (flying.kind, &result) {
+            (WriteKind::Create, Answer::Done(id, _)) => Some(*id),
+            (_, Answer::NotSeen) => id,
+            _ => None,
+        };
         self.result(place, claim, result);
-        if let (true, Some(id)) = (not_seen, id) {
+        if let Some(id) = made {
             self.read(side, id, 0);
         }
     }

@@ -138,10 +138,25 @@ impl History {
         pages.into_iter().any(other)
     }
 
+    /// Whether its CRM gave another edit of the field the very same stamp: which came
+    /// last nobody can tell once both have been written over.
+    fn has_twin(&self, made: &crate::model::Made) -> bool {
+        let same = |o: &crate::model::Made| o.writer == made.writer && o.cell == made.cell;
+        let exact = made.stamp.from == made.stamp.to;
+        let twins = self
+            .model
+            .made
+            .iter()
+            .filter(|o| same(o) && o.stamp == made.stamp);
+        exact && matches!(made.writer, crate::model::Writer::Crm(_)) && twins.count() > 1
+    }
+
     /// Edits that still stand at their CRM have been read there by now.
     fn see_last(&mut self) {
         for edit in 0..self.model.made.len() {
-            self.model.made[edit].sure &= !self.beside_page(&self.model.made[edit]);
+            let made = &self.model.made[edit];
+            let untold = self.beside_page(made) || self.has_twin(made);
+            self.model.made[edit].sure &= !untold;
         }
         for (side, crm) in self.crms.iter().enumerate() {
             for record in crm
@@ -284,10 +299,11 @@ impl History {
             .made
             .iter()
             .any(|m| m.revived && m.cell.1 == field);
-        let stuck = revived || self.disturbed.contains(&there.key);
+        let marked = self.forgotten.get(&(there.key, field));
+        let stuck = revived || marked.is_some() || self.disturbed.contains(&there.key);
         let late = stuck && self.world.kinds[field] == Kind::Computed;
         // What a forgotten write left under our mark can look like a form of ours.
-        let forgotten = self.forgotten.get(&(there.key, field)) == Some(&true);
+        let forgotten = marked == Some(&true);
         let refusing = late || forgotten || self.crms.iter().any(|c| c.habits.refuses);
         let alike = |a: &(usize, _), b: &(usize, _)| self.alike(field, &a.1, &b.1);
         if !refusing && shown.iter().any(|a| shown.iter().any(|b| !alike(a, b))) {

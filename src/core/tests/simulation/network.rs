@@ -332,8 +332,9 @@ impl History {
     }
 
     fn deliver(&mut self, message: Message) {
-        let inbound = matches!(message, Message::Event(_) | Message::Page(_));
-        if inbound && self.standby.is_some() {
+        // Streams are told again, pages are asked for anew.
+        let stream = matches!(message, Message::Event(_));
+        if stream && self.standby.is_some() {
             self.net.since_standby.push(message.clone());
         }
         match message {
