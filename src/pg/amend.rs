@@ -9,7 +9,7 @@
 use pgrx::pg_sys;
 
 use crate::pg::bulk;
-use crate::pg::form::{self, Form, Place, Row, only_captured};
+use crate::pg::form::{self, Form, Place, Row, is_plain};
 use crate::pg::image::Tid;
 
 /// New values of one row; `values` in the order of the columns of the call.
@@ -42,16 +42,10 @@ impl Plan {
     unsafe fn of(relation: pg_sys::Relation, columns: &[&str]) -> Option<Self> {
         // SAFETY: the caller's promise; catalog look-ups.
         unsafe {
-            let form = &*(*relation).rd_rel;
-            let plain = form.relkind == pg_sys::RELKIND_RELATION as std::ffi::c_char
-                && form.relam == pg_sys::HEAP_TABLE_AM_OID
-                && !form.relispartition
-                && !form.relhassubclass
-                && !form.relrowsecurity
-                && (*relation).rd_rules.is_null()
-                && pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32
-                && only_captured(relation, pg_sys::TRIGGER_TYPE_UPDATE);
-            if !plain {
+            let of_users = (*(*relation).rd_rel).relhassubclass
+                || (*(*relation).rd_rel).relrowsecurity
+                || !(*relation).rd_rules.is_null();
+            if of_users || !is_plain(relation, pg_sys::TRIGGER_TYPE_UPDATE) {
                 return None;
             }
             let attributes = pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att);

@@ -188,12 +188,29 @@ impl Row {
     }
 }
 
+/// Whether rows of a table may be stored without the executor, as far as the table
+/// itself goes, by this kind of statement (`TRIGGER_TYPE_INSERT` or `_UPDATE`).
+///
+/// # Safety
+/// The relation is open, in a transaction.
+pub(super) unsafe fn is_plain(relation: pg_sys::Relation, kind: u32) -> bool {
+    // SAFETY: the caller's promise; catalog look-ups.
+    unsafe {
+        let form = &*(*relation).rd_rel;
+        form.relkind == pg_sys::RELKIND_RELATION as std::ffi::c_char
+            && form.relam == pg_sys::HEAP_TABLE_AM_OID
+            && !form.relispartition
+            && pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32
+            && only_captured(relation, kind)
+    }
+}
+
 /// Whether no trigger but the capture, which the engine's own rows pass unseen,
 /// is there for this kind of statement (`TRIGGER_TYPE_INSERT` or `_UPDATE`).
 ///
 /// # Safety
 /// The relation is open, in a transaction.
-pub(super) unsafe fn only_captured(relation: pg_sys::Relation, kind: u32) -> bool {
+unsafe fn only_captured(relation: pg_sys::Relation, kind: u32) -> bool {
     // SAFETY: the relation is open; the descriptor is null or complete.
     unsafe {
         let Some(triggers) = (*relation).trigdesc.as_ref() else {

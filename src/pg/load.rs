@@ -9,7 +9,7 @@ use crm_core::model::Record;
 use pgrx::pg_sys;
 
 use crate::pg::bulk;
-use crate::pg::form::{self, Form, Place, Row, only_captured};
+use crate::pg::form::{self, Form, Place, Row, is_plain};
 
 /// Rows handed to the server at once.
 const BATCH: usize = 250;
@@ -45,13 +45,7 @@ impl Plan {
     unsafe fn of(relation: pg_sys::Relation, columns: &[&str]) -> Option<Self> {
         // SAFETY: the caller's promise; catalog look-ups.
         unsafe {
-            let form = &*(*relation).rd_rel;
-            let plain = form.relkind == pg_sys::RELKIND_RELATION as std::ffi::c_char
-                && form.relam == pg_sys::HEAP_TABLE_AM_OID
-                && !form.relispartition
-                && pg_sys::GetDatabaseEncoding() == pg_sys::pg_enc::PG_UTF8 as i32
-                && only_captured(relation, pg_sys::TRIGGER_TYPE_INSERT);
-            if !plain {
+            if !is_plain(relation, pg_sys::TRIGGER_TYPE_INSERT) {
                 return None;
             }
             let descriptor = pgrx::PgTupleDesc::from_pg_unchecked((*relation).rd_att);

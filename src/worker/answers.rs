@@ -7,6 +7,7 @@ use crm_core::connectors::{self, Keyset};
 use crm_core::model::{ErrorClass, Millis, Page, RemoteError};
 
 use crate::pg::store::lives;
+use crate::pg::store::spi::Result as SqlResult;
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes::WriteRow;
 use crate::pg::tx;
@@ -18,6 +19,25 @@ use crate::worker::pages::Via;
 use crate::worker::reading;
 use crate::worker::reviews;
 use crate::worker::session::Session;
+use crate::worker::world::{Mirror, World};
+
+/// Settles writes in one transaction, else one by one: a row that somebody holds, or
+/// that refuses what it is shown, keeps nobody else in doubt. It is looked at again
+/// when its time comes.
+fn together_or_each(
+    writes: Vec<WriteRow>,
+    mut settle: impl FnMut(Vec<WriteRow>) -> Step<()>,
+) -> Step<()> {
+    let mut settled = settle(writes.clone());
+    if settled.is_err() && writes.len() > 1 {
+        let each = writes.into_iter().map(|write| settle(vec![write]));
+        settled = each.fold(Ok(()), Result::and);
+    }
+    match settled {
+        Err(error) if error.sqlstate == "55P03" => Ok(()),
+        settled => settled,
+    }
+}
 
 impl Session {
     pub(super) fn stream_up(&mut self, stream: u64) {
@@ -67,9 +87,15 @@ impl Session {
                 asked_at,
             } => self.settled((mirror, writes, asked_at), page, now),
             Job::FindCreated { mirror, write } => {
-                self.looked_for_created(mirror, *write, &page, now)
+                self.looked_for(mirror, vec![*write], |world, m, writes| {
+                    doubt::take_found(world, m, writes, &page.records, now)
+                })
             }
-            Job::FindMade { mirror, writes } => self.looked_for_made(mirror, writes, &page, now),
+            Job::FindMade { mirror, writes } => {
+                self.looked_for(mirror, writes, |world, m, writes| {
+                    doubt::take_made(world, m, writes, &page.records, now)
+                })
+            }
             Job::Pairs(asked) => self.paired(*asked, page, now),
             Job::Look { batch, column } => self.looked(batch, column, page, now),
             Job::Origins(asked) => self.looked_back(*asked, page, now),
@@ -101,20 +127,9 @@ impl Session {
             .filter_map(|w| w.record_id.clone())
             .collect();
         let world = &self.engine.world;
-        let settle = |writes: Vec<WriteRow>| {
+        together_or_each(writes, |writes| {
             tx::in_transaction(|| doubt::settle(world, m, writes, &look, now))
-        };
-        let mut settled = settle(writes.clone());
-        if settled.is_err() && writes.len() > 1 {
-            // A row that somebody holds, or that refuses what it is shown, keeps nobody else in doubt.
-            let each = writes.into_iter().map(|write| settle(vec![write]));
-            settled = each.fold(Ok(()), Result::and);
-        }
-        match settled {
-            // Looked at again when its time comes.
-            Err(error) if error.sqlstate == "55P03" => {}
-            settled => settled?,
-        }
+        })?;
         self.engine.may_send = true;
         self.engine.may_undefer = true;
         self.engine.watch(mirror).reads.extend(made);
@@ -122,52 +137,24 @@ impl Session {
         Ok(())
     }
 
-    /// A record was looked for that a create in doubt may have made.
-    fn looked_for_created(
-        &mut self,
-        mirror: i32,
-        write: WriteRow,
-        page: &Page,
-        now: Millis,
-    ) -> Step<()> {
-        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
-            return Ok(());
-        };
-        let world = &self.engine.world;
-        let made = tx::in_transaction(|| match page.records.as_slice() {
-            [one] => Ok(doubt::take(
-                world,
-                m,
-                vec![(write, one.id.clone(), Vec::new())],
-                now,
-            )?),
-            // A search index lags: only the third look without a hit counts.
-            [] if write.attempts < 5 => Ok(Vec::new()),
-            _ => {
-                doubt::hold_create(m, &write)?;
-                Ok(Vec::new())
-            }
-        })?;
-        self.engine.watch(mirror).reads.extend(made);
-        self.engine.read(mirror);
-        Ok(())
-    }
-
     /// Records were looked for that creates in doubt may have made. What is there may
     /// have been edited since: it is read and decided.
-    fn looked_for_made(
+    fn looked_for(
         &mut self,
         mirror: i32,
         writes: Vec<WriteRow>,
-        page: &Page,
-        now: Millis,
+        take: impl Fn(&World, &Mirror, Vec<WriteRow>) -> SqlResult<Vec<String>>,
     ) -> Step<()> {
         let Some(m) = self.engine.world.mirrors.get(&mirror) else {
             return Ok(());
         };
-        let world = &self.engine.world;
-        let made =
-            tx::in_transaction(|| Ok(doubt::take_made(world, m, writes, &page.records, now)?))?;
+        let mut made = Vec::new();
+        together_or_each(writes, |writes| {
+            made.extend(tx::in_transaction(|| {
+                Ok(take(&self.engine.world, m, writes)?)
+            })?);
+            Ok(())
+        })?;
         self.engine.may_send = true;
         self.engine.watch(mirror).reads.extend(made);
         self.engine.read(mirror);

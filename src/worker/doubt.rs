@@ -197,6 +197,27 @@ pub(crate) fn take_made(
     )
 }
 
+/// The same without our key, for one create: what has its e-mail is taken for what it
+/// made; where there is none, or several, a person is asked.
+pub(crate) fn take_found(
+    world: &World,
+    mirror: &Mirror,
+    pending: Vec<WriteRow>,
+    records: &[Record],
+    now: Millis,
+) -> Result<Vec<String>> {
+    let mut landed = Vec::new();
+    for write in pending {
+        match records {
+            [one] => landed.push((write, one.id.clone(), Vec::new())),
+            // A search index lags: only the third look without a hit counts.
+            [] if write.attempts < 5 => {}
+            _ => hold_create(mirror, &write)?,
+        }
+    }
+    take(world, mirror, landed, now)
+}
+
 /// Gives rows the records that their creates made; answers their ids, to be read:
 /// somebody may have changed them since.
 pub(crate) fn take(
