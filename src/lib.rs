@@ -102,7 +102,8 @@ extension_sql_file!(
     name = "drift",
     requires = ["reconcile"]
 );
-extension_sql_file!("../sql/066_ask.sql", name = "ask", requires = ["drift"]);
+extension_sql_file!("../sql/066_why.sql", name = "why", requires = ["drift"]);
+extension_sql_file!("../sql/068_ask.sql", name = "ask", requires = ["why"]);
 extension_sql_file!(
     "../sql/070_views.sql",
     name = "views",
