@@ -16,7 +16,9 @@ COMMENT ON FUNCTION crm._span(timestamptz) IS 'How long ago.';
 
 CREATE FUNCTION crm._keep(setting text) RETURNS interval
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT nullif(current_setting('pg_crm_sync.' || setting)::interval, interval '0')
+    -- Shown with six digits, as 1.5e+06s: no interval is read from that.
+    SELECT nullif(m[1]::float8 * ('1 ' || coalesce(m[2], 'min'))::interval, interval '0')
+    FROM regexp_match(current_setting('pg_crm_sync.' || setting), '^(.*\d)(us|ms|s|min|h|d)?$') AS m
 $$;
 COMMENT ON FUNCTION crm._keep(text) IS 'A setting of time as an interval; null where 0 stands for no limit.';
 

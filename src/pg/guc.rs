@@ -35,11 +35,11 @@ static GUARD_HARD_ROWS: Int = Int::new(100_000);
 static GUARD_HARD_DELETES: Int = Int::new(10_000);
 static GUARD_WINDOW: Int = Int::new(60);
 static GUARD_WINDOW_ROWS: Int = Int::new(20_000);
-static RETENTION: Int = Int::new(90 * 24 * 60);
-static RETENTION_MAX: Int = Int::new(0);
+static RETENTION: Real = Real::new(90.0 * 24.0 * 60.0);
+static RETENTION_MAX: Real = Real::new(0.0);
 static BULK_READ_ROWS: Int = Int::new(50_000);
 static BULK_WRITE_ROWS: Int = Int::new(2_000);
-static CATALOG_INTERVAL: Int = Int::new(30 * 60);
+static CATALOG_INTERVAL: Real = Real::new(30.0 * 60.0);
 static CHANGE_SEGMENT_SIZE: Int = Int::new(64 * 1024);
 
 /// Defines every setting and reserves the prefix, so that a typo is an error.
@@ -80,6 +80,20 @@ fn int(
         GucContext::Sighup,
         flags,
     );
+}
+
+/// A time where 0 stands for none. Not an integer: the server rounds those to the unit,
+/// and a short time would silently become 0.
+fn time(
+    name: &'static CStr,
+    doc: &'static CStr,
+    note: &'static CStr,
+    at: &'static Real,
+    longest: f64,
+    flags: GucFlags,
+) {
+    let context = GucContext::Sighup;
+    GucRegistry::define_float_guc(name, doc, note, at, 0.0, longest, context, flags);
 }
 
 fn register_addresses() {
@@ -191,11 +205,12 @@ fn register_worker_limits() {
         (0, i32::MAX),
         GucFlags::default(),
     );
-    int(
+    time(
         c"pg_crm_sync.catalog_interval",
-        c"How often the fields of mirrored objects are read again, one call per object; 0 for never by itself.",
+        c"How often the fields of mirrored objects are read again, one call per object, at most once a second; 0 for never by itself.",
+        c"",
         &CATALOG_INTERVAL,
-        (0, 7 * 24 * 3600),
+        7.0 * 24.0 * 3600.0,
         GucFlags::UNIT_S,
     );
     int(
@@ -209,21 +224,21 @@ fn register_worker_limits() {
 
 /// How long the ledger is kept; read in SQL.
 fn register_retention() {
-    let minutes = |name, doc, note, at: &'static Int| {
-        let (context, flags) = (GucContext::Sighup, GucFlags::UNIT_MIN);
-        GucRegistry::define_int_guc(name, doc, note, at, 0, i32::MAX, context, flags);
-    };
-    minutes(
+    time(
         c"pg_crm_sync.retention",
         c"How long events are kept in crm.event; longer if a consumer has not committed them.",
         c"0 means for ever.",
         &RETENTION,
+        f64::from(i32::MAX),
+        GucFlags::UNIT_MIN,
     );
-    minutes(
+    time(
         c"pg_crm_sync.retention_max",
         c"Age at which events are dropped although a consumer has not committed them.",
         c"0 means never.",
         &RETENTION_MAX,
+        f64::from(i32::MAX),
+        GucFlags::UNIT_MIN,
     );
 }
 
@@ -360,9 +375,11 @@ pub(crate) fn request_timeout() -> Duration {
     millis(&REQUEST_TIMEOUT)
 }
 
-/// How often the fields of mirrored objects are read again; none for never.
+/// How often the fields of mirrored objects are read again, at most once a second; none for never.
+#[expect(clippy::cast_possible_truncation, reason = "a week is the longest")]
 pub(crate) fn catalog_interval_ms() -> Option<i64> {
-    Some(i64::from(CATALOG_INTERVAL.get()) * 1_000).filter(|ms| *ms > 0)
+    let seconds = CATALOG_INTERVAL.get();
+    (seconds > 0.0).then(|| (seconds.max(1.0) * 1_000.0) as i64)
 }
 
 /// Longest time the worker waits for a user's lock.

@@ -238,6 +238,30 @@ async fn retention_drops_whole_parts_and_keeps_what_a_consumer_needs() {
     behind_the_drop(&db).await;
 }
 
+/// Half a minute was rounded to none, which is for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_to_keep_events_is_never_rounded_to_for_ever() {
+    let (cluster, db) = start().await;
+    for (given, kept) in [
+        ("16 s", "00:00:16"),
+        ("500 us", "00:00:00.0005"),
+        ("1234567 s", "342:56:10"),
+        ("90", "01:30:00"),
+        ("30 d", "30 days"),
+        ("0", ""),
+        ("0 d", ""),
+    ] {
+        for setting in ["retention", "retention_max"] {
+            cluster.set(&format!("pg_crm_sync.{setting}"), given);
+        }
+        cluster.reload();
+        let sql = format!(
+            "SELECT coalesce(crm._keep('retention')::text, '') = '{kept}' AND coalesce(crm._keep('retention_max')::text, '') = '{kept}'"
+        );
+        db.wait_true(given, PATIENCE, &sql).await;
+    }
+}
+
 /// What can be asked for when events up to 30 were dropped.
 async fn behind_the_drop(db: &Db) {
     assert_eq!(
