@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use crm_core::model::Value;
+use crm_core::model::{Millis, Value};
 
 use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
@@ -10,6 +10,7 @@ use crate::pg::store::writes::{self, NewWrite};
 use crate::pg::store::{ends, lives};
 use crate::worker::cases;
 use crate::worker::flush;
+use crate::worker::reviews as questions;
 use crate::worker::world::{Mirror, World};
 
 /// A record that its CRM has no more is made there again, with what its row
@@ -19,6 +20,7 @@ pub(crate) fn revive(
     mirror: &Mirror,
     row_id: i64,
     entity: Option<i64>,
+    at: Millis,
 ) -> Result<bool> {
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let locked = cases::lock(mirror, &all, vec![row_id])?;
@@ -28,7 +30,12 @@ pub(crate) fn revive(
     ends::drop_all(mirror.id, row_id)?;
     lives::revive(&mirror.table, row_id)?;
     if let Some(entity) = entity {
-        ends::forget_states(entity)?;
+        let moot = ends::forget_states(entity)?;
+        let because = format!(
+            "its record was removed in {} and is made again",
+            mirror.server
+        );
+        questions::ended(world, moot, mirror, &because, at)?;
     }
     let vals: serde_json::Map<String, serde_json::Value> = mirror
         .columns

@@ -36,7 +36,7 @@ pub(crate) fn settle(world: &World, answer: &Answer, now: Millis) -> Result<usiz
             writes::answer_held_create(mirror.id, row, made, word == "discard")?;
         }
         // What a user holds comes later: the answer waits with it.
-        ("delete", "keep") if !keep(world, mirror, answer)? => return Ok(0),
+        ("delete", "keep") if !keep(world, mirror, answer, now)? => return Ok(0),
         ("delete", "keep") => {}
         ("delete", _) => stand(world, mirror, answer, now)?,
         ("missing", word) => {
@@ -88,9 +88,9 @@ fn present(mirror: &Mirror, row: i64) -> Result<bool> {
 }
 
 /// The removal is undone; false if a user holds the row.
-fn keep(world: &World, mirror: &Mirror, answer: &Answer) -> Result<bool> {
+fn keep(world: &World, mirror: &Mirror, answer: &Answer, now: Millis) -> Result<bool> {
     if present(mirror, answer.row_id)? {
-        kept::revive(world, mirror, answer.row_id, answer.entity)
+        kept::revive(world, mirror, answer.row_id, answer.entity, now)
     } else {
         kept::reinsert(mirror, answer.row_id, answer.entity)
     }

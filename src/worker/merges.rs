@@ -5,17 +5,19 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 
 use crm_core::model::{ChangeKind, Millis};
 
+use crate::pg::store::ends::{self, Ended};
 use crate::pg::store::ledger::{self, EventRow};
+use crate::pg::store::lives;
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, WriteRow};
-use crate::pg::store::{ends, lives};
 use crate::worker::flush;
 use crate::worker::given_up;
 use crate::worker::ingest::Inbound;
 use crate::worker::rematch;
 use crate::worker::removals;
+use crate::worker::reviews as questions;
 use crate::worker::world::{Mirror, World};
 
 /// Carries out the merges that events announce; answers the records whose rows
@@ -99,7 +101,7 @@ fn merge(
         }
     };
     let ended: Vec<i64> = lost.iter().map(|r| r.row_id).collect();
-    let partners = unite(mirror, survivor, &ended)?;
+    let (partners, questions) = unite(mirror, survivor, &ended)?;
     let dropped = ends::drop_unsent(mirror.id, ended.clone())?;
     rows::mark_deleted(&mirror.table, ended.clone(), true, &mirror.server)?;
     ends::note_merged(mirror.id, ended.clone(), into)?;
@@ -108,17 +110,23 @@ fn merge(
         ask(world, mirror, into, survivor, other)?;
     }
     note(world, mirror, survivor, into, losers, &dropped, at)?;
+    let because = format!("its record was merged into {into} in {}", mirror.server);
+    questions::ended(world, questions, mirror, &because, now)?;
     if of_id(into).is_some() {
         removals::agree(world, mirror, vec![survivor], now)?;
     }
     Ok(true)
 }
 
+/// Rows that are left over, mirror and row, and questions that are moot.
+type LeftOver = (Vec<(i32, i64)>, Vec<Ended>);
+
 /// Gives the survivor the counterparts of those that ended, side by side. Where
 /// it has one already the other is left over; answers those, untied.
-fn unite(mirror: &Mirror, survivor: i64, ended: &[i64]) -> Result<Vec<(i32, i64)>> {
+fn unite(mirror: &Mirror, survivor: i64, ended: &[i64]) -> Result<LeftOver> {
     let mut own = entity_of(mirror.id, survivor)?;
     let mut left_over = Vec::new();
+    let mut questions = Vec::new();
     for row in ended {
         let Some((entity, rows)) = entity_of(mirror.id, *row)? else {
             continue;
@@ -127,6 +135,7 @@ fn unite(mirror: &Mirror, survivor: i64, ended: &[i64]) -> Result<Vec<(i32, i64)
         let Some((kept, sides)) = &mut own else {
             // The survivor had none: it takes over everything, states included.
             ends::join_entity(entity, &[(mirror.id, survivor)])?;
+            ends::hand_questions(mirror.id, *row, survivor)?;
             own = Some((entity, others));
             continue;
         };
@@ -139,9 +148,9 @@ fn unite(mirror: &Mirror, survivor: i64, ended: &[i64]) -> Result<Vec<(i32, i64)
                 sides.push(other);
             }
         }
-        ends::forget_states(entity)?;
+        questions.extend(ends::forget_states(entity)?);
     }
-    Ok(left_over)
+    Ok((left_over, questions))
 }
 
 /// An entity and its rows: mirror and row id.

@@ -21,6 +21,7 @@ use crate::worker::given_up;
 use crate::worker::kept;
 use crate::worker::record;
 use crate::worker::rematch;
+use crate::worker::reviews as questions;
 use crate::worker::world::{GroupInfo, Mirror, World};
 
 /// Who removed records, and how.
@@ -46,6 +47,14 @@ impl<'a> Removal<'a> {
             held: false,
             confirmed: false,
             at,
+        }
+    }
+
+    /// What `crm.review_history` says of questions that end with it.
+    fn because(&self, mirror: &Mirror) -> String {
+        match self.by {
+            DeletedBy::Local => format!("its row of {} was removed by SQL", mirror.table.name),
+            DeletedBy::Remote => format!("its record was removed in {}", mirror.server),
         }
     }
 }
@@ -119,7 +128,8 @@ pub(crate) fn removed(
     }
     ledger::unlink_rows(mirror.id, unlink)?;
     let entities: BTreeSet<i64> = known.xrefs.iter().map(|x| x.entity).collect();
-    ends::close_lonely(entities.into_iter().collect())?;
+    let moot = ends::close_lonely(entities.into_iter().collect())?;
+    questions::ended(world, moot, mirror, &removal.because(mirror), removal.at)?;
     let gone = row_ids.iter().filter(|r| !open.contains(r)).copied();
     rematch::without(world, mirror, gone.collect(), removal.at)?;
     Ok(open)
@@ -283,7 +293,9 @@ impl Removed<'_> {
     /// The record is made anew from what its row shows; false if a user holds it.
     fn bring_back(&self, row: i64, entity: i64, removal: Removal<'_>) -> Result<bool> {
         match removal.by {
-            DeletedBy::Remote => kept::revive(self.world, self.mirror, row, Some(entity)),
+            DeletedBy::Remote => {
+                kept::revive(self.world, self.mirror, row, Some(entity), removal.at)
+            }
             DeletedBy::Local => kept::reinsert(self.mirror, row, Some(entity)),
         }
     }

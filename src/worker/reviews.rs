@@ -10,6 +10,7 @@ use crm_core::strategy::LOCAL;
 use crm_core::value::format_instant;
 
 use crate::pg::store::changes;
+use crate::pg::store::ends::Ended;
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::reviews::{self, Answer, FieldQuestion};
 use crate::pg::store::spi::Result;
@@ -242,4 +243,33 @@ pub(crate) fn event(
         decision: Some(serde_json::Value::Array(listed).to_string()),
         ..EventRow::default()
     }
+}
+
+/// The lines of the ledger about questions that nobody need answer any more,
+/// because of what happened to their record on the side of a mirror.
+pub(crate) fn ended(
+    world: &World,
+    questions: Vec<Ended>,
+    mirror: &Mirror,
+    because: &str,
+    at: Millis,
+) -> Result<()> {
+    let line = |ended: Ended| {
+        let question: serde_json::Value = serde_json::from_str(&ended.question).unwrap_or_default();
+        let decision =
+            serde_json::json!([{"step": "ended", "field": ended.field, "question": question}]);
+        EventRow {
+            mirror: ended.mirror,
+            row_id: Some(ended.row_id).filter(|row| *row > 0),
+            entity: Some(ended.entity),
+            kind: "resolved",
+            origin: mirror.server.clone(),
+            source: "link".to_owned(),
+            occurred_at: at,
+            reason: Some(because.to_owned()),
+            decision: Some(decision.to_string()),
+            ..EventRow::default()
+        }
+    };
+    flush::append(world, questions.into_iter().map(line).collect())
 }

@@ -246,3 +246,42 @@ async fn an_answer_about_two_of_four_candidates_leaves_a_question_about_the_othe
             .await;
     }
 }
+
+/// The question went without a word, and nobody knew what had become of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_a_field_of_a_record_that_is_merged_away_ends_with_a_line_that_says_so() {
+    let (pair, people) = Pair::linked(4, PairOptions::default()).await;
+    pair.review_cities().await;
+    let (winner, loser) = (&people[1], &people[0]);
+    pair.hubspot_takes_nothing();
+    pair.edit("salesforce", loser, "city", "Forcebury");
+    let waits = "SELECT EXISTS (SELECT FROM crm.write WHERE vals ->> 'city' = 'Forcebury')";
+    pair.db
+        .wait_true("Salesforce's city waits", PATIENCE, waits)
+        .await;
+    pair.edit("hubspot", loser, "city", "Hubville");
+    let open = "SELECT EXISTS (SELECT FROM crm.review WHERE field = 'city')";
+    pair.db.wait_true("it is asked", PATIENCE, open).await;
+    let twins =
+        json!({"object": "Contact", "winner": winner.salesforce, "loser": loser.salesforce});
+    pair.deed("salesforce", "merge", twins);
+    pair.db
+        .wait_true(
+            "the question about the field has gone",
+            PATIENCE,
+            "SELECT NOT EXISTS (SELECT FROM crm.review WHERE kind = 'field')",
+        )
+        .await;
+    let said = pair
+        .db
+        .table(
+            "SELECT kind, field, resolution, resolved_by IS NULL, because, jsonb_array_length(candidates), opened_at <= resolved_at
+             FROM crm.review_history",
+        )
+        .await;
+    let because = format!(
+        "its record was merged into {} in salesforce",
+        winner.salesforce
+    );
+    assert_eq!(said, [["field", "city", "ended", "t", &because, "2", "t"]]);
+}

@@ -42,27 +42,65 @@ pub(crate) fn join_entity(entity: i64, rows: &[(i32, i64)]) -> Result<()> {
     Ok(())
 }
 
+/// A question about a field that ended with a record, without an answer.
+pub(crate) struct Ended {
+    pub(crate) mirror: i32,
+    pub(crate) row_id: i64,
+    pub(crate) entity: i64,
+    /// As policies call it.
+    pub(crate) field: String,
+    /// The question as it stood, JSON text: goes into the ledger.
+    pub(crate) question: String,
+}
+
+/// Takes away the questions about fields of these entities, all or only those
+/// that have no two sides left.
+fn end_questions(entities: Vec<i64>, lonely: &str) -> Result<Vec<Ended>> {
+    let sql = format!(
+        "DELETE FROM crm.review_item q WHERE q.kind = 'field' AND q.entity = ANY($1){lonely} \
+         RETURNING coalesce(q.mirror, 0), coalesce(q.row_id, 0), q.entity, q.field, jsonb_build_object('id', q.id, 'kind', q.kind, 'reason', q.reason, \
+           'rule', q.rule, 'candidates', q.candidates, 'opened_at', q.opened_at, 'resolution', 'ended')::text"
+    );
+    spi::write_rows(&sql, &[entities.into()], |row| {
+        Ok(Ended {
+            mirror: row.get(1)?.unwrap_or_default(),
+            row_id: row.get(2)?.unwrap_or_default(),
+            entity: row.get(3)?.unwrap_or_default(),
+            field: row.get(4)?.unwrap_or_default(),
+            question: row.get(5)?.unwrap_or_default(),
+        })
+    })
+}
+
 /// Questions about fields of entities that have no two sides left are moot.
-pub(crate) fn close_lonely(entities: Vec<i64>) -> Result<()> {
-    let lonely = "entity = ANY($1) AND (SELECT count(*) FROM crm.xref x WHERE x.entity = q.entity AND x.merged_into IS NULL) < 2";
-    for sql in [
-        format!("DELETE FROM crm.review_item q WHERE q.kind = 'field' AND q.{lonely}"),
-        format!("DELETE FROM crm.field_state q WHERE q.state ? 'hold' AND q.{lonely}"),
-    ] {
-        spi::write(&sql, &[entities.clone().into()])?;
-    }
-    Ok(())
+pub(crate) fn close_lonely(entities: Vec<i64>) -> Result<Vec<Ended>> {
+    let lonely = " AND (SELECT count(*) FROM crm.xref x WHERE x.entity = q.entity AND x.merged_into IS NULL) < 2";
+    let ended = end_questions(entities.clone(), lonely)?;
+    spi::write(
+        &format!(
+            "DELETE FROM crm.field_state q WHERE q.state ? 'hold' AND q.entity = ANY($1){lonely}"
+        ),
+        &[entities.into()],
+    )?;
+    Ok(ended)
 }
 
 /// Forgets the states of an entity's fields: its rows are the base again.
-pub(crate) fn forget_states(entity: i64) -> Result<()> {
-    for sql in [
+/// Answers the questions about them that end with it.
+pub(crate) fn forget_states(entity: i64) -> Result<Vec<Ended>> {
+    spi::write(
         "DELETE FROM crm.field_state WHERE entity = $1",
-        "DELETE FROM crm.review_item WHERE kind = 'field' AND entity = $1",
-    ] {
-        spi::write(sql, &[entity.into()])?;
-    }
-    Ok(())
+        &[entity.into()],
+    )?;
+    end_questions(vec![entity], "")
+}
+
+/// Questions about fields of a row are about its successor's from now on.
+pub(crate) fn hand_questions(mirror: i32, row_id: i64, heir: i64) -> Result<usize> {
+    spi::write(
+        "UPDATE crm.review_item SET row_id = $3, changed_at = now() WHERE kind = 'field' AND mirror = $1 AND row_id = $2",
+        &[mirror.into(), row_id.into(), heir.into()],
+    )
 }
 
 /// Unsent changes of rows: `(row, who wrote, values as JSON)`; they are gone
