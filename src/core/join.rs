@@ -8,7 +8,9 @@ use crate::group::Group;
 use crate::mapping::between;
 use crate::model::{Millis, Value};
 use crate::policy::Policy;
-use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, SentWrite, SideState};
+use crate::state::{
+    Claim, Clock, Entity, FieldState, Hold, Interval, SentWrite, SideState, Waiting,
+};
 use crate::strategy::{Candidate, Contest, LOCAL, Verdict};
 use crate::value::same;
 
@@ -57,7 +59,7 @@ pub fn resolve(
     state.rivals.clear();
     for side in &mut state.sides {
         side.flap = None;
-        for (value, clock) in std::mem::take(&mut side.waiting) {
+        for Waiting(value, clock, _) in std::mem::take(&mut side.waiting) {
             crate::timeline::record(side, &value, &clock);
         }
     }

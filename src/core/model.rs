@@ -215,7 +215,8 @@ pub enum ChangeKind {
 }
 
 /// Whom a CRM names as the writer of what an event tells: evidence, not proof.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Mark {
     /// Nobody, or a program that may be ours.
     #[default]
@@ -224,6 +225,13 @@ pub enum Mark {
     Ours,
     /// Surely somebody else: a person, or a client of another name.
     Others,
+}
+
+impl Mark {
+    /// Whether nobody is named.
+    pub fn is_none(&self) -> bool {
+        *self == Self::None
+    }
 }
 
 /// One observed change.

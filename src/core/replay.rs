@@ -1,8 +1,9 @@
 //! Edits that waited are decided as soon as what they waited for is known.
 
 use crate::case::{Observed, Outcome, Source, Step};
-use crate::model::{Millis, Value};
-use crate::state::{Clock, Entity, Sent, SentWrite, SideState};
+use crate::model::Millis;
+use crate::stamps::Quality;
+use crate::state::{Entity, Sent, SentWrite, SideState, Waiting};
 
 /// Decides again what waits in these fields, on top of an outcome.
 pub(crate) fn waiting(
@@ -15,21 +16,24 @@ pub(crate) fn waiting(
     let mut entity = entity.clone();
     take_up(&mut entity, &outcome);
     for field in fields {
-        for (side, value, clock) in items(&entity, *field) {
+        for (side, item) in items(&entity, *field) {
             let mut without = entity.clone();
             let here = without
                 .fields
                 .get_mut(field)
                 .and_then(|f| f.sides.get_mut(side));
             let Some(here) = here else { continue };
-            here.waiting.retain(|(v, c)| (v, c) != (&value, &clock));
+            here.waiting.retain(|w| *w != item);
+            let Waiting(value, clock, mark) = item;
             let observed = Observed {
                 side,
                 source: Source::Remote,
                 origin: clock.origin.clone(),
                 values: vec![(*field, value, None)],
                 at: clock.at,
+                quality: Quality::of(&clock),
                 seq: clock.seq,
+                mark,
                 asked_at: looked(here, side, page),
                 ..Observed::default()
             };
@@ -66,19 +70,15 @@ fn looked(here: &SideState, side: usize, page: &Observed) -> Option<Millis> {
 }
 
 /// What waits, oldest first.
-fn items(entity: &Entity, field: usize) -> Vec<(usize, Value, Clock)> {
+fn items(entity: &Entity, field: usize) -> Vec<(usize, Waiting)> {
     let Some(state) = entity.fields.get(&field) else {
         return Vec::new();
     };
     let sides = state.sides.iter().enumerate();
     let mut items: Vec<_> = sides
-        .flat_map(|(side, s)| {
-            s.waiting
-                .iter()
-                .map(move |(v, c)| (side, v.clone(), c.clone()))
-        })
+        .flat_map(|(side, s)| s.waiting.iter().map(move |w| (side, w.clone())))
         .collect();
-    items.sort_by_key(|(_, _, c)| (c.at.from, c.at.to));
+    items.sort_by_key(|(_, Waiting(_, c, _))| (c.at.from, c.at.to));
     items
 }
 

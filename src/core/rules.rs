@@ -9,7 +9,7 @@ use crate::model::Value;
 use crate::order;
 use crate::own_page::shows_own_past;
 use crate::policy::Rule;
-use crate::state::{Clock, Interval, Turns};
+use crate::state::{Clock, Interval, Turns, Waiting};
 use crate::strategy::Verdict;
 use crate::timeline::{self, Place};
 use crate::value::{canonical, same};
@@ -82,7 +82,7 @@ pub(crate) fn merging(case: &mut Case<'_>) -> Option<Keep> {
 /// Of the edits of one second the one that was told first has its turn first.
 fn has_turn_before(case: &Case<'_>) -> bool {
     let (seq, at) = (case.clock.seq, case.observed.at);
-    let before = |(_, c): &(Value, Clock)| c.seq < seq && c.at.overlaps(at);
+    let before = |Waiting(_, c, _): &Waiting| c.seq < seq && c.at.overlaps(at);
     case.here().waiting.iter().any(before)
 }
 
@@ -114,9 +114,9 @@ fn shows_what_stood(case: &mut Case<'_>) -> bool {
 fn shows_what_waits(case: &mut Case<'_>) -> bool {
     let at = case.observed.at;
     let waiting = || case.here().waiting.iter();
-    let beside = waiting().any(|(v, c)| c.at.overlaps(at) && case.is(v));
-    let newest = waiting().rfind(|(_, c)| c.at.before(at));
-    let newest = newest.is_some_and(|(v, _)| case.is(v));
+    let beside = waiting().any(|Waiting(v, c, _)| c.at.overlaps(at) && case.is(v));
+    let newest = waiting().rfind(|Waiting(_, c, _)| c.at.before(at));
+    let newest = newest.is_some_and(|Waiting(v, ..)| case.is(v));
     case.notes.no_edit |= newest && !beside;
     beside || newest
 }

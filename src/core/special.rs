@@ -6,7 +6,7 @@ use crate::echo;
 use crate::effect::{accept, challenger_claim, incumbent_origin, put_back, review};
 use crate::mapping::between;
 use crate::model::Value;
-use crate::state::{Claim, Hold, Sent};
+use crate::state::{Claim, Hold, Sent, Waiting};
 use crate::timeline;
 
 /// The value of an earlier edit stands again.
@@ -40,7 +40,8 @@ pub(crate) fn wait(case: &mut Case<'_>, decision: &mut Decision, outcome: &mut O
     let side = case.observed.side;
     let (value, clock) = (case.value.clone(), case.clock.clone());
     if !case.notes.no_edit {
-        timeline::wait(case.here_mut(), &value, &clock);
+        let mark = case.observed.mark;
+        timeline::wait(case.here_mut(), Waiting(value, clock, mark));
     }
     decision.held = Some("waits for what became of our write".to_owned());
     let under_way =

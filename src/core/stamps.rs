@@ -124,6 +124,15 @@ impl Quality {
         }
     }
 
+    /// How exact a clock is.
+    pub fn of(clock: &Clock) -> Self {
+        Self {
+            exactness: clock.exactness,
+            resolution_ms: clock.at.to.saturating_sub(clock.at.from).saturating_add(1),
+            tolerance_ms: clock.tolerance_ms,
+        }
+    }
+
     /// A clock of this quality.
     pub fn clock(&self, at: Interval, seq: i64, origin: &str) -> Clock {
         let own = self.exactness.is_edit();

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Millis, Value};
+use crate::model::{Mark, Millis, Value};
 pub use crate::sent::{Sent, SentWrite};
 pub use crate::stamps::{Clock, Interval};
 use crate::transform::Images;
@@ -29,6 +29,15 @@ pub struct Flap {
     /// Since when, in event time.
     pub since: Millis,
 }
+
+/// An edit that waits: its value, when it was made, and whom its CRM named as the
+/// writer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Waiting(
+    pub Value,
+    pub Clock,
+    #[serde(default, skip_serializing_if = "Mark::is_none")] pub Mark,
+);
 
 /// One side of a field that is not settled.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,7 +60,7 @@ pub struct SideState {
     /// Edits there that wait until it is known whether they came before or after
     /// a write of ours.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub waiting: Vec<(Value, Clock)>,
+    pub waiting: Vec<Waiting>,
     /// Value that keeps coming back.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flap: Option<Flap>,

@@ -265,7 +265,7 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     }
     // A page from before an edit that waits says nothing of what came after it.
     let at = case.observed.at;
-    if case.here().waiting.iter().any(|(_, c)| at.before(c.at)) {
+    if case.here().waiting.iter().any(|w| at.before(w.1.at)) {
         return Some(Keep::Ignore);
     }
     let unclear = case.order() == Order::Unclear;

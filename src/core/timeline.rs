@@ -4,7 +4,7 @@
 
 use crate::broken::{Mistake, made};
 use crate::model::{FieldType, Millis, Value};
-use crate::state::{Clock, Interval, PAST_MAX, SENT_MAX, Sent, SentWrite, SideState};
+use crate::state::{Clock, Interval, PAST_MAX, SENT_MAX, Sent, SentWrite, SideState, Waiting};
 use crate::value::same;
 
 /// Where an edit lies in the history of its side.
@@ -163,10 +163,7 @@ pub(crate) fn is_decisive(side: &SideState, asked_at: Option<Millis>) -> bool {
 pub(crate) fn awaits_stamps(side: &SideState, asked: Millis, skew_ms: i64) -> bool {
     !side.waiting.is_empty()
         && (side.sent.iter().any(|w| is_awaited(w, asked))
-            || side
-                .waiting
-                .iter()
-                .any(|(_, c)| !is_in(c.at, asked, skew_ms)))
+            || side.waiting.iter().any(|w| !is_in(w.1.at, asked, skew_ms)))
 }
 
 /// Whether an edit was surely made before a record was asked for.
@@ -309,12 +306,22 @@ fn trim(side: &mut SideState) {
 }
 
 /// An edit whose place is unclear waits.
-pub(crate) fn wait(side: &mut SideState, value: &Value, clock: &Clock) {
-    let same = |(v, c): &(Value, Clock)| v == value && c.at.overlaps(clock.at);
-    if !side.waiting.iter().any(same) {
-        side.waiting.push((value.clone(), clock.clone()));
-        side.waiting.sort_by_key(|(_, c)| (c.at.from, c.at.to));
+pub(crate) fn wait(side: &mut SideState, edit: Waiting) {
+    let Waiting(value, clock, mark) = &edit;
+    let same = |w: &&mut Waiting| w.0 == *value && w.1.at.overlaps(clock.at);
+    match side.waiting.iter_mut().find(same) {
+        // Told again by another way, which may name the writer or not.
+        Some(known) if known.2.is_none() => known.2 = *mark,
+        Some(_) => {}
+        None => {
+            side.waiting.push(edit);
+            in_order(&mut side.waiting);
+        }
     }
+}
+
+fn in_order(waiting: &mut [Waiting]) {
+    waiting.sort_by_key(|Waiting(_, c, _)| (c.at.from, c.at.to));
 }
 
 /// What a page showed still stands: the events of its second came before it, if the
@@ -335,8 +342,8 @@ fn close_second(
             true => at.overlaps(clock.at),
             false => twin(at),
         };
-        let before = |(_, c): &(Value, Clock)| beside(c.at) && is_in(c.at, asked_at, skew_ms);
-        for (value, earlier) in side.waiting.extract_if(.., |w| before(w)) {
+        let before = |c: &Clock| beside(c.at) && is_in(c.at, asked_at, skew_ms);
+        for Waiting(value, earlier, _) in side.waiting.extract_if(.., |w| before(&w.1)) {
             side.past.push((value, earlier.at));
         }
         trim(side);
@@ -345,15 +352,15 @@ fn close_second(
 
 /// Of the edits that wait, the one that a page shows came last in its second.
 fn turn_to_last(side: &mut SideState, shown: &Value, field_type: FieldType) {
-    let is = |(v, _): &(Value, Clock)| same(field_type, v, shown);
-    let newest = side.waiting.iter().map(|(_, c)| c.seq).max();
+    let is = |w: &Waiting| same(field_type, &w.0, shown);
+    let newest = side.waiting.iter().map(|w| w.1.seq).max();
     if let (Some(place), Some(newest)) = (side.waiting.iter().position(is), newest)
         && place + 1 < side.waiting.len()
     {
-        let (value, mut clock) = side.waiting.remove(place);
-        clock.seq = newest.saturating_add(1);
-        side.waiting.push((value, clock));
-        side.waiting.sort_by_key(|(_, c)| (c.at.from, c.at.to));
+        let mut last = side.waiting.remove(place);
+        last.1.seq = newest.saturating_add(1);
+        side.waiting.push(last);
+        in_order(&mut side.waiting);
     }
 }
 
@@ -401,7 +408,7 @@ pub(crate) fn order_by_page(
     if side
         .waiting
         .iter()
-        .all(|(_, c)| is_in(c.at, asked_at, skew_ms))
+        .all(|w| is_in(w.1.at, asked_at, skew_ms))
     {
         turn_to_last(side, shown, field_type);
     }
@@ -409,8 +416,8 @@ pub(crate) fn order_by_page(
     let waiting: Vec<(Value, Interval)> = side
         .waiting
         .iter()
-        .filter(|(_, c)| !at.before(c.at))
-        .map(|(v, c)| (v.clone(), c.at))
+        .filter(|w| !at.before(w.1.at))
+        .map(|Waiting(v, c, _)| (v.clone(), c.at))
         .collect();
     // A stamp that shows whole seconds leaves open what came first in its second.
     let open = |w: &SentWrite| match w.landed {

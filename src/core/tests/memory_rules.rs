@@ -6,7 +6,10 @@ mod common;
 use common::{A, B, World, only, policy, text};
 use crm_core::decide::Step;
 use crm_core::memory::{at_rest, must_keep, recall};
-use crm_core::state::{Clock, Entity, FieldState, Flap, Hold, Interval, SideRecord, Turns};
+use crm_core::model::Mark;
+use crm_core::state::{
+    Clock, Entity, FieldState, Flap, Hold, Interval, SideRecord, SideState, Turns, Waiting,
+};
 use crm_core::strategy::Strategy;
 
 /// Any time that matters.
@@ -76,7 +79,8 @@ fn each_thing_that_only_the_state_knows_keeps_it() {
             });
         }),
         ("an edit that waits", |s| {
-            s.sides[B].waiting.push(edit("11", T));
+            let (value, clock) = edit("11", T);
+            s.sides[B].waiting.push(Waiting(value, clock, Mark::Others));
         }),
         ("sides that never agreed", |s| s.sides[B].base = None),
     ];
@@ -127,4 +131,21 @@ fn an_edit_that_counted_does_not_count_again_after_a_later_one_was_recalled() {
     let again = w.remote(A, "12", T);
     assert_eq!(only(&again).step, Step::Known, "{again:?}");
     assert_eq!(w.row(A), held);
+}
+
+#[test]
+fn an_edit_that_waits_keeps_its_writers_name_and_is_read_as_it_was_stored_before() {
+    let (value, clock) = edit("11", T);
+    let stored = serde_json::json!({"waiting": [[value, clock]]});
+    let side: SideState = serde_json::from_value(stored.clone()).unwrap();
+    let unnamed = Waiting(value.clone(), clock.clone(), Mark::None);
+    assert_eq!(side.waiting, [unnamed]);
+    assert_eq!(serde_json::to_value(&side).unwrap(), stored);
+    let named = SideState {
+        waiting: vec![Waiting(value, clock, Mark::Others)],
+        ..SideState::default()
+    };
+    let stored = serde_json::to_string(&named).unwrap();
+    let read: SideState = serde_json::from_str(&stored).unwrap();
+    assert_eq!(read, named, "{stored}");
 }

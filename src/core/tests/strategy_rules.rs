@@ -4,9 +4,9 @@
 mod common;
 
 use common::{A, B, World, only, policy, text, writes};
-use crm_core::decide::{Source, Step};
+use crm_core::decide::{Outcome, Source, Step};
 use crm_core::evaluate::Evaluation;
-use crm_core::model::FieldType;
+use crm_core::model::{FieldType, Mark};
 use crm_core::outgoing::Answer;
 use crm_core::policy::FieldLock;
 use crm_core::strategy::Strategy::{
@@ -145,6 +145,35 @@ fn without_an_echo_the_record_is_read_and_tells_what_came_last() {
         assert!(!w.state().has_waiting());
         assert_eq!(both(&w), all(result), "shown {shown}");
     }
+}
+
+/// Somebody sets back, by name, what we had written just before; a page tells the order.
+fn set_back_while_ours_lands(mark: Mark) -> (World, Outcome) {
+    let mut w = world(Delta, &[], "10");
+    for (value, at) in [("12", T), ("15", T + 300)] {
+        w.local(A, value, at);
+        w.send(A, value, at + 100);
+    }
+    let mut back = w.event(A, Source::Remote, "12", T + 700);
+    back.mark = mark;
+    assert_eq!(only(&w.observe(&back)).step, Step::Waiting);
+    let mut page = w.event(A, Source::Page, "12", T + 700);
+    page.asked_at = Some(T + 20_000);
+    w.now = T + 20_100;
+    let outcome = w.observe(&page);
+    (w, outcome)
+}
+
+#[test]
+fn an_edit_that_waited_is_decided_by_the_name_of_its_writer() {
+    let (w, outcome) = set_back_while_ours_lands(Mark::Others);
+    assert!(!w.state().has_waiting(), "{outcome:?}");
+    assert_eq!(both(&w), all("12"), "{outcome:?}");
+    let steps = outcome.decisions.iter().map(|d| d.step);
+    assert!(
+        !steps.collect::<Vec<_>>().contains(&Step::Echo),
+        "{outcome:?}"
+    );
 }
 
 #[test]
