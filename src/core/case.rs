@@ -51,6 +51,8 @@ pub struct Observed {
     pub score: Option<u16>,
     /// What it causes waits for a person's approval.
     pub held: bool,
+    /// SQL wrote it as a new record, without knowing that its CRM has it already.
+    pub anew: bool,
     /// For a page whose records were asked for by id: when. It shows what the CRM
     /// held at that time or later.
     pub asked_at: Option<Millis>,

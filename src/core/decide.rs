@@ -13,6 +13,7 @@ use crate::model::{Millis, Value};
 use crate::policy::Policy;
 use crate::reconcile::is_damage;
 use crate::special;
+use crate::stamps::{Clock, Exactness};
 use crate::state::{Entity, FieldState};
 use crate::strategy::Strategy;
 use crate::timeline;
@@ -93,9 +94,24 @@ fn decide_one(
         if known.is_none() && observed.source == Source::Local {
             case.state.sides[observed.side].base = Some(case.held.clone());
         }
+        if observed.anew {
+            case.state
+                .clock
+                .get_or_insert_with(|| holder(group, observed));
+        }
         decide_field(&mut case, stored, &mut outcome);
     }
     outcome
+}
+
+/// Who wrote what a new record met, if nobody is remembered: somebody of its CRM, at
+/// some time.
+fn holder(group: &Group, observed: &Observed) -> Clock {
+    Clock {
+        origin: group.origin(observed.side).to_owned(),
+        exactness: Exactness::Received,
+        ..Clock::default()
+    }
 }
 
 /// A field at rest whose value is shown again costs nothing: most of a page.

@@ -239,6 +239,10 @@ pub(crate) fn conflict(case: &mut Case<'_>) -> Option<Keep> {
     Some(match case.rule {
         Some(_) if made(Mistake::AsksAboutEverything) => Keep::Review("asked".to_owned()),
         None => Keep::Review("no policy row decides this field".to_owned()),
+        // Time orders edits. What was written as a new record is none of one that was there.
+        Some(rule) if rule.strategy.entry().by_time && case.observed.anew => {
+            Keep::Review("inserted as a new record, which the CRM has already".to_owned())
+        }
         Some(rule) if rule.strategy.entry().evaluates => evaluated(case, rule),
         Some(rule) if rule.strategy.entry().by_time => latest(case, rule),
         Some(rule) => keep((rule.strategy.entry().apply)(&case.contest(rule)), rule),

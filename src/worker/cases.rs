@@ -101,7 +101,8 @@ impl Case {
             let replaced = observed
                 .values
                 .iter()
-                .filter(|_| observed.source == Source::Local && observed.side == side)
+                .filter(|_| observed.source == Source::Local && !observed.anew)
+                .filter(|_| observed.side == side)
                 .find_map(|(f, _, old)| old.clone().filter(|_| *f == field));
             let old = replaced.unwrap_or_else(|| self.value(side, field));
             let old = self.writes.remove(&(side, field)).map_or(old, |(_, o)| o);

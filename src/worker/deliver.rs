@@ -19,6 +19,7 @@ use crate::worker::cases;
 use crate::worker::conditions;
 use crate::worker::creates;
 use crate::worker::flush;
+use crate::worker::met;
 use crate::worker::pairs;
 use crate::worker::references;
 use crate::worker::retypes;
@@ -288,7 +289,7 @@ impl Sorted {
         let landed: Vec<i64> = self.done.iter().map(|(r, _, _)| r.id).collect();
         let known: HashSet<i64> = writes::finish(landed)?.into_iter().collect();
         for (row, id, _) in &self.exists {
-            if unique::exists(world, mirror, row, id, now)? {
+            if met::exists(world, mirror, row, id, now)? {
                 continue;
             }
             writes::set_back(&[Setback {

@@ -41,6 +41,7 @@ pub(crate) mod launcher;
 mod lifecycles;
 pub(crate) mod local;
 mod merges;
+mod met;
 mod origins;
 mod outages;
 mod outcomes;

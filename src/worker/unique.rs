@@ -13,7 +13,6 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, NewWrite, Setback, WriteRow};
 use crate::pg::store::{ends, ledger, matches, rows};
 use crate::pg::tx;
-use crate::worker::arrivals;
 use crate::worker::cases;
 use crate::worker::deliver::Batch;
 use crate::worker::engine::{Engine, Job, Step};
@@ -25,10 +24,7 @@ use crate::worker::session::Session;
 use crate::worker::world::{Mirror, World};
 
 /// While a found record is taken over its create is not claimed.
-const TAKE_MS: i64 = 2_000;
-
-/// So often a record that a create met is read before a person is asked.
-const READS: i32 = 5;
+pub(super) const TAKE_MS: i64 = 2_000;
 
 const BACKOFF: Backoff = Backoff {
     first_ms: 500,
@@ -48,7 +44,7 @@ pub(super) enum Look {
 
 /// Keys are compared without regard to case and surrounding blanks, as in
 /// `crm._match_expr`.
-fn normal(value: &str) -> Option<String> {
+pub(super) fn normal(value: &str) -> Option<String> {
     let text = value.trim().to_lowercase();
     (!text.is_empty()).then_some(text)
 }
@@ -332,7 +328,7 @@ fn put_aside(mirror: &Mirror, field: &str, found: &Found) -> Result<()> {
 }
 
 /// A person says which record it is.
-fn hold(
+pub(super) fn hold(
     mirror: &Mirror,
     field: &str,
     row: &WriteRow,
@@ -366,43 +362,6 @@ fn hold(
         ),
     }])?;
     Ok(())
-}
-
-/// A create that its CRM refused, as it has such a record already. Where a thing on
-/// several sides is concerned it is a match like any other: the record's row takes
-/// the create's place once it is here, or a person is asked. False for a row on its
-/// own, whose values the record gets.
-pub(super) fn exists(
-    world: &World,
-    mirror: &Mirror,
-    write: &WriteRow,
-    record: &str,
-    now: Millis,
-) -> Result<bool> {
-    let known = rows::lock_by_record(&mirror.table, &[], vec![record.to_owned()])?;
-    let mut rows = vec![write.row_id];
-    rows.extend(known.iter().map(|r| r.row_id));
-    if mirror.pairs().is_some() || ledger::entities_of(mirror.id, rows)?.is_empty() {
-        return Ok(false);
-    }
-    writes::set_back(&[Setback {
-        id: write.id,
-        state: "queued",
-        wait_ms: TAKE_MS,
-        status: 409,
-        class: "wait".to_owned(),
-        code: "exists".to_owned(),
-        message: format!("the CRM has this record already, as {record}"),
-        advice: String::new(),
-    }])?;
-    let key = arrivals::first_key(world, mirror).unwrap_or_else(|| "key".to_owned());
-    if !known.is_empty() {
-        take(world, mirror, &key, write, record, now)?;
-    } else if write.attempts >= READS {
-        let reason = format!("the CRM has it already as record {record}, which cannot be read");
-        hold(mirror, &key, write, &[record.to_owned()], &reason)?;
-    }
-    Ok(true)
 }
 
 /// Lets the row of a found record take the place of the row that waits for its

@@ -177,3 +177,28 @@ fn candidates_are_bounded() {
     }
     assert_eq!(claims(&w).len(), CLAIMS_MAX);
 }
+
+/// SQL inserts a record that its CRM has already, with another value.
+fn inserted_anew(strategy: Strategy, winner: &[&str], held: &str) -> (World, Step) {
+    let mut w = World::at_rest(policy(strategy, winner), held);
+    let mut insert = w.event(A, Source::Local, "x", T);
+    insert.anew = true;
+    insert.values[0].2 = Some(None);
+    let outcome = w.observe(&insert);
+    (w, outcome.decisions[0].step)
+}
+
+#[test]
+fn a_new_record_that_meets_one_is_asked_about_where_only_time_would_decide() {
+    let (w, _) = inserted_anew(Strategy::LastWriteWins, &["alpha", "beta", "local"], "base");
+    let all = [
+        ("alpha".to_owned(), text("base")),
+        ("local".to_owned(), text("x")),
+    ];
+    assert_eq!((claims(&w), w.row(A)), (all.to_vec(), text("base")));
+    let ranked = [(&["local"][..], "x"), (&["alpha"][..], "base")];
+    for (winner, stands) in ranked {
+        let (w, step) = inserted_anew(Strategy::Priority, winner, "base");
+        assert_eq!((step, w.row(A)), (Step::Conflict, text(stands)));
+    }
+}

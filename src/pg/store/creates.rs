@@ -62,3 +62,38 @@ pub(crate) fn take_again(ids: Vec<i64>) -> Result<Vec<WriteRow>> {
     rows.sort_by_key(|w| w.id);
     Ok(rows)
 }
+
+/// Whether the CRM has said before that it has the record of this create already.
+pub(crate) fn has_met(write: i64) -> Result<bool> {
+    let sql = "SELECT error_code = 'exists' FROM crm.write WHERE id = $1";
+    let found = spi::write_rows(sql, &[write.into()], |row| row.get::<bool>(1))?;
+    Ok(found == [Some(true)])
+}
+
+/// The writes of a row that is given up for another: nothing of it waits any more.
+/// Answers the user transactions behind them.
+pub(crate) fn give_up(mirror: i32, row_id: i64) -> Result<Vec<i64>> {
+    let dropped = spi::write_rows(
+        "DELETE FROM crm.write WHERE mirror = $1 AND row_id = $2 RETURNING txs",
+        &[mirror.into(), row_id.into()],
+        |row| Ok(row.get::<Vec<i64>>(1)?.unwrap_or_default()),
+    )?;
+    spi::write(
+        "DELETE FROM crm.review_item WHERE mirror = $1 AND row_id = $2",
+        &[mirror.into(), row_id.into()],
+    )?;
+    let mut txs: Vec<i64> = dropped.into_iter().flatten().collect();
+    txs.sort_unstable();
+    txs.dedup();
+    Ok(txs)
+}
+
+/// Fields of a mirror's object whose values exist once in the CRM, by its catalog.
+pub(crate) fn keys(mirror: i32) -> Result<Vec<String>> {
+    spi::write_rows(
+        "SELECT f.field FROM crm.mirror m JOIN crm.remote_field f ON f.server = m.server AND f.object = m.object \
+         WHERE m.id = $1 AND (f.is_unique OR lower(f.field) = 'email')",
+        &[mirror.into()],
+        |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
+    )
+}
