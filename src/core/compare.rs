@@ -208,23 +208,15 @@ mod tests {
     fn a_question_comes_before_a_write_and_a_refusal_names_its_side() {
         let group = group(SideField::text("a"), SideField::text("b"));
         let mut entity = entity("1", "2");
+        let clock = Clock {
+            at: Interval::instant(1),
+            seq: 1,
+            origin: "left".to_owned(),
+            ..Clock::default()
+        };
         let write = |sent: Sent| SentWrite {
-            value: Some("1".to_owned()),
             sent,
-            clock: Clock {
-                at: Interval::instant(1),
-                seq: 1,
-                origin: "left".to_owned(),
-                ..Clock::default()
-            },
-            landed: None,
-            confirmed: false,
-            doubted: false,
-            normal: None,
-            held: false,
-            after: None,
-            over: Vec::new(),
-            under: Vec::new(),
+            ..SentWrite::queued(&Some("1".to_owned()), &clock)
         };
         let mut state = FieldState {
             sides: vec![SideState::default(), SideState::default()],

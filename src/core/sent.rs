@@ -47,12 +47,13 @@ pub struct SentWrite {
     /// lands later.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub after: Option<Millis>,
-    /// Edits of about its time over which it was seen to have been written.
+    /// Edits of about its time over which it was seen to have been written, and when
+    /// they were made: the same value may be written again.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub over: Vec<Value>,
+    pub covers: Vec<(Value, Interval)>,
     /// Edits of about its time that were seen to have been made on top of it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub under: Vec<Value>,
+    pub covered_by: Vec<(Value, Interval)>,
     /// When it landed by the CRM's clock, told by its event.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub landed: Option<Interval>,
@@ -78,8 +79,8 @@ impl SentWrite {
             sent: Sent::Queued,
             clock: clock.clone(),
             after: None,
-            over: Vec::new(),
-            under: Vec::new(),
+            covers: Vec::new(),
+            covered_by: Vec::new(),
             landed: None,
             confirmed: false,
             doubted: false,

@@ -195,10 +195,13 @@ fn lies(
     (write, window): (&SentWrite, Interval),
     field_type: FieldType,
 ) -> Lies {
-    let listed = |list: &[Value]| list.iter().any(|v| same(field_type, v, value));
+    let listed = |list: &[(Value, Interval)]| {
+        let is = |(v, t): &(Value, Interval)| t.overlaps(at) && same(field_type, v, value);
+        list.iter().any(is)
+    };
     match () {
-        () if listed(&write.over) => Lies::Before,
-        () if listed(&write.under) => Lies::After,
+        () if listed(&write.covers) => Lies::Before,
+        () if listed(&write.covered_by) => Lies::After,
         () if at.before(window) => Lies::Before,
         () if window.before(at) => Lies::After,
         () => Lies::Open,
@@ -277,8 +280,9 @@ fn before<'s>(
 
 /// Notes an edit as counted.
 pub(crate) fn record(side: &mut SideState, value: &Value, clock: &Clock) {
+    let is = |(v, t): &(Value, Interval)| v == value && t.overlaps(clock.at);
     // What left before this edit was known followed others of its second only.
-    for write in side.sent.iter_mut().filter(|w| !w.over.contains(value)) {
+    for write in (side.sent.iter_mut()).filter(|w| !w.covers.iter().any(is)) {
         let twin = |after: &Millis| clock.at.from <= *after && *after <= clock.at.to;
         if write.after.as_ref().is_some_and(twin) {
             write.after = Some(clock.at.from.saturating_sub(1));
@@ -386,11 +390,10 @@ fn stands_over(
     if let (Sent::Unknown { .. }, Some((_, late))) = (write.sent, waiting.iter().find(own)) {
         write.landed = write.landed.or(Some(*late));
     }
-    let first = first.into_iter().map(|(v, _)| v);
-    let first = first.filter(|v| !same(field_type, v, &shown) && !write.over.contains(v));
-    write.over.extend(first.collect::<Vec<_>>());
-    let surplus = write.over.len().saturating_sub(PAST_MAX);
-    write.over.drain(..surplus);
+    first.retain(|edit| !same(field_type, &edit.0, &shown) && !write.covers.contains(edit));
+    write.covers.extend(first);
+    let surplus = write.covers.len().saturating_sub(PAST_MAX);
+    write.covers.drain(..surplus);
 }
 
 /// A record that was asked for after our newest write was answered shows what
@@ -444,7 +447,7 @@ pub(crate) fn order_by_page(
         stands_over(write, window, waiting, asked_at, field_type, skew_ms);
     } else if write.landed.is_some() {
         let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
-        write.under = edit.map(|(v, _)| vec![v.clone()]).unwrap_or_default();
+        write.covered_by = edit.cloned().into_iter().collect();
     } else if matches!(write.sent, Sent::Answered { .. }) {
         let edit = waiting.iter().find(|(v, _)| same(field_type, v, shown));
         let edit = match edit {
@@ -456,6 +459,6 @@ pub(crate) fn order_by_page(
         let to = edit.to.min(window.to);
         let from = window.from.min(to);
         write.landed = Some(Interval { from, to });
-        write.under = vec![shown.clone()];
+        write.covered_by = vec![(shown.clone(), Interval { from, to: edit.to })];
     }
 }
