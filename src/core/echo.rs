@@ -192,6 +192,31 @@ pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval) {
     }
 }
 
+/// Our mark on a value of ours, later than that write can have landed: an attempt
+/// that was given up, or a write that is forgotten. Noted as one of its own, which
+/// nothing but what is on its way followed. Its place.
+pub(crate) fn landed_again(side: &mut SideState, place: usize, at: Interval) -> usize {
+    let again = SentWrite {
+        sent: Sent::Answered {
+            claimed: at.from,
+            answered: at.to,
+        },
+        landed: Some(at),
+        confirmed: true,
+        doubted: false,
+        after: None,
+        covers: Vec::new(),
+        covered_by: Vec::new(),
+        ..side.sent[place].clone()
+    };
+    make_room(side);
+    let ended = |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::InFlight { .. });
+    let earlier = |w: &SentWrite| ended(w) && w.landed.is_none_or(|l| !at.before(l));
+    let next = side.sent.iter().rposition(earlier).map_or(0, |p| p + 1);
+    side.sent.insert(next, again);
+    next
+}
+
 /// An event without our mark shows what our newest write wanted, after we had given
 /// it up: it landed then, or somebody wrote the same.
 pub(crate) fn landed_late(
@@ -333,13 +358,18 @@ pub(crate) fn record_seen(side: &mut SideState, value: &Value, clock: &Clock) {
 pub(crate) fn enqueue(side: &mut SideState, value: &Value, clock: &Clock, held: bool) {
     side.sent
         .retain(|w| w.sent != Sent::Queued || held && !w.held);
+    make_room(side);
+    side.sent.push(SentWrite {
+        held,
+        ..SentWrite::queued(value, clock)
+    });
+}
+
+/// Forgets the oldest writes where one more would be too many.
+fn make_room(side: &mut SideState) {
     while side.sent.len() >= SENT_MAX {
         let done = |w: &SentWrite| !matches!(w.sent, Sent::InFlight { .. });
         let oldest = side.sent.iter().position(done).unwrap_or(0);
         side.sent.remove(oldest);
     }
-    side.sent.push(SentWrite {
-        held,
-        ..SentWrite::queued(value, clock)
-    });
 }

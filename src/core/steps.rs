@@ -130,7 +130,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
 /// Bouncing our own value's normal form would never end.
 fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     if made(Mistake::NormalFormIsAnEdit)
-        || case.observed.source == Source::Local
+        || case.observed.source != Source::Remote
         || case.observed.mark != Mark::Ours
     {
         return None;
@@ -147,26 +147,28 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     if !alike && before {
         return Some(Keep::Nothing);
     }
-    let page = case.observed.source == Source::Page;
     let field_type = case.column.field_type;
     let here = case.here_mut();
+    let write = &here.sent[place];
+    let given_up = matches!(write.sent, Sent::Unknown { .. }) && write.landed.is_none();
+    let later = write.window(skew).is_some_and(|w| w.before(at));
+    let place = match later && !given_up {
+        true => echo::landed_again(here, place, at),
+        false => place,
+    };
     let write = &mut here.sent[place];
     let wanted = write.value.clone();
     // The value as sent: of this or an earlier write, nobody can tell. Sent
     // twice, it can land twice.
     if same(field_type, &wanted, value) {
-        let later = write
-            .landed
-            .or(write.attempt(skew))
-            .is_none_or(|w| w.before(at));
-        if !page && later {
+        if later && given_up {
             echo::landed(here, place, at);
         }
         return Some(Keep::Nothing);
     }
     write.confirmed = true;
     write.normal = Some(value.clone());
-    if !page && write.landed.is_none_or(|l| l.before(at)) {
+    if write.landed.is_none_or(|l| l.before(at)) {
         echo::landed(here, place, at);
     }
     let current = same(case.column.field_type, &wanted, &case.held);
