@@ -54,8 +54,12 @@ pub(crate) fn still_shows_ours(case: &Case<'_>) -> bool {
         let window = w.window(skew);
         seen.is_some_and(|seen| window.is_some_and(|w| w.before(seen)))
     };
+    // Sent again before its form was known, it has none by itself.
+    let field_type = case.column.field_type;
+    let form = |w: &SentWrite| echo::stores_as(case.here(), &w.value, case.value, field_type);
     case.observed.source == Source::Page
-        && echo::last_own(case.here()).is_some_and(|w| case.is(w.result()) && !replaced(w))
+        && echo::last_own(case.here())
+            .is_some_and(|w| (case.is(w.result()) || form(w)) && !replaced(w))
 }
 
 /// A page that shows our newest write as this CRM seems to spell it: a page has
@@ -64,17 +68,18 @@ pub(crate) fn shows_our_form(case: &mut Case<'_>) -> Option<Keep> {
     let skew = case.policy.tolerance_ms();
     let (value, field_type) = (case.value.clone(), case.column.field_type);
     let held = case.held.clone();
-    let news = case.observed.source == Source::Page
-        && !case.merges()
-        && may_be_newest(case, skew)
-        && !echo::known(case.here()).is_some_and(|k| case.is(k))
+    if case.observed.source != Source::Page || case.merges() {
+        return None;
+    }
+    let newest = is_newest(case, skew)?;
+    let news = !echo::known(case.here()).is_some_and(|k| case.is(k))
         && !case.here().sent.iter().any(|w| case.is(w.result()));
     let own = echo::last_own_mut(case.here_mut()).filter(|_| news)?;
     let unknown = own.normal.is_none() && !same(field_type, &own.value, &value);
     if !unknown || !echo::alike(&own.value, &value) {
         return None;
     }
-    own.confirmed = true;
+    own.confirmed |= newest;
     own.normal = Some(value);
     Some(if same(field_type, &own.value, &held) {
         Keep::RowOnly
@@ -83,16 +88,14 @@ pub(crate) fn shows_our_form(case: &mut Case<'_>) -> Option<Keep> {
     })
 }
 
-/// Whether what a page shows may be what our newest write left there: one of the
-/// times that its value was sent in a row, the stamp is not from before that, and
-/// nobody wrote anything else after it.
-fn may_be_newest(case: &Case<'_>, skew_ms: i64) -> bool {
+/// Whether what a page shows may be what our newest write left there, or (`false`)
+/// only what an earlier one of the same value did: the stamp is not from before that,
+/// and nobody wrote anything else after it.
+fn is_newest(case: &Case<'_>, skew_ms: i64) -> Option<bool> {
     let (here, at) = (case.here(), case.observed.at);
     let sent = here.sent.iter().rev();
     let mut sent = sent.filter(|w| !matches!(w.sent, Sent::Queued | Sent::Failed));
-    let Some(newest) = sent.next() else {
-        return false;
-    };
+    let newest = sent.next()?;
     let stands = |w: &SentWrite| {
         let window = w.window(skew_ms);
         let replaced = |(v, c): &(Value, Clock)| {
@@ -100,8 +103,11 @@ fn may_be_newest(case: &Case<'_>, skew_ms: i64) -> bool {
         };
         window.is_some_and(|w| !at.before(w)) && !here.seen.as_ref().is_some_and(replaced)
     };
+    if stands(newest) {
+        return Some(true);
+    }
     let mut again = sent.take_while(|w| w.value == newest.value);
-    stands(newest) || again.any(stands)
+    again.any(stands).then_some(false)
 }
 
 /// Whether a page shows what its users wrote and what we wrote there again: since
