@@ -71,9 +71,7 @@ fn a_call_that_lands_after_it_was_given_up_is_written_over_again() {
     w.local(A, "y", T + 11_000);
     w.send(B, "y", T + 11_100);
     w.remote(B, "y", T + 11_150);
-    let mut late = w.event(B, Source::Remote, "x", T + 60_000);
-    late.mark = Mark::Ours;
-    assert_eq!(writes(&w.observe(&late)), [(B, text("y"))]);
+    assert_eq!(writes(&w.ours(B, "x", T + 60_000)), [(B, text("y"))]);
     assert_eq!(w.row(B), text("y"));
 }
 
@@ -87,9 +85,7 @@ fn a_write_sent_twice_that_lands_twice_is_written_over_again() {
     w.answer(A, "x", Answer::Done { echoed: None }, T + 10_200);
     w.remote(A, "x", T + 10_150);
     w.remote(A, "y", T + 20_000);
-    let mut late = w.event(A, Source::Remote, "x", T + 60_000);
-    late.mark = Mark::Ours;
-    assert_eq!(writes(&w.observe(&late)), [(A, text("y"))]);
+    assert_eq!(writes(&w.ours(A, "x", T + 60_000)), [(A, text("y"))]);
 }
 
 #[test]
@@ -336,4 +332,65 @@ fn who_edits_over_a_value_that_is_sent_a_second_time_knew_it() {
     w.policy = policy(LastWriteWins, &["alpha", "beta"]);
     let outcome = w.remote(B, "lost", T + 70_000);
     assert_eq!(only(&outcome).step, Step::OneSide);
+}
+
+#[test]
+fn who_edits_over_a_write_that_a_lost_primary_had_made_is_heard() {
+    let mut w = lww();
+    for (value, at) in [("4", T), ("2", T + 500)] {
+        w.local(B, value, at);
+        w.send(A, value, at + 100);
+        w.ours(A, value, at + 150);
+    }
+    w.claim(B, "2", T + 600);
+    w.remote(B, "4", T + 9_000);
+    // The old primary had sent it already.
+    assert_eq!(w.ours(A, "4", T + 10_000).cancel, [(A, 0)]);
+    w.page(A, "2", T + 45_000);
+    assert_eq!((w.row(A), w.row(B)), (text("2"), text("2")));
+}
+
+#[test]
+fn a_form_that_an_old_page_shows_does_not_prove_that_the_newest_write_landed() {
+    let mut w = World::at_rest(policy(Owner, &["local"]), "base");
+    w.local(A, "V", T);
+    w.claim(B, "V", T + 100);
+    w.answer(B, "V", Answer::Unknown, T + 10_000);
+    w.remote(B, "other", T + 8_000);
+    w.claim(B, "V", T + 13_000);
+    w.page(B, "v", T + 200);
+    w.answer(B, "V", Answer::Unknown, T + 23_000);
+    let still = w.page(B, "other", T + 8_000);
+    assert_eq!(writes(&still).len(), 1, "{still:?}");
+}
+
+#[test]
+fn a_sum_that_came_back_over_our_write_is_not_the_edit_that_was_counted_before() {
+    let mut w = sums();
+    w.remote(B, "80", T);
+    w.send(A, "80", T + 50);
+    w.local(A, "96", T + 2_500);
+    w.send(B, "96", T + 2_600);
+    w.remote(B, "96", T + 2_650);
+    let again = w.remote(B, "80", T + 2_900);
+    assert_eq!(only(&again).step, Step::Waiting, "{again:?}");
+    look(&mut w, "80", T + 2_900);
+    assert_eq!((w.row(A), w.row(B)), (text("80"), text("80")));
+}
+
+#[test]
+fn the_form_of_a_value_that_was_sent_twice_is_ours_though_another_was_written_since() {
+    let mut w = World::at_rest(policy(Priority, &["local", "beta", "alpha"]), "base");
+    w.local(A, "V", T);
+    w.claim(B, "V", T + 100);
+    w.answer(B, "V", Answer::Unknown, T + 10_000);
+    let before = w.page(B, "base", T - 60_000);
+    assert_eq!(writes(&before), [(B, text("V"))]);
+    w.ours(B, "v", T + 200);
+    w.send(B, "V", T + 11_000);
+    w.send(A, "V", T + 11_000);
+    w.remote(A, "newer", T + 60_000);
+    // The stamp is of another field.
+    w.page(B, "v", T + 61_000);
+    assert_eq!((w.row(A), w.row(B)), (text("newer"), text("newer")));
 }

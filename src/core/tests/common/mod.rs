@@ -3,7 +3,7 @@
 
 use crm_core::decide::{Decision, Observed, Outcome, Source, decide};
 use crm_core::group::{Group, GroupField, Side, SideField};
-use crm_core::model::Value;
+use crm_core::model::{Mark, Value};
 use crm_core::outgoing::{Answer, answered, claimed};
 use crm_core::policy::{Policy, Rule};
 use crm_core::state::{Entity, FieldState, Interval, SideRecord};
@@ -139,6 +139,13 @@ impl World {
     /// Somebody edits at the CRM and the event arrives.
     pub fn remote(&mut self, side: usize, value: &str, at: i64) -> Outcome {
         let observed = self.event(side, Source::Remote, value, at);
+        self.observe(&observed)
+    }
+
+    /// An event of a write under our mark arrives.
+    pub fn ours(&mut self, side: usize, value: &str, at: i64) -> Outcome {
+        let mut observed = self.event(side, Source::Remote, value, at);
+        observed.mark = Mark::Ours;
         self.observe(&observed)
     }
 
