@@ -91,11 +91,11 @@ impl Session {
                     doubt::take_found(world, m, writes, &page.records, now)
                 })
             }
-            Job::FindMade { mirror, writes } => {
-                self.looked_for(mirror, writes, |world, m, writes| {
-                    doubt::take_made(world, m, writes, &page.records, now)
-                })
-            }
+            Job::FindMade {
+                mirror,
+                writes,
+                removed,
+            } => self.looked_for_made((mirror, writes, removed), page, now),
             Job::Pairs(asked) => self.paired(*asked, page, now),
             Job::Look { batch, column } => self.looked(batch, column, page, now),
             Job::Origins(asked) => self.looked_back(*asked, page, now),
@@ -159,6 +159,31 @@ impl Session {
         self.engine.watch(mirror).reads.extend(made);
         self.engine.read(mirror);
         Ok(())
+    }
+
+    /// Records were looked for by our own key. Of those that are not there the CRM is
+    /// asked whether they were removed, before they are made again.
+    fn looked_for_made(
+        &mut self,
+        (mirror, writes, removed): (i32, Vec<WriteRow>, bool),
+        page: Page,
+        now: Millis,
+    ) -> Step<()> {
+        let Some(m) = self.engine.world.mirrors.get(&mirror) else {
+            return Ok(());
+        };
+        let made = tx::in_transaction(|| {
+            let world = &self.engine.world;
+            Ok(doubt::made(world, m, &writes, &page.records, removed)?)
+        })?;
+        let (mut found, missing): (Vec<WriteRow>, Vec<WriteRow>) =
+            (writes.into_iter()).partition(|w| made.contains_key(&w.row_id));
+        if removed || !self.engine.look_for_removed(mirror, &missing) {
+            found.extend(missing);
+        }
+        self.looked_for(mirror, found, |world, m, writes| {
+            doubt::take_made(world, m, writes, &made, now)
+        })
     }
 
     pub(super) fn fetch_failed(&mut self, job: Job, error: &RemoteError, now: Millis) -> Step<()> {

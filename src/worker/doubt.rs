@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use crm_core::http::HttpRequest;
 use crm_core::model::{Millis, Record, RemoteError, WriteKind};
 
+use crate::pg::store::creates as creates_of;
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
@@ -167,22 +168,40 @@ fn give_up(
     Ok(again)
 }
 
-/// Gives rows the records that their creates turned out to have made; answers their
-/// ids. The other creates are sent again, which is safe under our own key.
-pub(crate) fn take_made(
+/// The records that creates in doubt turned out to have made, by row: of those that
+/// are there, or of those that were removed since. One that the row had before its
+/// create was removed before it.
+pub(crate) fn made(
     world: &World,
     mirror: &Mirror,
-    pending: Vec<WriteRow>,
+    pending: &[WriteRow],
     records: &[Record],
-    now: Millis,
-) -> Result<Vec<String>> {
+    removed: bool,
+) -> Result<HashMap<i64, String>> {
     let of = |record: &Record| {
         let key = record.values.get(mirror.columns.len())?;
         let row = creates::row_of_unique(&world.installation, mirror.id, key)?;
         Some((row, record.id.clone()))
     };
-    let there = records.iter().filter(|r| !r.deleted);
-    let made: HashMap<i64, String> = there.filter_map(of).collect();
+    let there = records.iter().filter(|r| r.deleted == removed);
+    let mut made: Vec<(i64, String)> = there.filter_map(of).collect();
+    made.retain(|(row, _)| pending.iter().any(|w| w.row_id == *row));
+    if removed {
+        let before = creates_of::had_before(mirror.id, &made)?;
+        made.retain(|pair| !before.contains(pair));
+    }
+    Ok(made.into_iter().collect())
+}
+
+/// Gives rows the records that their creates made; answers their ids. The other creates
+/// are sent again, which is safe under our own key.
+pub(crate) fn take_made(
+    world: &World,
+    mirror: &Mirror,
+    pending: Vec<WriteRow>,
+    made: &HashMap<i64, String>,
+    now: Millis,
+) -> Result<Vec<String>> {
     let (landed, missing): (Vec<WriteRow>, Vec<WriteRow>) =
         (pending.into_iter()).partition(|w| made.contains_key(&w.row_id));
     writes::requeue(missing.iter().map(|w| w.id).collect())?;

@@ -57,8 +57,13 @@ pub(crate) enum Job {
     Pairs(Box<Asked>),
     /// Possible results of creates that are in doubt.
     FindCreated { mirror: i32, write: Box<WriteRow> },
-    /// Records that creates in doubt may have made, by our own key.
-    FindMade { mirror: i32, writes: Vec<WriteRow> },
+    /// Records that creates in doubt may have made, by our own key; those that were
+    /// removed since, if there are no others.
+    FindMade {
+        mirror: i32,
+        writes: Vec<WriteRow>,
+        removed: bool,
+    },
     /// Records that have the unique keys of creates: the column asked for.
     Look { batch: Batch, column: usize },
     /// What the records were before that creates are made from.

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crm_core::connectors::Keyset;
+use crm_core::http::HttpRequest;
 use crm_core::model::{Change, FieldType, Millis};
 
 use crate::pg::store::writes::WriteRow;
@@ -358,28 +359,55 @@ impl Engine {
     /// would write over what somebody has changed in their records since.
     fn look_for_made(&mut self, id: i32, mut rows: Vec<WriteRow>) {
         while !rows.is_empty() {
-            let found = self.world.mirrors.get(&id).and_then(|m| {
-                let (server, field) = (self.server(&m.server)?, m.unique_field.as_ref()?);
-                let key =
-                    |w: &WriteRow| creates::unique_value(&self.world.installation, id, w.row_id);
-                let keys: Vec<String> = rows.iter().map(key).collect();
-                let (config, connector) = (&server.config, server.connector);
-                let fit = connector.find_batch(&m.object, &m.fields, field, &keys);
-                let keys = &keys[..fit.clamp(1, keys.len())];
-                let request = connector.find_request(config, &m.object, &m.fields, field, keys);
-                Some((request, keys.len()))
-            });
             // Looked for again when its time comes.
-            let Some((request, fit)) = found else { return };
+            let Some((request, fit)) = self.find_made(id, &rows, false) else {
+                return;
+            };
             let rest = rows.split_off(fit);
             let job = Job::FindMade {
                 mirror: id,
                 writes: std::mem::replace(&mut rows, rest),
+                removed: false,
             };
             if !self.fetch(id, request, job) {
                 return;
             }
         }
+    }
+
+    /// The same among removed records, for creates that were looked for in vain; false
+    /// if the CRM cannot be asked.
+    pub(super) fn look_for_removed(&mut self, id: i32, writes: &[WriteRow]) -> bool {
+        if writes.is_empty() {
+            return true;
+        }
+        let Some((request, fit)) = self.find_made(id, writes, true) else {
+            return false;
+        };
+        // What does not fit, or is not asked, is looked for again when its time comes.
+        let job = Job::FindMade {
+            mirror: id,
+            writes: writes[..fit].to_vec(),
+            removed: true,
+        };
+        self.fetch(id, request, job);
+        true
+    }
+
+    /// A search for records by our own key of these rows, and for how many of them.
+    fn find_made(&self, id: i32, rows: &[WriteRow], removed: bool) -> Option<(HttpRequest, usize)> {
+        let m = self.world.mirrors.get(&id)?;
+        let (server, field) = (self.server(&m.server)?, m.unique_field.as_ref()?);
+        let key = |w: &WriteRow| creates::unique_value(&self.world.installation, id, w.row_id);
+        let keys: Vec<String> = rows.iter().map(key).collect();
+        let (config, connector) = (&server.config, server.connector);
+        let fit = connector.find_batch(&m.object, &m.fields, field, &keys);
+        let keys = &keys[..fit.clamp(1, keys.len())];
+        let request = match removed {
+            false => connector.find_request(config, &m.object, &m.fields, field, keys),
+            true => connector.find_removed_request(config, &m.object, &m.fields, field, keys)?,
+        };
+        Some((request, keys.len()))
     }
 
     /// Reads the records of writes in doubt, in one call.

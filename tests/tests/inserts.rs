@@ -1,20 +1,29 @@
-//! INSERTs of what the CRM has already, into a mirror without a link: nobody's values are overwritten unasked.
+//! INSERTs into a mirror without a link: what the CRM has already is not written over unasked, and creates whose answers
+//! are lost are settled, whoever holds a row or has deleted the record meanwhile.
 
-use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
+use crm_tests::{EmulatorOptions, Options, PATIENCE, Pair, PairOptions, wait_until};
 use serde_json::json;
 
-/// Ten contacts of HubSpot, live.
-async fn hubspot(emulator: EmulatorOptions) -> Pair {
+/// Ten people of a CRM, live. Polls would settle creates in doubt before anybody looks for them.
+async fn live(emulator: EmulatorOptions, crm: &str, object: &str) -> Pair {
     let pair = Pair::start(PairOptions {
+        cluster: Options::default().setting("pg_crm_sync.guard_soft_rows", "0"),
         emulator: emulator.contacts(10),
-        ..PairOptions::default()
     })
     .await;
-    pair.import("hubspot", &["contacts"]).await;
+    let import = format!(
+        "SELECT crm.import('{crm}', ARRAY['{object}'], into_schema => '{crm}', poll_interval => '1 hour')"
+    );
+    pair.db.exec(&import).await;
     pair.backfilled().await;
-    pair.db.exec("SELECT crm.go_live('hubspot.contacts')").await;
+    let sql = format!("SELECT crm.go_live('{crm}.{}')", object.to_lowercase());
+    pair.db.exec(&sql).await;
     pair.worker_has_read().await;
     pair
+}
+
+async fn hubspot(emulator: EmulatorOptions) -> Pair {
+    live(emulator, "hubspot", "contacts").await
 }
 
 /// What HubSpot holds of a contact.
@@ -144,25 +153,15 @@ async fn a_record_that_shares_no_key_with_the_row_is_asked_about_and_not_touched
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_duplicate_that_salesforce_refuses_is_not_written_over() {
-    let pair = Pair::start(PairOptions {
-        emulator: EmulatorOptions::default().contacts(10),
-        ..PairOptions::default()
-    })
-    .await;
+    let pair = live(EmulatorOptions::default(), "salesforce", "Contact").await;
     let strict = json!({"duplicate_rule": true});
     (pair.emulator).admin("POST", "/_admin/salesforce/settings", Some(&strict));
-    pair.import("salesforce", &["Contact"]).await;
-    pair.backfilled().await;
-    pair.db
-        .exec("SELECT crm.go_live('salesforce.contact')")
-        .await;
-    pair.worker_has_read().await;
     let id = pair.create_person("salesforce", "ada@example.com");
     pair.db
         .exec("INSERT INTO salesforce.contact (email, firstname, lastname, title) VALUES ('Ada@Example.com', 'Grace', 'King', 'Admiral')")
         .await;
     let field = |name: &str| pair.emulator.field("salesforce", "Contact", &id, name);
-    crm_tests::wait_until("the blank is filled", PATIENCE, async || {
+    wait_until("the blank is filled", PATIENCE, async || {
         (field("Title").as_deref() == Some("Admiral")).then_some(())
     })
     .await;
@@ -189,4 +188,93 @@ async fn a_policy_that_names_a_winner_decides_about_an_insert_of_what_is_there()
             0
         );
     }
+}
+
+/// Where each CRM makes contacts, and where it is asked what it made: `(crm, method, path)`.
+const MAKES: [(&str, &str, &str); 2] = [
+    (
+        "hubspot",
+        "POST",
+        "/crm/objects/2026-03/contacts/batch/upsert",
+    ),
+    ("salesforce", "PATCH", "/services/data"),
+];
+const LOOKS: [(&str, &str, &str); 2] = [
+    (
+        "hubspot",
+        "POST",
+        "/crm/objects/2026-03/contacts/batch/read",
+    ),
+    ("salesforce", "GET", "/services/data"),
+];
+
+/// The next call that makes records loses its answer, and nobody can ask what it made until the faults are cleared.
+fn doubt(pair: &Pair, crm: &str) {
+    let rule = |of: &[(&str, &str, &str)], n: u64, action: serde_json::Value| {
+        let of = of.iter().find(|(c, ..)| *c == crm).expect("a CRM");
+        json!({"crm": of.0, "method": of.1, "path_prefix": of.2, "remaining": n, "action": action})
+    };
+    pair.emulator.fault(json!({"rules": [
+        rule(&MAKES, 1, json!({"fail_after_write": {}})),
+        rule(&LOOKS, 100_000, json!({"reject": {"status": 503}})),
+    ]}));
+}
+
+async fn in_doubt(pair: &Pair, creates: usize) {
+    let sql = format!(
+        "SELECT count(*) = {creates} FROM crm.write WHERE kind = 'create' AND state = 'unknown'"
+    );
+    pair.db.wait_true("all are in doubt", PATIENCE, &sql).await;
+}
+
+async fn deleted_before_it_was_known(crm: &str, object: &str) {
+    let pair = live(EmulatorOptions::default(), crm, object).await;
+    let records = pair.live(crm, object);
+    for stream in ["webhook", "cdc"] {
+        pair.emulator
+            .fault(json!({"stream": stream, "lose": 1_000}));
+    }
+    doubt(&pair, crm);
+    let table = format!("{crm}.{}", object.to_lowercase());
+    pair.db
+        .exec(&format!(
+            "INSERT INTO {table} (email, lastname) VALUES ('soon.gone@example.net', 'Gone'), ('stays@example.net', 'Stays')"
+        ))
+        .await;
+    in_doubt(&pair, 2).await;
+    let path = format!("/_admin/{crm}/objects/{object}?limit=1000");
+    let all = pair.emulator.admin("GET", &path, None).to_string();
+    let gone: serde_json::Value = serde_json::from_str(&all).expect("JSON");
+    let list = ["results", "records", "objects"]
+        .iter()
+        .find_map(|k| gone[k].as_array())
+        .expect("a list");
+    let record = list
+        .iter()
+        .find(|r| r.to_string().contains("soon.gone@example.net"))
+        .expect("it was made");
+    let id = record["id"].as_str().or_else(|| record["Id"].as_str());
+    let id = id.expect("an id").to_owned();
+    pair.emulator.delete(crm, object, &id);
+    assert_eq!(pair.live(crm, object), records + 1);
+    pair.emulator.clear_faults();
+    let settled = format!(
+        "SELECT count(*) = 2 AND bool_and(id IS NOT NULL) AND bool_or(id = '{id}' AND _deleted_at IS NOT NULL)
+            AND NOT EXISTS (SELECT FROM crm.write)
+         FROM {table} WHERE email IN ('soon.gone@example.net', 'stays@example.net')"
+    );
+    pair.db
+        .wait_true("both are settled", PATIENCE, &settled)
+        .await;
+    assert_eq!(pair.live(crm, object), records + 1, "not made again");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_deleted_in_hubspot_before_its_create_was_known_is_not_made_again() {
+    deleted_before_it_was_known("hubspot", "contacts").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_somebody_deleted_in_salesforce_before_its_create_was_known_is_not_made_again() {
+    deleted_before_it_was_known("salesforce", "Contact").await;
 }

@@ -336,6 +336,18 @@ pub trait Connector: Send + Sync {
         field: &str,
         values: &[String],
     ) -> HttpRequest;
+    /// Finds removed records whose `field`, a key of ours, has one of `values`, of which
+    /// [`Self::find_request`] knows nothing; none where the CRM does not tell.
+    fn find_removed_request(
+        &self,
+        _config: &ServerConfig,
+        _object: &str,
+        _fields: &[(String, FieldType)],
+        _field: &str,
+        _values: &[String],
+    ) -> Option<HttpRequest> {
+        None
+    }
     /// Parses the answer of list, poll, read and find.
     fn page(
         &self,

@@ -97,3 +97,22 @@ pub(crate) fn keys(mirror: i32) -> Result<Vec<String>> {
         |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
     )
 }
+
+/// Which of these rows had these records before, by the ledger: row and record.
+pub(crate) fn had_before(mirror: i32, pairs: &[(i64, String)]) -> Result<Vec<(i64, String)>> {
+    if pairs.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (rows, records): (Vec<i64>, Vec<String>) = pairs.iter().cloned().unzip();
+    spi::write_rows(
+        "SELECT v.row_id, v.record FROM unnest($2::bigint[], $3::text[]) AS v (row_id, record) \
+         WHERE EXISTS (SELECT FROM crm.event e WHERE e.mirror = $1 AND e.row_id = v.row_id AND e.record_id = v.record)",
+        &[mirror.into(), rows.into(), records.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}

@@ -261,6 +261,17 @@ impl Connector for HubSpot {
         request::find(config, object, fields, field, values)
     }
 
+    fn find_removed_request(
+        &self,
+        config: &ServerConfig,
+        object: &str,
+        fields: &[(String, FieldType)],
+        field: &str,
+        values: &[String],
+    ) -> Option<HttpRequest> {
+        request::find_removed(config, object, fields, field, values)
+    }
+
     fn page(
         &self,
         object: &str,

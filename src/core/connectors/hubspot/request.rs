@@ -259,6 +259,7 @@ fn batch_read(
     ids: &[String],
     id_property: Option<&str>,
     purpose: Purpose,
+    archived: bool,
 ) -> HttpRequest {
     let mut body = String::with_capacity(64 + ids.len() * 24 + fields.len() * 24);
     body.push_str("{\"inputs\":[");
@@ -275,7 +276,8 @@ fn batch_read(
         push_json(&mut body, property);
     }
     body.push('}');
-    let target = format!("{}/batch/read?archived=false", objects_path(config, object));
+    let path = objects_path(config, object);
+    let target = format!("{path}/batch/read?archived={archived}");
     post(target, body, purpose)
 }
 
@@ -285,7 +287,7 @@ pub(crate) fn read(
     fields: &[(String, FieldType)],
     ids: &[String],
 ) -> HttpRequest {
-    batch_read(config, object, fields, ids, None, Purpose::ReadBack)
+    batch_read(config, object, fields, ids, None, Purpose::ReadBack, false)
 }
 
 /// Fields by which a batch read finds records, without a search's limits and lag.
@@ -302,7 +304,8 @@ pub(crate) fn find(
     values: &[String],
 ) -> HttpRequest {
     if finds_by_read(object, field) {
-        return batch_read(config, object, fields, values, Some(field), Purpose::Match);
+        let (by, purpose) = (Some(field), Purpose::Match);
+        return batch_read(config, object, fields, values, by, purpose, false);
     }
     let mut body = String::from("{\"filterGroups\":[{\"filters\":[{\"propertyName\":");
     push_json(&mut body, field);
@@ -314,6 +317,19 @@ pub(crate) fn find(
     body.push_str(&search_properties(object, fields));
     body.push('}');
     search(config, object, body, Purpose::Match)
+}
+
+/// A search never shows archived records; a batch read by our own property does.
+pub(crate) fn find_removed(
+    config: &ServerConfig,
+    object: &str,
+    fields: &[(String, FieldType)],
+    field: &str,
+    values: &[String],
+) -> Option<HttpRequest> {
+    let (by, purpose) = (Some(field), Purpose::Match);
+    let read = || batch_read(config, object, fields, values, by, purpose, true);
+    (field == super::OUR_UNIQUE).then(read)
 }
 
 pub(crate) fn find_batch(

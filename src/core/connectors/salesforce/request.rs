@@ -217,6 +217,24 @@ pub(crate) fn find(
     query(config, &soql, false, Purpose::Match)
 }
 
+pub(crate) fn find_removed(
+    config: &ServerConfig,
+    object: &str,
+    fields: &[(String, FieldType)],
+    field: &str,
+    values: &[String],
+) -> Option<HttpRequest> {
+    let list: Vec<String> = values.iter().map(|v| literal(v)).collect();
+    let mut soql = select(object, fields, true);
+    let _ = write!(
+        soql,
+        " WHERE {} IN ({}) AND IsDeleted = true ORDER BY Id LIMIT {QUERY_LIMIT}",
+        name(field),
+        list.join(",")
+    );
+    has_bin(object).then(|| query(config, &soql, true, Purpose::Match))
+}
+
 pub(crate) fn find_batch(
     object: &str,
     fields: &[(String, FieldType)],
@@ -224,7 +242,7 @@ pub(crate) fn find_batch(
     values: &[String],
 ) -> usize {
     let mut left =
-        QUERY_MAX.saturating_sub(encode(&select(object, fields, false)).len() + field.len() + 80);
+        QUERY_MAX.saturating_sub(encode(&select(object, fields, true)).len() + field.len() + 110);
     let mut fit = 0;
     for value in values.iter().take(BATCH) {
         let size = encode(&literal(value)).len() + 3;

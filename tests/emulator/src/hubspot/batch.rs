@@ -88,6 +88,8 @@ pub(crate) fn read(call: &Call<'_>) -> Outcome {
     for input in inputs {
         let text = id_text(input);
         let id = locate(table, &catalog, &live, id_property, &text)?;
+        let bin = id_property.filter(|_| archived);
+        let id = id.or_else(|| live.find_archived(&catalog, catalog.find(bin?)?, &text));
         let view = id.and_then(|id| {
             if archived {
                 live.view(id)

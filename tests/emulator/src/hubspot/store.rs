@@ -332,6 +332,21 @@ impl Live {
         (text.to_lowercase() == lower && self.resolve(id) == id).then_some(id)
     }
 
+    /// Id of the newest archived record whose property holds `value` (any case).
+    pub(crate) fn find_archived(
+        &self,
+        catalog: &Catalog,
+        property: PropertyId,
+        value: &str,
+    ) -> Option<u64> {
+        let (definition, lower) = (catalog.get(property), value.trim().to_lowercase());
+        let holds = |id: &&u64| {
+            let text = self.view(**id).and_then(|v| v.text(property, definition));
+            text.is_some_and(|text| text.to_lowercase() == lower)
+        };
+        self.archived.iter().rev().find(holds).copied()
+    }
+
     /// Live ids from `from` on, in order.
     pub(crate) fn ids_from(&self, from: u64) -> impl Iterator<Item = u64> + '_ {
         let first = self.ground.id_base + 1;

@@ -98,6 +98,19 @@ fn people_are_found_by_batch_read_and_companies_by_search() {
 }
 
 #[test]
+fn removed_records_are_found_by_our_own_property_only() {
+    let values = ["i-1-2".to_owned()];
+    let find = |field| {
+        hubspot().find_removed_request(&config(""), "deals", &some_fields(), field, &values)
+    };
+    let ours = find("pg_crm_sync_id").unwrap();
+    assert!(ours.target.ends_with("/batch/read?archived=true"));
+    assert_eq!(body(&ours)["idProperty"], "pg_crm_sync_id");
+    // A search shows none.
+    assert!(find("dealname").is_none());
+}
+
+#[test]
 fn a_search_never_outgrows_the_body_that_hubspot_takes() {
     for len in [3, 20, 60, 400, 5_000] {
         let values: Vec<String> = (0..150)

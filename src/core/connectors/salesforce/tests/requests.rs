@@ -91,6 +91,22 @@ fn no_value_escapes_its_literal_and_no_name_its_place() {
 }
 
 #[test]
+fn removed_records_are_found_in_the_bin_of_objects_that_have_one() {
+    let values = ["i-1-2".to_owned()];
+    let find = |object| {
+        let f = fields(&[("Name", FieldType::Text)]);
+        salesforce().find_removed_request(&config(), object, &f, "Key__c", &values)
+    };
+    let found = find("Account").unwrap();
+    assert!(found.target.contains("/queryAll?"));
+    assert_eq!(
+        soql(&found),
+        "SELECT Id,SystemModstamp,IsDeleted,Name FROM Account WHERE Key__c IN ('i-1-2') AND IsDeleted = true ORDER BY Id LIMIT 2000"
+    );
+    assert!(find("User").is_none());
+}
+
+#[test]
 fn a_query_never_outgrows_the_uri_that_salesforce_takes() {
     let wide: Vec<(String, FieldType)> = (0..600)
         .map(|i| (format!("Some_Custom_Field_{i:03}__c"), FieldType::Text))
@@ -113,7 +129,10 @@ fn a_query_never_outgrows_the_uri_that_salesforce_takes() {
             assert!((1..=200).contains(&fit));
             let request =
                 salesforce().find_request(&config(), "Account", f, "Website", &values[..fit]);
-            let size = request.target.len();
+            let removed = salesforce()
+                .find_removed_request(&config(), "Account", f, "Website", &values[..fit])
+                .unwrap();
+            let size = request.target.len().max(removed.target.len());
             assert!(size <= 16_000 || fit == 1, "{len}: {size}");
         }
     }
