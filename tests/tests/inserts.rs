@@ -227,6 +227,43 @@ async fn in_doubt(pair: &Pair, creates: usize) {
     pair.db.wait_true("all are in doubt", PATIENCE, &sql).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_held_row_keeps_no_other_create_in_doubt() {
+    const NEW: u64 = 100;
+    let pair = hubspot(EmulatorOptions::default()).await;
+    let records = pair.live("hubspot", "contacts");
+    // Their events would settle them as well.
+    pair.emulator
+        .fault(json!({"stream": "webhook", "lose": 1_000}));
+    doubt(&pair, "hubspot");
+    pair.db
+        .exec(&format!(
+            "INSERT INTO hubspot.contacts (email, lastname) SELECT format('new.%s@example.net', n), 'New' FROM generate_series(1, {NEW}) n"
+        ))
+        .await;
+    in_doubt(&pair, NEW as usize).await;
+    let holder = pair.cluster.connect("app").await;
+    holder
+        .exec("BEGIN; SELECT FROM hubspot.contacts WHERE email = 'new.50@example.net' FOR UPDATE")
+        .await;
+    pair.emulator.clear_faults();
+    let made = |n: u64| {
+        format!(
+            "SELECT count(*) = {n} FROM hubspot.contacts WHERE lastname = 'New' AND id IS NOT NULL"
+        )
+    };
+    pair.db
+        .wait_true("the others have their records", PATIENCE, &made(NEW - 1))
+        .await;
+    let left = pair.db.table("SELECT state FROM crm.write").await;
+    assert_eq!(left, [["unknown"]], "the held one waits");
+    holder.exec("COMMIT").await;
+    pair.db
+        .wait_true("the last one too", PATIENCE, &made(NEW))
+        .await;
+    assert_eq!(pair.live("hubspot", "contacts"), records + NEW);
+}
+
 async fn deleted_before_it_was_known(crm: &str, object: &str) {
     let pair = live(EmulatorOptions::default(), crm, object).await;
     let records = pair.live(crm, object);
