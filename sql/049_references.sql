@@ -465,8 +465,8 @@ BEGIN
     JOIN crm.reference_map r ON v.mirror IN (r.own, r.theirs)
     JOIN crm.reference_due d ON d.map = r.id AND ((v.mirror = r.own AND d.record = v.record) OR (v.mirror = CASE d.kind WHEN 'given' THEN r.own ELSE r.theirs END AND d.row_id = v.row_id))
     UNION ALL
-    SELECT 'reference', 'waits', format('it is made with its %s, which is not known yet', r.field),
-           format('It is made when the record of link "%s" at the other end is named and has its own there.', r.parent)
+    SELECT 'reference', 'waits', format('it is made with its %s, and %s names no record of link "%s" that is on both sides', r.field, coalesce(crm._table_of(r.association), r.own_field), r.parent),
+           format('It is made as soon as that does. At %s it is sent without, and becomes a dead letter if the CRM refuses it.', date_trunc('seconds', w.queued_at + interval '1 day'))
     FROM unnest(mirrors, rows) AS v (mirror, row_id)
     JOIN crm.reference_map r ON v.mirror = r.theirs AND r.at_creation
     JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'create' AND w.state = 'queued' AND w.vals ->> r.field IS NULL

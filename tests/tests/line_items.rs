@@ -305,6 +305,38 @@ async fn a_line_item_without_a_product_is_a_dead_letter_with_advice() {
     .await;
 }
 
+/// Nobody waits a day to learn what is missing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_line_item_whose_deal_never_comes_says_what_it_waits_for_and_until_when() {
+    let pair = shop().await;
+    let (deal, product) = offer(&pair, 1);
+    there(&pair, "product2", "productcode", "THING-1").await;
+    let item = sold(&pair, "Three things", Some(&product));
+    let row = "SELECT '#' || w.row_id FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror AND m.object = 'OpportunityLineItem'
+               WHERE w.kind = 'create' AND w.state = 'queued' AND w.vals ? 'Product2Id'";
+    let row = found(&pair, "its create waits", row).await;
+    let ends: String = pair
+        .db
+        .one("SELECT date_trunc('seconds', queued_at + interval '1 day')::text FROM crm.write WHERE kind = 'create'")
+        .await;
+    for (table, id) in [
+        ("hubspot.line_items", &item),
+        ("salesforce.opportunitylineitem", &row),
+    ] {
+        let why = format!(
+            "SELECT verdict, detail, advice FROM crm.why('{table}', '{id}') WHERE item = 'reference'"
+        );
+        let told = pair.db.table(&why).await;
+        assert!(
+            matches!(&told[..], [t] if t[0] == "waits" && t[1].contains("OpportunityId") && t[1].contains("hubspot.line_items_deals")
+                && t[1].contains("\"deals\"") && t[2].contains(&ends) && t[2].contains("dead letter")),
+            "{table}: {told:?}"
+        );
+    }
+    tie(&pair, &item, &deal);
+    counterpart(&pair, &item).await;
+}
+
 /// The product was carried into the row, and the create that was sent had not read the row since: Salesforce refused it. The
 /// moment in between is made here while nothing is sent.
 #[tokio::test(flavor = "multi_thread")]
