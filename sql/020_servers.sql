@@ -338,7 +338,7 @@ END $$;
 COMMENT ON FUNCTION crm._mirror_gone(text, text) IS 'Forgets a mirror whose table was dropped; refuses while a link uses it.';
 
 -- A mirror is known by its capture trigger, which carries its number; another
--- table that carries it too does not take its place.
+-- table that carries it too does not take its place: what was renamed just now does.
 CREATE FUNCTION crm._mirror_ddl() RETURNS event_trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -348,12 +348,13 @@ DECLARE
 BEGIN
     FOR seen IN
         WITH captured AS (
-            SELECT m.id, m.schema_name, m.table_name, c.oid, n.nspname, c.relname, (m.schema_name, m.table_name) = (n.nspname, c.relname) AS known
+            SELECT m.id, m.schema_name, m.table_name, c.oid, n.nspname, c.relname, (m.schema_name, m.table_name) = (n.nspname, c.relname) AS known,
+                   EXISTS (SELECT FROM pg_event_trigger_ddl_commands() d WHERE (d.classid, d.objid) IN (('pg_class'::regclass, c.oid), ('pg_namespace'::regclass, n.oid))) AS altered
             FROM pg_trigger g JOIN pg_class c ON c.oid = g.tgrelid JOIN pg_namespace n ON n.oid = c.relnamespace
             JOIN crm.mirror m ON m.id::text = split_part(encode(g.tgargs, 'escape'), '\000', 1)
             WHERE g.tgname = 'zz_crm_capture' AND g.tgfoid = to_regprocedure('crm._capture()') AND n.nspname <> 'pg_temp'
         )
-        SELECT * FROM captured c WHERE c.known OR NOT EXISTS (SELECT FROM captured o WHERE o.id = c.id AND o.known)
+        SELECT * FROM captured c WHERE c.known OR c.altered AND NOT EXISTS (SELECT FROM captured o WHERE o.id = c.id AND o.known)
     LOOP
         IF (seen.schema_name, seen.table_name) <> (seen.nspname, seen.relname) THEN
             UPDATE crm.mirror m SET schema_name = seen.nspname, table_name = seen.relname WHERE m.id = seen.id;
