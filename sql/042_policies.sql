@@ -216,6 +216,13 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._policy_winner_check(crm.link, crm.conflict_policy) IS 'Refuses unknown strategies, and winners that are missing, superfluous or nobody.';
 
+-- An UPDATE that changes nothing is no change of the policy: it gets no version.
+CREATE FUNCTION crm._same_but_signed(was jsonb, is_ jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT was - '{changed_by,changed_at}'::text[] = is_ - '{changed_by,changed_at}'::text[]
+$$;
+COMMENT ON FUNCTION crm._same_but_signed(jsonb, jsonb) IS 'Whether two versions of a row differ in nothing but who wrote it and when.';
+
 CREATE FUNCTION crm._policy_check() RETURNS trigger
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
@@ -244,6 +251,9 @@ BEGIN
                       HINT = 'One row is enough for all of them: change that one, or write the same here.';
         END IF;
     END IF;
+    IF tg_op = 'UPDATE' AND crm._same_but_signed(to_jsonb(old), to_jsonb(new)) THEN
+        RETURN old;
+    END IF;
     new.changed_by := session_user;
     new.changed_at := now();
     RETURN new;
@@ -271,6 +281,9 @@ BEGIN
             USING ERRCODE = '22023', DETAIL = 'Its sides are: ' || array_to_string(origins, ', ') || ' (local is SQL).',
                   HINT = crm._near_hint(new.origin, origins, 'An application is known once ALTER ROLE … SET pg_crm_sync.application names it.');
     END IF;
+    IF tg_op = 'UPDATE' AND crm._same_but_signed(to_jsonb(old), to_jsonb(new)) THEN
+        RETURN old;
+    END IF;
     new.changed_by := session_user;
     new.changed_at := now();
     RETURN new;
@@ -286,7 +299,7 @@ DECLARE
     was jsonb := CASE WHEN tg_op <> 'INSERT' THEN to_jsonb(old) END;
     is_ jsonb := CASE WHEN tg_op <> 'DELETE' THEN to_jsonb(new) END;
 BEGIN
-    IF crm._restoring() THEN
+    IF crm._restoring() OR was = is_ THEN
         RETURN NULL;
     END IF;
     INSERT INTO crm.installation DEFAULT VALUES ON CONFLICT DO NOTHING;

@@ -87,6 +87,9 @@ BEGIN
         RAISE EXCEPTION 'a stamp of a % needs a tolerance', new.exactness
             USING ERRCODE = '22023', DETAIL = 'Without one it would say when the edit was made.', HINT = 'exactness = ''edit'' says that; NULL is any time before.';
     END IF;
+    IF tg_op = 'UPDATE' AND crm._same_but_signed(to_jsonb(old), to_jsonb(new)) THEN
+        RETURN old;
+    END IF;
     new.changed_by := session_user;
     new.changed_at := now();
     RETURN new;
@@ -102,7 +105,7 @@ DECLARE
     was jsonb := CASE WHEN tg_op <> 'INSERT' THEN to_jsonb(old) END;
     is_ jsonb := CASE WHEN tg_op <> 'DELETE' THEN to_jsonb(new) END;
 BEGIN
-    IF crm._restoring() THEN
+    IF crm._restoring() OR was = is_ THEN
         RETURN NULL;
     END IF;
     INSERT INTO crm.installation DEFAULT VALUES ON CONFLICT DO NOTHING;

@@ -1,7 +1,7 @@
 //! Policies as a DBA edits them: what is refused and why, who may, what is kept of it.
 
 use crm_tests::catalog::mirrors;
-use crm_tests::{Cluster, Db, Options};
+use crm_tests::{Cluster, Db, Options, PATIENCE};
 
 async fn start() -> (Cluster, Db) {
     let cluster = Cluster::start(Options::default()).await;
@@ -102,6 +102,41 @@ async fn a_policy_that_cannot_decide_its_field_is_refused_with_what_to_do() {
         .one("SELECT function FROM crm.conflict_policy WHERE strategy = 'function'")
         .await;
     assert_eq!(stored, "public.longer");
+}
+
+/// Each such UPDATE was a version of its own, an event, and looked at every open question again.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_update_that_changes_nothing_makes_no_version() {
+    let (_cluster, db) = start().await;
+    db.exec(
+        "INSERT INTO crm.conflict_policy (link, field, strategy, winner, min_score) VALUES ('contacts', 'phone', 'owner', 'salesforce', 0.5);
+         INSERT INTO crm.field_lock (link, field, origin) VALUES ('contacts', 'lastname', 'salesforce')",
+    )
+    .await;
+    let noted = "SELECT count(*) = (SELECT count(*) FROM crm.policy_history) FROM crm.event WHERE kind = 'policy' AND source = 'sql'";
+    db.wait_true("the worker has noted all of it", PATIENCE, noted)
+        .await;
+    let state = "SELECT concat((SELECT md5(string_agg(row(p.*)::text, '|' ORDER BY p.id)) FROM crm.conflict_policy p), (SELECT row(f.*)::text FROM crm.field_lock f), \
+                 (SELECT md5(string_agg(row(q.*)::text, '|' ORDER BY q.system, q.source)) FROM crm.stamp_quality q), (SELECT count(*) FROM crm.policy_history), \
+                 (SELECT policy_version FROM crm.installation), (SELECT count(*) FROM crm.policy_task))";
+    let before: String = db.one(state).await;
+    for sql in [
+        "UPDATE crm.conflict_policy SET strategy = strategy",
+        "UPDATE crm.conflict_policy SET winner = ' salesforce,', field = 'PHONE', min_score = 0.50 WHERE field = 'phone'",
+        "UPDATE crm.conflict_policy SET changed_by = 'somebody', changed_at = 'epoch'",
+        "INSERT INTO crm.conflict_policy (link, field, strategy, winner, min_score) VALUES ('contacts', 'phone', 'owner', 'salesforce', 0.5)
+         ON CONFLICT (link, field) DO UPDATE SET strategy = excluded.strategy, winner = excluded.winner, min_score = excluded.min_score",
+        "UPDATE crm.field_lock SET origin = origin",
+        "UPDATE crm.stamp_quality SET tolerance = tolerance, resolution = resolution * 1",
+    ] {
+        db.exec(sql).await;
+        assert_eq!(db.one::<String>(state).await, before, "{sql}");
+    }
+    let version = "SELECT policy_version FROM crm.installation";
+    let was: i64 = db.one(version).await;
+    db.exec("UPDATE crm.conflict_policy SET strategy = CASE field WHEN 'phone' THEN 'fill_blank' ELSE strategy END")
+        .await;
+    assert_eq!(db.one::<i64>(version).await, was + 1, "one row changed");
 }
 
 #[tokio::test(flavor = "multi_thread")]
