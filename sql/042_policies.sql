@@ -199,6 +199,10 @@ BEGIN
     ELSIF NOT s.takes_winner AND cardinality(winners) > 0 THEN
         RAISE EXCEPTION 'strategy "%" has no winner', p.strategy
             USING ERRCODE = '22023', DETAIL = format('Got %s.', p.winner), HINT = 'Leave winner out, or set it to NULL.';
+    ELSIF cardinality(winners) > (SELECT count(DISTINCT n) FROM unnest(winners) n) THEN
+        RAISE EXCEPTION 'winner names "%" twice', (SELECT n FROM unnest(winners) n GROUP BY n HAVING count(*) > 1 LIMIT 1)
+            USING ERRCODE = '22023', DETAIL = format('Got %s: an order has a place for each once.', p.winner),
+                  HINT = format('Write winner = %L.', (SELECT string_agg(d.n, ',' ORDER BY d.at) FROM (SELECT n, min(at) AS at FROM unnest(winners) WITH ORDINALITY AS w (n, at) GROUP BY n) d));
     ELSIF p.strategy = 'owner' AND cardinality(winners) > 1 THEN
         RAISE EXCEPTION 'strategy "owner" has one winner, not %', cardinality(winners)
             USING ERRCODE = '22023', DETAIL = format('Got %s.', p.winner), HINT = 'Use strategy priority for an order of several.';
@@ -239,6 +243,11 @@ BEGIN
     END IF;
     new.winner := nullif(array_to_string(crm._policy_winners(new.winner), ','), '');
     PERFORM crm._policy_winner_check(k, new);
+    IF new.field <> '*' AND new.skew <> interval '2 seconds' AND (tg_op = 'INSERT' OR new.skew <> old.skew) THEN
+        RAISE EXCEPTION 'field "%" has no skew of its own', new.field
+            USING ERRCODE = '22023', DETAIL = 'How far clocks may be apart is one time for a link, that of its row of field *.',
+                  HINT = format('UPDATE crm.conflict_policy SET skew = %L WHERE link = %L AND field = ''*'';', new.skew, new.link);
+    END IF;
     IF new.function IS NOT NULL THEN
         new.function := crm._policy_function(new.function, session_user);
     END IF;
