@@ -74,7 +74,7 @@ CREATE TABLE crm.mirror (
     mode          text NOT NULL DEFAULT 'shadow' CHECK (mode IN ('shadow', 'live')),
     paused        boolean NOT NULL DEFAULT false,
     row_filter    text,
-    poll_interval interval NOT NULL DEFAULT '60 seconds',
+    poll_interval interval NOT NULL DEFAULT '60 seconds' CHECK (poll_interval >= '1 second' AND poll_interval <= '1 day'),
     unique_field  text,
     source_field  text,
     api_share     real CHECK (api_share > 0 AND api_share <= 1),

@@ -109,6 +109,11 @@ extension_sql_file!(
     name = "views",
     requires = ["ask", pg::api::errors::error_rules]
 );
+extension_sql_file!(
+    "../sql/080_refusals.sql",
+    name = "refusals",
+    requires = ["views"]
+);
 extension_sql_file!("../sql/900_grants.sql", name = "grants", finalize);
 
 /// Runs once per process: in the postmaster when preloaded, else in the backend

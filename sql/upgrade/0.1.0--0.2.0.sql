@@ -9,6 +9,8 @@ ALTER TABLE crm.mirror
     ADD COLUMN reconcile_patience interval NOT NULL DEFAULT '1 minute' CHECK (reconcile_patience >= '0' AND reconcile_patience <= '1 day'),
     ADD COLUMN missing_limit bigint NOT NULL DEFAULT 1000 CHECK (missing_limit >= 0),
     ADD COLUMN missing_share numeric NOT NULL DEFAULT 0.1 CHECK (missing_share >= 0 AND missing_share <= 1);
+UPDATE crm.mirror SET poll_interval = least(greatest(poll_interval, '1 second'), '1 day');
+ALTER TABLE crm.mirror ADD CONSTRAINT mirror_poll_interval_check CHECK (poll_interval >= '1 second' AND poll_interval <= '1 day');
 ALTER TABLE crm.mirror ADD COLUMN on_schema_change text NOT NULL DEFAULT 'ask' CHECK (on_schema_change IN ('ignore', 'add', 'ask', 'pause'));
 -- done: CREATE TABLE crm.mirror_column (
 ALTER TABLE crm.mirror_column ADD COLUMN gone_at timestamptz;
@@ -104,3 +106,5 @@ END $$;
 ALTER TABLE crm.write ADD COLUMN job text;
 -- done: CREATE TABLE crm.stream (
 ALTER TABLE crm.stream DROP CONSTRAINT stream_kind_check, ADD CONSTRAINT stream_kind_check CHECK (kind IN ('webhook', 'journal', 'pubsub', 'cometd', 'poll'));
+-- done: SELECT crm._refusals_attach('{api_budget,backfill,column_fill,conflict_policy,consumer_offset,field_default,field_lock,field_map,given_up,link,mirror,off_peak,policy_task,reference_map,review_item,schema_change,server_state,stamp_quality,stream,survivor_rule}');
+SELECT crm._refusals_attach('{api_budget,backfill,column_fill,conflict_policy,consumer_offset,field_default,field_lock,field_map,given_up,link,mirror,off_peak,policy_task,reference_map,review_item,schema_change,server_state,stamp_quality,stream,survivor_rule}');

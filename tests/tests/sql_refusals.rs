@@ -1,0 +1,110 @@
+//! What the constraints of the tables that users write refuse: each with what to do instead.
+
+use crm_tests::catalog::mirrors;
+use crm_tests::{Cluster, Db, Options};
+
+async fn start() -> (Cluster, Db) {
+    let cluster = Cluster::start(Options::default()).await;
+    let db = cluster.connect("postgres").await;
+    db.exec("CREATE EXTENSION pg_crm_sync").await;
+    mirrors(&db).await;
+    db.exec("SELECT crm.link('hubspot.contacts', 'salesforce.contact')")
+        .await;
+    (cluster, db)
+}
+
+/// What no refused statement may change, as one text.
+const STATE: &str = "SELECT concat((SELECT md5(string_agg(row(p.*)::text, '|' ORDER BY p.id)) FROM crm.conflict_policy p), \
+     (SELECT md5(string_agg(row(f.*)::text, '|' ORDER BY f.id)) FROM crm.field_map f), (SELECT md5(string_agg(row(m.*)::text, '|' ORDER BY m.id)) FROM crm.mirror m), \
+     (SELECT md5(string_agg(row(k.*)::text, '|')) FROM crm.link k), (SELECT count(*) FROM crm.field_default), (SELECT count(*) FROM crm.survivor_rule), \
+     (SELECT count(*) FROM crm.api_budget), (SELECT count(*) FROM crm.off_peak), (SELECT count(*) FROM crm.policy_history))";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_a_constraint_refuses_is_told_what_it_may_hold() {
+    let (_cluster, db) = start().await;
+    let policy = |values: &str| {
+        format!(
+            "INSERT INTO crm.conflict_policy (link, field, strategy, min_score, skew) VALUES ('contacts', {values})"
+        )
+    };
+    let set = |table: &str, what: &str| format!("UPDATE crm.{table} SET {what}");
+    #[rustfmt::skip]
+    let cases: Vec<(String, &str, &str)> = vec![
+        (policy("'phone', 'review', 1.5, DEFAULT"), "23514", "min_score of crm"),
+        (policy("'phone', 'review', 'NaN', DEFAULT"), "23514", "min_score <= 1"),
+        (policy("'phone', 'review', 1, '-1 s'"), "23514", "00:00:02"),
+        (policy("'phone', 'review', 1, DEFAULT), ('contacts', 'city', 'review', -1, DEFAULT"), "23514", "cannot be '-1'"),
+        (policy("'phone', NULL, 1, DEFAULT"), "23502", "column strategy of crm.conflict_policy must have a value"),
+        (policy("NULL, 'review', 1, DEFAULT"), "23502", "default, '*'"),
+        ("INSERT INTO crm.field_lock (link, field) VALUES ('contacts', 'phone')".to_owned(), "23502", "origin"),
+        (set("field_map", "direction = 'to_rigth'"), "23514", "Did you mean to_right"),
+        (set("field_map", "structure = 'word'"), "23514", "Did you mean words"),
+        (set("field_map", "match_threshold = 2"), "23514", "match_threshold <= 1"),
+        (set("field_map", "match_accept = 0"), "23514", "match_accept > 0"),
+        (set("link", "mode = 'lives'"), "23514", "Did you mean live"),
+        (set("link", "on_left_delete = 'softdelete'"), "23514", "Did you mean soft_delete"),
+        (set("link", "on_delete_conflict = ''"), "23514", "review, delete, keep"),
+        (set("link", "on_leave = 'gone'"), "23514", "the default, 'keep'"),
+        (set("link", "latency = 'fast'"), "23514", "interactive, relaxed, off_peak"),
+        (set("link", "right_mirror = left_mirror"), "23514", "crm.link("),
+        (set("mirror", "reconcile_depth = 'value'"), "23514", "Did you mean values"),
+        (set("mirror", "on_schema_change = 'paused'"), "23514", "Did you mean pause"),
+        (set("mirror", "missing_share = 2"), "23514", "missing_share <= 1"),
+        (set("mirror", "missing_limit = -1"), "23514", "missing_limit >= 0"),
+        (set("mirror", "reconcile_patience = '2 days'"), "23514", "the default, '00:01:00'"),
+        (set("mirror", "api_share = 0"), "23514", "or null"),
+        (set("mirror", "poll_interval = '0'"), "23514", "1 second"),
+        ("INSERT INTO crm.field_default VALUES ('contacts', 'lft', 'city', 'Oslo')".to_owned(), "23514", "Did you mean left"),
+        ("INSERT INTO crm.survivor_rule (link, side, ordinal, rule) VALUES ('contacts', 'left', 1, 'latest')".to_owned(), "23514", "most_complete"),
+        ("INSERT INTO crm.survivor_rule (link, side, ordinal, rule) VALUES ('contacts', 'left', 1, 'prefer')".to_owned(), "23514", "condition in column prefer"),
+        ("INSERT INTO crm.api_budget (server, share) VALUES ('hubspot', 0)".to_owned(), "23514", "share > 0"),
+        ("INSERT INTO crm.api_budget (server, pause_at) VALUES ('hubspot', 0.5)".to_owned(), "23514", "or reserve higher"),
+        ("INSERT INTO crm.api_budget (server, calls_per_window) VALUES ('hubspot', 0)".to_owned(), "23514", "calls_per_window > 0"),
+        ("INSERT INTO crm.off_peak VALUES ('hubspot', '22:00', '06:00', '{0}')".to_owned(), "23514", "1 (Monday)"),
+        ("INSERT INTO crm.off_peak VALUES ('hubspot', '22:00', '22:00')".to_owned(), "23514", "whole day"),
+        ("INSERT INTO crm.reference_map (link, field, parent) VALUES ('contacts', 'AccountId', 'contacts')".to_owned(), "23514", "crm.link_references"),
+        ("UPDATE crm.stamp_quality SET exactness = NULL".to_owned(), "23502", "edit: the time of the edit"),
+        ("INSERT INTO crm.consumer_offset (name, committed) VALUES (' x', 0)".to_owned(), "23514", "crm.consumer_create"),
+    ];
+    db.refuses_unchanged(STATE, &cases).await;
+    let error = db.error(&set("link", "mode = 'lives'")).await;
+    assert_eq!(error.constraint(), Some("link_mode_check"), "{error:?}");
+    assert_eq!(error.table(), Some("link"), "{error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn rows_that_are_copied_are_told_too_and_the_constraints_stay() {
+    let (cluster, db) = start().await;
+    let file = cluster.data().join("rows");
+    let file = file.display();
+    db.exec(&format!(
+        "COPY (VALUES ('contacts', 'left', '_odd', 'Oslo'), ('contacts', 'rigth', '_odd', 'Rome')) TO '{file}'"
+    ))
+    .await;
+    let copy = format!("COPY crm.field_default FROM '{file}'");
+    db.refuses_unchanged(STATE, &[(&copy, "23514", "Did you mean right")])
+        .await;
+    // Without the trigger, as a restore may run, the constraint is still there.
+    let error = db
+        .error("ALTER TABLE crm.link DISABLE TRIGGER allowed; UPDATE crm.link SET mode = 'lives'")
+        .await;
+    assert_eq!(error.code().code(), "23514", "{error:?}");
+}
+
+/// A constraint that is added to such a table is explained without a thought, or this says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn every_constraint_of_a_table_that_users_write_is_explained() {
+    let (_cluster, db) = start().await;
+    let bare = db
+        .table(
+            "SELECT c.relname, k.conname FROM pg_constraint k JOIN pg_class c ON c.oid = k.conrelid
+             WHERE c.relnamespace = 'crm'::regnamespace AND k.contype = 'c' AND c.relname NOT IN ('write', 'installation')
+               AND EXISTS (SELECT FROM unnest(ARRAY['crm_admin', 'crm_operator', 'crm_steward', 'crm_reader']) r
+                           WHERE has_any_column_privilege(r, c.oid, 'INSERT, UPDATE'))
+               AND EXISTS (SELECT FROM pg_attribute a WHERE a.attrelid = c.oid AND a.attnum = ANY (k.conkey)
+                           AND NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = c.oid AND t.tgname = 'allowed'
+                                           AND pg_get_triggerdef(t.oid) ~ ('new\\.' || a.attname || '\\M')))",
+        )
+        .await;
+    assert!(bare.is_empty(), "{bare:?}");
+}
