@@ -143,20 +143,43 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._policy_type_check(crm.link, crm.conflict_policy) IS 'Refuses append, delta and union on fields that they cannot decide.';
 
+-- Schema, name and arguments (null if none are named) of what is to be schema.name or
+-- schema.name(arguments), and nothing else: it is looked up, never run as it stands.
+CREATE FUNCTION crm._function_named(given text) RETURNS text[]
+LANGUAGE plpgsql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    parts text[] := regexp_match(given, '^\s*([^()]+?)\s*(?:\(([^()]*)\))?\s*$');
+    names text[];
+BEGIN
+    BEGIN
+        names := parse_ident(parts[1]);
+    EXCEPTION WHEN invalid_parameter_value THEN
+        names := NULL;
+    END;
+    IF names IS NULL OR cardinality(names) <> 2 THEN
+        RAISE EXCEPTION '% names no function', quote_literal(left(given, 100))
+            USING ERRCODE = CASE WHEN cardinality(names) = 1 THEN '42883' ELSE '42602' END, DETAIL = 'Expected schema.name, or schema.name(types of its arguments), and nothing before or behind it.',
+                  HINT = CASE WHEN cardinality(names) = 1 THEN format('Name it with its schema, for example public.%I.', names[1]) ELSE 'For example public.my_map.' END;
+    END IF;
+    RETURN ARRAY[names[1], names[2], btrim(parts[2])];
+END $$;
+COMMENT ON FUNCTION crm._function_named(text) IS 'Schema, name and arguments of a function as a policy or map names it, or raises.';
+
 -- The function of a row, as schema.name; raises where it cannot be used. It runs
 -- as its owner, so only those who could run things as the owner may name it.
 CREATE FUNCTION crm._policy_function(given text, asker name) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    name  text := regexp_replace(btrim(given), '\s*\(.*\)$', '');
+    parts text[] := crm._function_named(given);
+    name  text := format('%I.%I', parts[1], parts[2]);
     f     pg_proc;
     super boolean := (SELECT r.rolsuper FROM pg_roles r WHERE r.rolname = asker);
 BEGIN
     SELECT p.* INTO f FROM pg_proc p WHERE p.oid = to_regprocedure(name || '(text, text, jsonb)') AND p.pronamespace <> 'pg_catalog'::regnamespace;
-    IF NOT FOUND THEN
+    IF NOT FOUND OR regexp_replace(parts[3], '\s', '', 'g') <> 'text,text,jsonb' THEN
         RAISE EXCEPTION 'there is no function %(text, text, jsonb)', name
             USING ERRCODE = '42883', DETAIL = 'Arguments are: the value held, the value that came, and who wrote them when.',
-                  HINT = CASE WHEN name LIKE '%.%' THEN format('CREATE FUNCTION %s(held text, came text, context jsonb) RETURNS text STABLE …', name) ELSE 'Name it with its schema.' END;
+                  HINT = format('CREATE FUNCTION %s(held text, came text, context jsonb) RETURNS text STABLE …', name);
     ELSIF f.prorettype <> 'text'::regtype OR f.proretset OR f.prokind <> 'f' THEN
         RAISE EXCEPTION 'function % does not return one text', name
             USING ERRCODE = '42P13', DETAIL = format('It returns %s%s.', CASE WHEN f.proretset THEN 'SETOF ' ELSE '' END, f.prorettype::regtype),

@@ -49,15 +49,15 @@ COMMENT ON FUNCTION crm._map_problem(crm.mirror_column, crm.mirror_column, text,
 CREATE FUNCTION crm._map_function(given text, arg_type text, result_type text) RETURNS text
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    parts text[] := parse_ident(split_part(given, '(', 1), false);
+    parts text[] := crm._function_named(given);
     p     record;
 BEGIN
     SELECT f.oid, f.prokind, f.proretset, f.provolatile, format_type(f.proargtypes[0], NULL) AS arg, format_type(f.prorettype, NULL) AS result,
            format('%I.%I(%s)', n.nspname, f.proname, format_type(f.proargtypes[0], NULL)) AS signature
     INTO p
     FROM pg_proc f JOIN pg_namespace n ON n.oid = f.pronamespace
-    WHERE cardinality(parts) = 2 AND n.nspname = parts[1] AND f.proname = parts[2] AND f.pronargs = 1
-      AND (strpos(given, '(') = 0 OR btrim(split_part(split_part(given, '(', 2), ')', 1)) IN (format_type(f.proargtypes[0], NULL), f.proargtypes[0]::regtype::text))
+    WHERE n.nspname = parts[1] AND f.proname = parts[2] AND f.pronargs = 1
+      AND (parts[3] IS NULL OR parts[3] IN (format_type(f.proargtypes[0], NULL), f.proargtypes[0]::regtype::text))
     ORDER BY format_type(f.proargtypes[0], NULL) = arg_type DESC, format_type(f.proargtypes[0], NULL) = 'text' DESC LIMIT 1;
     IF NOT FOUND THEN
         RAISE EXCEPTION 'there is no function % with one argument', given

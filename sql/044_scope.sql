@@ -18,6 +18,10 @@ BEGIN
             USING ERRCODE = '42501', DETAIL = 'The worker evaluates it with the rights of the table''s owner.', HINT = 'Become a member of the owning role, or ask its members.';
     END IF;
     BEGIN
+        -- By itself: parentheses that only pair with those put around it make something else of it.
+        IF NOT crm._is_expression(condition) THEN
+            RAISE EXCEPTION 'it is more than one expression' USING ERRCODE = '42601';
+        END IF;
         EXECUTE format('CREATE TEMPORARY TABLE _crm_condition (LIKE %s) ON COMMIT DROP', mirror);
         EXECUTE format('CREATE INDEX _crm_condition_index ON pg_temp._crm_condition ((1)) WHERE (%s)', condition);
         SELECT pg_get_expr(i.indpred, i.indrelid) INTO STRICT canonical FROM pg_index i WHERE i.indexrelid = 'pg_temp._crm_condition_index'::regclass;
@@ -30,7 +34,7 @@ BEGIN
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR feature_not_supported OR no_data_found OR too_many_rows OR data_exception THEN
         RAISE EXCEPTION '% of % is not usable: %', what, mirror, sqlerrm
             USING ERRCODE = '22023', DETAIL = format('Got: %s', left(condition, 200)),
-                  HINT = 'Expected a condition over the mirror''s own columns, without subqueries and with immutable functions only, such as: lifecyclestage = ''customer''.';
+                  HINT = 'Expected one condition over the mirror''s own columns, without subqueries and comments and with immutable functions only, such as: lifecyclestage = ''customer''.';
     END;
     IF stranger IS NOT NULL THEN
         RAISE EXCEPTION '% of % uses %', what, mirror, stranger

@@ -355,6 +355,9 @@ BEGIN
             USING ERRCODE = '22023', DETAIL = 'Expected a condition on the columns of crm.dead_letter, such as code = ''REQUIRED_FIELD_MISSING''.', HINT = 'For all of them: SELECT crm.dead_letter_retry();';
     END IF;
     BEGIN
+        IF NOT crm._is_expression(condition) THEN
+            RAISE EXCEPTION 'it is more than one expression' USING ERRCODE = '42601';
+        END IF;
         -- With the caller's rights: the condition is theirs.
         EXECUTE format('SELECT coalesce(array_agg(id) FILTER (WHERE direction = ''out''), ''{}''), coalesce(array_agg(id) FILTER (WHERE direction = ''in''), ''{}'') FROM crm.dead_letter WHERE (%s)', condition)
            INTO outs, ins;

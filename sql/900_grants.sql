@@ -2,6 +2,7 @@
 
 COMMENT ON FUNCTION crm._map_value(text, jsonb, text) IS 'The image of a value under a transform or a value map, as the worker makes it; where there is none, why.';
 COMMENT ON FUNCTION crm._map_cells(text, text[], integer) IS 'The columns of one side for those of the other, where a map makes one value of several, as the worker makes them.';
+COMMENT ON FUNCTION crm._is_expression(text) IS 'Whether a text is one SQL expression by itself; raises where it cannot be parsed. Nothing runs.';
 COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker of this database, also before this transaction ends; the answer is a row under the returned ticket.';
 COMMENT ON FUNCTION crm._wake() IS 'Wakes the worker of this database when this transaction commits.';
 COMMENT ON FUNCTION crm._error_rules() IS 'The tables of errors as the library has them: see crm.error_class.';
@@ -78,7 +79,7 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_admin', f.signature);
         END IF;
         IF f.name IN ('pause', 'resume', 'refresh', 'server_check', 'approve', 'reject', 'resolve_create', 'dead_letter_retry', 'dead_letter_retry_where', 'dead_letter_discard', '_pause_set', '_ask', '_request',
-                      '_wait_possible', '_journal_subscriptions', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids') THEN
+                      '_wait_possible', '_journal_subscriptions', '_server_committed', '_server_state_ensure', '_wake', '_link_named', '_mirror_named', '_tx_known', '_dead_ids', '_is_expression') THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_operator', f.signature);
         END IF;
         IF f.name IN ('review_match', 'review_resolve') THEN

@@ -108,3 +108,72 @@ async fn every_constraint_of_a_table_that_users_write_is_explained() {
         .await;
     assert!(bare.is_empty(), "{bare:?}");
 }
+
+/// `true) OR (true` was taken for what the parentheses around it made of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn sql_text_must_be_one_expression_before_anything_is_put_around_it() {
+    let (_cluster, db) = start().await;
+    db.exec("CREATE FUNCTION public.upper_map(v text) RETURNS text LANGUAGE sql IMMUTABLE AS 'SELECT upper(v)'")
+        .await;
+    let texts = [
+        "true) OR (true",
+        "true); DROP TABLE hubspot.contacts; SELECT (true",
+        "true;",
+        "true) --",
+        "true --",
+        "true /*",
+        "true, true",
+        "true AS t",
+        "true WHERE true",
+        "true ORDER BY 1",
+        "",
+    ];
+    let mut cases = Vec::new();
+    for text in texts {
+        let text = text.replace('\'', "''");
+        for sql in [
+            format!("UPDATE crm.link SET left_scope = '{text}'"),
+            format!("UPDATE crm.link SET right_scope = '{text}'"),
+            format!("UPDATE crm.mirror SET row_filter = '{text}' WHERE object = 'contacts'"),
+            format!(
+                "SELECT crm.import('hubspot', ARRAY['contacts'], into_schema => 'hubspot', row_filter => to_jsonb('{text}'::text))"
+            ),
+            format!(
+                "INSERT INTO crm.survivor_rule (link, side, ordinal, rule, prefer) VALUES ('contacts', 'left', 1, 'prefer', '{text}')"
+            ),
+            format!("SELECT crm.dead_letter_retry_where('{text}')"),
+        ] {
+            cases.push((sql, "22023", "condition"));
+        }
+    }
+    for named in [
+        "public.upper_map) || (v",
+        "public.upper_map(text) || v",
+        "public.upper_map(text",
+        "public.upper_map x",
+        "a.b.c",
+        "public.",
+    ] {
+        for direction in ["left", "right"] {
+            let sql = format!(
+                "UPDATE crm.field_map SET to_{direction} = '{named}' WHERE left_field = 'phone'"
+            );
+            cases.push((sql, "42602", "public.my_map"));
+        }
+    }
+    db.refuses_unchanged(STATE, &cases).await;
+    db.exec(
+        "UPDATE crm.link SET left_scope = $$(city = 'Oslo') OR (city = ')')$$, right_scope = $$mailingcity LIKE '%;%' AND phone <> '--'$$;
+         UPDATE crm.field_map SET to_right = 'public.upper_map( text )', direction = 'to_right' WHERE left_field = 'phone'",
+    )
+    .await;
+    let stored = db.table("SELECT left_scope, right_scope, to_right FROM crm.link, crm.field_map WHERE left_field = 'phone'").await;
+    assert_eq!(
+        stored,
+        [[
+            "((city = 'Oslo'::text) OR (city = ')'::text))",
+            "((mailingcity ~~ '%;%'::text) AND (phone <> '--'::text))",
+            "public.upper_map(text)"
+        ]]
+    );
+}

@@ -2,6 +2,7 @@
 //! public one in SQL wraps it and checks who may.
 
 pub(crate) mod errors;
+mod expression;
 mod maps;
 
 use crate::pg::{capture, origin};
