@@ -15,6 +15,7 @@ pub(crate) mod image;
 pub(crate) mod load;
 pub(crate) mod origin;
 pub(crate) mod report;
+mod retype;
 pub(crate) mod shmem;
 pub(crate) mod signal;
 pub(crate) mod statement;

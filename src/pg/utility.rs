@@ -5,8 +5,9 @@
 //! first, keeps it away while the statement runs, and lets the launcher start it
 //! again afterwards, also after a failure. Besides, COMMIT PREPARED makes changes
 //! visible without any commit callback of ours, so it wakes the session here.
+//! ALTER TABLE is looked at for what [`retype`] explains better than the server.
 
-use super::{shmem, wake};
+use super::{retype, shmem, wake};
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 use std::ffi::{CStr, c_char};
@@ -153,6 +154,10 @@ unsafe fn subject_of(node: *mut pg_sys::Node) -> Subject {
                 if kind == pg_sys::TransactionStmtKind::TRANS_STMT_COMMIT_PREPARED {
                     return Subject::CommitPrepared;
                 }
+                Subject::Other
+            }
+            NodeTag::T_AlterTableStmt => {
+                retype::check(node.cast());
                 Subject::Other
             }
             NodeTag::T_DropdbStmt => named((*node.cast::<pg_sys::DropdbStmt>()).dbname),

@@ -177,3 +177,34 @@ async fn sql_text_must_be_one_expression_before_anything_is_put_around_it() {
         ]]
     );
 }
+
+/// PostgreSQL named a trigger that the user had never made, and no way out.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_type_of_a_column_that_a_reference_map_looks_at_changes_once_the_map_is_gone() {
+    let (_cluster, db) = start().await;
+    db.exec(
+        "SELECT crm.link('hubspot.companies', 'salesforce.account');
+         INSERT INTO crm.reference_map (link, field, parent, own_field) VALUES ('contacts', 'Phone', 'companies', 'phone')",
+    )
+    .await;
+    let map: i32 = db.one("SELECT id FROM crm.reference_map").await;
+    let way_out = format!("DELETE FROM crm.reference_map WHERE id = {map}");
+    let retype = |table: &str| format!("ALTER TABLE {table} ALTER COLUMN phone TYPE varchar(90)");
+    let (ours, theirs) = (retype("hubspot.contacts"), retype("salesforce.contact"));
+    let among = "ALTER TABLE salesforce.contact ADD COLUMN note text, ALTER phone TYPE varchar(90)";
+    db.refuses_unchanged(
+        STATE,
+        &[
+            (ours.as_str(), "0A000", &way_out),
+            (&theirs, "0A000", &way_out),
+            (among, "0A000", "crm_reference_"),
+        ],
+    )
+    .await;
+    db.exec("ALTER TABLE hubspot.contacts ALTER COLUMN city TYPE varchar(90); ALTER TABLE IF EXISTS nowhere ALTER COLUMN phone TYPE varchar(90)")
+        .await;
+    db.exec(&format!("BEGIN; {way_out}; {ours}; {theirs}; INSERT INTO crm.reference_map (link, field, parent, own_field) VALUES ('contacts', 'Phone', 'companies', 'phone'); COMMIT"))
+        .await;
+    db.refuses(&[(ours.as_str(), "0A000", "crm.link_references")])
+        .await;
+}
