@@ -36,6 +36,30 @@ CREATE ROLE shut_owner; ALTER FUNCTION public.shut OWNER TO shut_owner; REVOKE A
 CREATE FUNCTION public.longer(held text, came text, context jsonb) RETURNS text STABLE LANGUAGE sql
     AS 'SELECT CASE WHEN length(came) > length(held) THEN came ELSE held END'";
 
+fn function(name: &str) -> String {
+    let name = format!("'{name}'");
+    row("contacts", "phone", "function", &[("function", &name)])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_function_that_cannot_decide_is_refused_with_what_it_must_be_like() {
+    let (_cluster, db) = start().await;
+    db.exec(FUNCTIONS).await;
+    #[rustfmt::skip]
+    let cases = [
+        (function("public.longest"), "42883", "CREATE FUNCTION public.longest(held text"),
+        (function("longer"), "42883", "with its schema"),
+        (function("public.longer(text)"), "42883", "public.longer(text, text, jsonb)"),
+        (function("public.longer) OR (true"), "42602", "names no function"),
+        (function("public.longer(text, text, jsonb) --"), "42602", "nothing before or behind"),
+        (function("public.longer;"), "42602", "names no function"),
+        (function("public.numbers"), "42P13", "integer"),
+        (function("public.wild"), "42P17", "ALTER FUNCTION public.wild"),
+        (function("public.shut"), "42501", "GRANT EXECUTE ON FUNCTION public.shut"),
+    ];
+    db.refuses_unchanged(STATE, &cases).await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_policy_that_cannot_decide_its_field_is_refused_with_what_to_do() {
     let (_cluster, db) = start().await;
@@ -44,10 +68,6 @@ async fn a_policy_that_cannot_decide_its_field_is_refused_with_what_to_do() {
         .await;
     let none: &[(&str, &str)] = &[];
     let winner: &[(&str, &str)] = &[("winner", "'salesforce'")];
-    let function = |name: &str| {
-        let name = format!("'{name}'");
-        row("contacts", "phone", "function", &[("function", &name)])
-    };
     #[rustfmt::skip]
     let cases: Vec<(String, &str, &str)> = vec![
         (row("contact", "phone", "review", none), "42704", "Did you mean contacts"),
@@ -70,15 +90,6 @@ async fn a_policy_that_cannot_decide_its_field_is_refused_with_what_to_do() {
         ("UPDATE crm.conflict_policy SET strategy = 'delta' WHERE link = 'contacts' AND field = '*'".to_owned(), "42804", "cannot be the default"),
         (row("contacts", "phone", "function", none), "22023", "needs a function"),
         (row("contacts", "phone", "review", &[("function", "'public.longer'")]), "22023", "calls no function"),
-        (function("public.longest"), "42883", "CREATE FUNCTION public.longest(held text"),
-        (function("longer"), "42883", "with its schema"),
-        (function("public.longer(text)"), "42883", "public.longer(text, text, jsonb)"),
-        (function("public.longer) OR (true"), "42602", "names no function"),
-        (function("public.longer(text, text, jsonb) --"), "42602", "nothing before or behind"),
-        (function("public.longer;"), "42602", "names no function"),
-        (function("public.numbers"), "42P13", "integer"),
-        (function("public.wild"), "42P17", "ALTER FUNCTION public.wild"),
-        (function("public.shut"), "42501", "GRANT EXECUTE ON FUNCTION public.shut"),
         ("INSERT INTO crm.conflict_policy (link, field, strategy) VALUES ('*', 'phone', 'review')".to_owned(), "22023", "Name the link"),
         ("INSERT INTO crm.field_lock (link, field, origin) VALUES ('contacts', 'phon', 'local')".to_owned(), "42703", "Did you mean phone"),
         ("INSERT INTO crm.field_lock (link, field, origin) VALUES ('contacts', '*', 'local')".to_owned(), "22023", "one field"),
