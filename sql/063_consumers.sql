@@ -246,9 +246,9 @@ $$;
 COMMENT ON FUNCTION crm._overtaken(crm.event, text) IS 'Whether something later was decided about a field of an event.';
 
 CREATE FUNCTION crm._replay_batch(stream integer, next_seq bigint, to_seq bigint, max_events integer)
-RETURNS TABLE (seq bigint, mirror integer, record_id text, kind text, occurred_at bigint, actor text, carried integer, fields text[], new_values text[])
+RETURNS TABLE (seq bigint, mirror integer, record_id text, kind text, occurred_at bigint, actor text, application text, carried integer, fields text[], new_values text[])
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT e.seq, e.mirror, e.record_id, e.kind, (extract(epoch FROM e.occurred_at) * 1000)::bigint, e.actor, coalesce(cardinality(e.new_values), 0), v.names, v.news
+    SELECT e.seq, e.mirror, e.record_id, e.kind, (extract(epoch FROM e.occurred_at) * 1000)::bigint, e.actor, e.application, coalesce(cardinality(e.new_values), 0), v.names, v.news
     FROM (SELECT x AS line FROM crm.event x
           WHERE x.seq >= $2 AND x.seq <= $3 AND x.stream = $1 AND x.source <> 'replay' ORDER BY x.seq LIMIT $4) q, LATERAL (SELECT (q.line).*) e
     LEFT JOIN LATERAL (

@@ -69,7 +69,7 @@ fn batch(
     };
     let mut inbound = Vec::with_capacity(events.len());
     for event in events {
-        match world.mirrors.get(&event.mirror).and(again(&event)) {
+        match again(world, &event) {
             Some(change) => inbound.push(Inbound {
                 waited: None,
                 mirror: event.mirror,
@@ -127,7 +127,9 @@ pub(crate) fn observe(world: &World, case: &mut Case, observed: &Observed, now: 
 }
 
 /// The event as its CRM would tell it now; none if nothing is left to tell.
-fn again(event: &Replayed) -> Option<Change> {
+fn again(world: &World, event: &Replayed) -> Option<Change> {
+    let server = &world.mirrors.get(&event.mirror)?.server;
+    let connector = world.connectors.get(server);
     let kind = match event.kind.as_str() {
         _ if event.record_id.is_empty() => return None,
         "create" | "update" if !event.fields.is_empty() => ChangeKind::Update,
@@ -146,8 +148,8 @@ fn again(event: &Replayed) -> Option<Change> {
         occurred_at: event.occurred_at,
         identity: String::new(),
         actor: event.actor.clone(),
-        mark: String::new(),
-        by_others: false,
+        mark: event.application.clone(),
+        by_others: connector.is_some_and(|c| c.names_writer(&event.application)),
         transaction: None,
     })
 }

@@ -1,6 +1,6 @@
 //! What keeps changes from travelling, or makes them travel another way: filters, pauses, polls, rights.
 
-use crm_tests::{PATIENCE, Pair, PairOptions, Person};
+use crm_tests::{PATIENCE, Pair, PairOptions, Person, wait_until};
 use serde_json::json;
 
 async fn pair() -> (Pair, Vec<Person>) {
@@ -182,4 +182,43 @@ async fn users_cannot_write_what_belongs_to_the_worker_or_is_read_only() {
         ))
         .await;
     assert_eq!(source.as_deref(), Some("local"));
+}
+
+/// Somebody sets back by hand what SQL had written just before, and a policy puts that back. Under another policy the
+/// edit is an edit still, not our own write coming back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_knows_who_had_set_a_value_back_to_ours() {
+    let (pair, people) = Pair::linked(10, PairOptions::default()).await;
+    let policy = |winner: &str| {
+        format!(
+            "UPDATE crm.conflict_policy SET strategy = 'owner', winner = '{winner}' WHERE link = 'contacts' AND field = '*'"
+        )
+    };
+    let (who, field) = (&people[0], "jobtitle");
+    pair.db.exec(&policy("local")).await;
+    pair.worker_has_read().await;
+    let there = || {
+        pair.emulator
+            .field("hubspot", "contacts", &who.hubspot, field)
+    };
+    // Without their events nobody knows to the moment when our writes landed.
+    pair.emulator.fault(json!({"stream": "webhook", "lose": 2}));
+    for value in ["Buyer", "Chair"] {
+        pair.sql(who, field, value).await;
+        wait_until("it is in HubSpot", PATIENCE, async || {
+            (there().as_deref() == Some(value)).then_some(())
+        })
+        .await;
+    }
+    pair.edit("hubspot", who, field, "Buyer");
+    let lost = r#"SELECT count(*) > 0 FROM crm.event WHERE source = 'webhook' AND decision::text LIKE '%"losers"%Buyer%'"#;
+    pair.db.wait_true("SQL wins", PATIENCE, lost).await;
+    pair.agree().await;
+    assert_eq!(there().as_deref(), Some("Chair"));
+    pair.db.exec(&policy("hubspot")).await;
+    pair.worker_has_read().await;
+    pair.db
+        .exec("SELECT crm.replay('hubspot webhook', from_seq => 0)")
+        .await;
+    pair.reaches_both(who, field, "Buyer").await;
 }

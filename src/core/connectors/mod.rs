@@ -348,6 +348,11 @@ pub trait Connector: Send + Sync {
     ) -> Option<HttpRequest> {
         None
     }
+    /// Whether the program of an event, as the ledger keeps it of [`Change::mark`], is a
+    /// name that [`Change::by_others`] goes by.
+    fn names_writer(&self, _application: &str) -> bool {
+        false
+    }
     /// Parses the answer of list, poll, read and find.
     fn page(
         &self,

@@ -21,6 +21,8 @@ pub(crate) struct Replayed {
     /// Milliseconds since 1970.
     pub(crate) occurred_at: i64,
     pub(crate) actor: String,
+    /// The program, as far as the CRM told.
+    pub(crate) application: String,
     /// Values that the event carried.
     pub(crate) carried: i32,
     /// Fields and values of which nothing newer is known.
@@ -56,7 +58,7 @@ pub(crate) fn running() -> Result<Option<Run>> {
 /// Its next events up to number `to`, at most `limit`.
 pub(crate) fn batch(run: &Run, to: i64, limit: i32) -> Result<Vec<Replayed>> {
     spi::write_rows(
-        "SELECT seq, mirror, record_id, kind, occurred_at, actor, carried, fields, new_values \
+        "SELECT seq, mirror, record_id, kind, occurred_at, actor, application, carried, fields, new_values \
          FROM crm._replay_batch($1, $2, $3, $4)",
         &[
             run.stream.into(),
@@ -65,8 +67,8 @@ pub(crate) fn batch(run: &Run, to: i64, limit: i32) -> Result<Vec<Replayed>> {
             limit.into(),
         ],
         |row| {
-            let names: Vec<String> = row.get(8)?.unwrap_or_default();
-            let values: Vec<Option<String>> = row.get(9)?.unwrap_or_default();
+            let names: Vec<String> = row.get(9)?.unwrap_or_default();
+            let values: Vec<Option<String>> = row.get(10)?.unwrap_or_default();
             Ok(Replayed {
                 seq: row.get(1)?.unwrap_or_default(),
                 mirror: row.get(2)?.unwrap_or_default(),
@@ -74,7 +76,8 @@ pub(crate) fn batch(run: &Run, to: i64, limit: i32) -> Result<Vec<Replayed>> {
                 kind: row.get(4)?.unwrap_or_default(),
                 occurred_at: row.get(5)?.unwrap_or_default(),
                 actor: row.get(6)?.unwrap_or_default(),
-                carried: row.get(7)?.unwrap_or_default(),
+                application: row.get(7)?.unwrap_or_default(),
+                carried: row.get(8)?.unwrap_or_default(),
                 fields: names.into_iter().zip(values).collect(),
             })
         },

@@ -208,6 +208,7 @@ fn change(entry: &Json, at: Millis) -> Option<Vec<Change>> {
         word(&["action", "changeType"]),
     );
     let occurred = time(map);
+    let source = text(map, &["changeSource"]);
     let base = Change {
         identity: identity(entry),
         object: String::new(),
@@ -217,8 +218,8 @@ fn change(entry: &Json, at: Millis) -> Option<Vec<Change>> {
         reread: Vec::new(),
         occurred_at: occurred.unwrap_or(at),
         actor: text(map, &["sourceId", "changeSource"]).unwrap_or_default(),
-        mark: "journal".to_owned(),
-        by_others: text(map, &["changeSource"]).is_some_and(|s| s == webhook::BY_PEOPLE),
+        by_others: source.as_deref().is_some_and(webhook::names_writer),
+        mark: source.unwrap_or_else(|| "journal".to_owned()),
         transaction: None,
     };
     if sort.contains("ASSOCIATION") || action.starts_with("ASSOCIATION") {

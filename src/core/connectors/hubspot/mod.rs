@@ -261,6 +261,10 @@ impl Connector for HubSpot {
         request::find(config, object, fields, field, values)
     }
 
+    fn names_writer(&self, application: &str) -> bool {
+        webhook::names_writer(application)
+    }
+
     fn find_removed_request(
         &self,
         config: &ServerConfig,

@@ -22,9 +22,14 @@ const PAST_MS: i64 = 300_000;
 const FUTURE_MS: i64 = 60_000;
 /// `changeSource` of what people did in HubSpot's own pages; programs, ours too, have
 /// other names in common.
-pub(super) const BY_PEOPLE: &str = "CRM_UI";
+const BY_PEOPLE: &str = "CRM_UI";
 /// Most events in one delivery.
 pub const EVENTS_MAX: usize = 100;
+
+/// Whether a change source is that of somebody at the screen.
+pub(super) fn names_writer(source: &str) -> bool {
+    source.trim_end_matches('/') == BY_PEOPLE
+}
 
 /// Which signatures are good enough.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -346,8 +351,8 @@ fn change(event: Event) -> Result<Change, RemoteError> {
         } else {
             source_id.clone()
         },
+        by_others: names_writer(&change_source),
         mark: format!("{change_source}/{source_id}"),
-        by_others: change_source == BY_PEOPLE,
         transaction: None,
     })
 }

@@ -21,6 +21,14 @@ const PAYLOAD_MAX: usize = 4 << 20;
 const SCHEMA_MAX: usize = 16 << 20;
 /// Record id of an overflow event.
 const NO_RECORD: &str = "000000000000000AAA";
+/// Before a program's own name in a change origin, which is a path of the platform.
+const CLIENT: &str = ";client=";
+const PLATFORM: &str = "com/salesforce/";
+
+/// Whether a program of an event is a client's name.
+pub(super) fn names_writer(application: &str) -> bool {
+    !application.is_empty() && !application.starts_with(PLATFORM)
+}
 
 /// The schema of an event, parsed once and cached by its id.
 #[derive(Clone, Debug, PartialEq)]
@@ -370,7 +378,7 @@ impl Header {
             occurred_at: self.committed_at,
             actor: self.user.clone(),
             mark: self.origin.clone(),
-            by_others: self.origin.contains(";client="),
+            by_others: self.origin.contains(CLIENT),
             transaction: Some(self.transaction.clone()).filter(|t| !t.is_empty()),
         }
     }

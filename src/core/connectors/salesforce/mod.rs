@@ -244,6 +244,10 @@ impl Connector for Salesforce {
         request::find(config, object, fields, field, values)
     }
 
+    fn names_writer(&self, application: &str) -> bool {
+        cdc::names_writer(application)
+    }
+
     fn find_removed_request(
         &self,
         config: &ServerConfig,
