@@ -1,6 +1,6 @@
 //! Questions to a steward about whole records: which of them are one, and what became of a create.
 
-use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
+use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions, Person};
 use serde_json::json;
 
 /// Twins in Salesforce for each of these addresses in HubSpot, linked and live: the HubSpot ids and the twins'.
@@ -247,21 +247,26 @@ async fn an_answer_about_two_of_four_candidates_leaves_a_question_about_the_othe
     }
 }
 
+/// HubSpot and Salesforce disagree on a person's city while a steward is to be asked.
+async fn two_cities(pair: &Pair, who: &Person) {
+    pair.hubspot_takes_nothing();
+    pair.edit("salesforce", who, "city", "Forcebury");
+    let waits = "SELECT EXISTS (SELECT FROM crm.write WHERE vals ->> 'city' = 'Forcebury')";
+    pair.db
+        .wait_true("Salesforce's city waits", PATIENCE, waits)
+        .await;
+    pair.edit("hubspot", who, "city", "Hubville");
+    let open = "SELECT EXISTS (SELECT FROM crm.review WHERE field = 'city')";
+    pair.db.wait_true("it is asked", PATIENCE, open).await;
+}
+
 /// The question went without a word, and nobody knew what had become of it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_question_about_a_field_of_a_record_that_is_merged_away_ends_with_a_line_that_says_so() {
     let (pair, people) = Pair::linked(4, PairOptions::default()).await;
     pair.review_cities().await;
     let (winner, loser) = (&people[1], &people[0]);
-    pair.hubspot_takes_nothing();
-    pair.edit("salesforce", loser, "city", "Forcebury");
-    let waits = "SELECT EXISTS (SELECT FROM crm.write WHERE vals ->> 'city' = 'Forcebury')";
-    pair.db
-        .wait_true("Salesforce's city waits", PATIENCE, waits)
-        .await;
-    pair.edit("hubspot", loser, "city", "Hubville");
-    let open = "SELECT EXISTS (SELECT FROM crm.review WHERE field = 'city')";
-    pair.db.wait_true("it is asked", PATIENCE, open).await;
+    two_cities(&pair, loser).await;
     let twins =
         json!({"object": "Contact", "winner": winner.salesforce, "loser": loser.salesforce});
     pair.deed("salesforce", "merge", twins);
@@ -284,4 +289,51 @@ async fn a_question_about_a_field_of_a_record_that_is_merged_away_ends_with_a_li
         winner.salesforce
     );
     assert_eq!(said, [["field", "city", "ended", "t", &because, "2", "t"]]);
+}
+
+/// It went on naming the row that was gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_question_about_a_field_goes_on_with_the_record_that_takes_the_merged_ones_place() {
+    let (pair, people) = Pair::linked(4, PairOptions::default()).await;
+    pair.review_cities().await;
+    pair.db
+        .exec("UPDATE crm.link SET create_right = false")
+        .await;
+    pair.worker_has_read().await;
+    let heir = pair.create_person("hubspot", "heir@example.com");
+    let row = format!("SELECT EXISTS (SELECT FROM hubspot.contacts WHERE id = '{heir}')");
+    pair.db
+        .wait_true("the heir has a row", PATIENCE, &row)
+        .await;
+    let row: i64 = pair
+        .db
+        .one(&format!(
+            "SELECT _id FROM hubspot.contacts WHERE id = '{heir}'"
+        ))
+        .await;
+    two_cities(&pair, &people[0]).await;
+    let twins = json!({"object": "contacts", "winner": heir, "loser": people[0].hubspot});
+    pair.deed("hubspot", "merge", twins);
+    pair.emulator.clear_faults();
+    let handed = format!(
+        "SELECT count(*) = 1 FROM crm.review WHERE field = 'city' AND row_id = {row} AND EXISTS (SELECT FROM crm.event WHERE kind = 'merge')"
+    );
+    pair.db
+        .wait_true("it is about the heir's row", PATIENCE, &handed)
+        .await;
+    pair.db
+        .exec("UPDATE crm.review SET value = 'Metropolis' WHERE field = 'city'")
+        .await;
+    pair.reaches(
+        "salesforce",
+        "Contact",
+        &people[0].salesforce,
+        "MailingCity",
+        "Metropolis",
+    )
+    .await;
+    let shown = format!(
+        "SELECT city = 'Metropolis' AND NOT EXISTS (SELECT FROM crm.review WHERE field = 'city') FROM hubspot.contacts WHERE _id = {row}"
+    );
+    pair.db.wait_true("and is answered", PATIENCE, &shown).await;
 }
