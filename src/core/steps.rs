@@ -204,7 +204,11 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     if event && !others {
         echo::landed_late(here, value, at, field_type, skew);
     }
-    let ours = echo::last_own(here).is_some_and(|w| same(field_type, value, w.result()));
+    // An event that is none of our writes tells of somebody who set the value anew.
+    let ours = echo::last_own(here).is_some_and(|w| {
+        let may_be = !event || (!others && matches!(w.sent, Sent::Unknown { .. }));
+        may_be && same(field_type, value, w.result())
+    });
     if !ours {
         case.record_seen();
         let claim = effect::challenger_claim(case);
@@ -356,7 +360,14 @@ fn known(case: &mut Case<'_>) -> Option<Keep> {
             let order = echo::order(case.here(), seen.at, case.policy.tolerance_ms());
             matches!(order, Order::After | Order::Unclear)
         });
+    // An event tells of a change: since the value that is held was written somebody
+    // set this one anew, over another that we were not told of.
+    let skew = case.policy.tolerance_ms();
+    let older = |c: &Clock| c.at.to.saturating_add(skew) < case.observed.at.from;
+    let anew =
+        case.observed.source == Source::Remote && case.state.clock.as_ref().is_some_and(older);
     match case.order() {
+        Order::Before | Order::NoWrite if anew && !told_again => return None,
         Order::After if !told_again && !stands => return None,
         Order::Unclear if !told_again => return None,
         Order::After | Order::Unclear | Order::Before | Order::NoWrite => {}

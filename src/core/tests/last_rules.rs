@@ -394,3 +394,26 @@ fn the_form_of_a_value_that_was_sent_twice_is_ours_though_another_was_written_si
     w.page(B, "v", T + 61_000);
     assert_eq!((w.row(A), w.row(B)), (text("newer"), text("newer")));
 }
+
+#[test]
+fn who_sets_back_the_old_value_is_heard_though_what_came_between_was_not_told() {
+    let mut w = lww();
+    w.local(A, "x", T);
+    w.local(A, "y", T + 100);
+    // At its CRM somebody had written y, too, of which we were not told.
+    w.remote(B, "base", T + 12_000);
+    assert_eq!((w.row(A), w.row(B)), (text("base"), text("base")));
+}
+
+#[test]
+fn an_older_edit_told_later_does_not_hide_who_set_the_value_that_we_had_written() {
+    let mut w = lww();
+    w.remote(B, "2", T);
+    w.send(A, "2", T + 100);
+    w.ours(A, "2", T + 150);
+    // Over a 3 that comes late.
+    w.remote(A, "2", T + 4_800);
+    w.remote(B, "3", T + 7_000);
+    let late = w.remote(A, "3", T + 4_500);
+    assert_eq!(late.cancel, [], "{late:?}");
+}
