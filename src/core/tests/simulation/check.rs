@@ -69,9 +69,13 @@ impl History {
             return Err(early);
         }
         self.see_last();
+        self.doubt_stages();
         self.close_model();
         self.bounded()?;
         self.named()?;
+        for (thing, field) in self.stage_cells() {
+            self.predicted(thing, field)?;
+        }
         for thing in 0..self.engine.things.len() {
             if self.engine.things[thing].question.is_none() {
                 for field in 0..self.world.kinds.len() {
@@ -178,18 +182,31 @@ impl History {
 
     /// Fields about which the model can say which edit stands.
     fn plain_cells(&self) -> Vec<(usize, usize)> {
-        let mut cells = Vec::new();
-        for (thing, there) in self.engine.things.iter().enumerate() {
-            let undisturbed = !self.disturbed.contains(&there.key) && there.question.is_none();
-            for field in 0..self.world.kinds.len() {
-                let text = self.world.kinds[field] != Kind::Stage;
-                let refused = self.world.habits.iter().any(|h| h.refuses);
-                if undisturbed && text && !self.world.repeats && !refused {
-                    cells.push((thing, field));
-                }
-            }
-        }
+        let mut cells = self.undisturbed();
+        let repeats = self.world.repeats;
+        cells.retain(|(_, field)| !repeats && self.world.kinds[*field] != Kind::Stage);
         cells
+    }
+
+    /// Stages of which the model can say what may stand.
+    fn stage_cells(&self) -> Vec<(usize, usize)> {
+        let mut cells = self.undisturbed();
+        let stubborn = self.world.habits.iter().any(|h| h.forward_only);
+        cells.retain(|(_, field)| !stubborn && self.world.kinds[*field] == Kind::Stage);
+        cells
+    }
+
+    fn undisturbed(&self) -> Vec<(usize, usize)> {
+        if self.world.habits.iter().any(|h| h.refuses) {
+            return Vec::new();
+        }
+        let things = self.engine.things.iter().enumerate();
+        let plain =
+            things.filter(|(_, t)| !self.disturbed.contains(&t.key) && t.question.is_none());
+        let fields = 0..self.world.kinds.len();
+        plain
+            .flat_map(|(thing, _)| fields.clone().map(move |field| (thing, field)))
+            .collect()
     }
 
     /// Writes follow from edits; no edit calls for many.
@@ -361,15 +378,22 @@ impl History {
         if self.world.kinds[field].counts() {
             return self.counted((key, field), row);
         }
-        let Some(stands) = token(row) else {
-            return Err(format!(
-                "t{thing} f{field} shows {row:?}, which nobody wrote"
-            ));
-        };
         let rule = self.rule(field);
         let predicted = match self.reformed[field].filter(|_| self.unlocked(field)) {
             None => self.model.predict((key, field), &rule).stands,
             Some(at) => self.after_reform((key, field), at),
+        };
+        if self.world.kinds[field] == Kind::Stage {
+            let late = self.net.late_fields.contains(&field);
+            return match late {
+                true => Ok(()),
+                false => self.check_stage((thing, field), row, predicted),
+            };
+        }
+        let Some(stands) = token(row) else {
+            return Err(format!(
+                "t{thing} f{field} shows {row:?}, which nobody wrote"
+            ));
         };
         if predicted >> stands & 1 == 1 {
             return Ok(());

@@ -148,6 +148,8 @@ impl History {
             true => 1 + field % others,
             false => field,
         };
+        let toggled = self.world.toggled.filter(|_| self.rng.chance(25));
+        let field = toggled.unwrap_or(field);
         match self.rng.below(24) {
             0..=6 => self.human(side, field),
             7..=10 => self.sql(thing, side, field),
@@ -168,8 +170,11 @@ impl History {
     /// A value for a field, and whether it is one of its own.
     pub fn value(&mut self, side: usize, field: usize) -> Value {
         if self.world.kinds[field] == Kind::Stage {
-            let at = self.rng.below(STAGES.len());
-            return stage(side, at);
+            let some = match self.world.toggled {
+                Some(_) => 3,
+                None => STAGES.len(),
+            };
+            return stage(side, self.rng.below(some));
         }
         if self.world.kinds[field].counts() {
             return None;
@@ -231,7 +236,10 @@ impl History {
     /// An edit at a CRM, by people or by an automation; told of or not.
     pub fn edit_at_crm(&mut self, side: usize, id: usize, edit: (usize, Value), quiet: bool) {
         let (field, value) = edit;
-        let sights = self.sights(side, id, field);
+        let sights = match self.world.kinds[field] {
+            Kind::Stage => self.stages_seen(side, id, field),
+            _ => self.sights(side, id, field),
+        };
         let changed = self.crms[side].set(id, &[(field, value)], self.now, false);
         if changed.is_empty() {
             return;
@@ -316,6 +324,17 @@ impl History {
         });
     }
 
+    /// What somebody sees in a row.
+    fn row_seen(&self, row: &Value) -> Option<Sight> {
+        let edit = token(row).filter(|e| *e > 0)?;
+        let since = self.now;
+        Some(Sight {
+            edit,
+            since,
+            own: true,
+        })
+    }
+
     /// Somebody edits a row with SQL.
     fn sql(&mut self, thing: usize, side: usize, field: usize) {
         let record = &self.engine.things[thing].entity.records[side];
@@ -329,17 +348,15 @@ impl History {
         if self.world.kinds[field].counts() {
             value = self.added(field, row);
         }
-        let sights = token(row).filter(|e| *e > 0).map(|edit| Sight {
-            edit,
-            since: self.now,
-            own: true,
-        });
         let key = self.engine.things[thing].key;
+        let sights = match self.world.kinds[field] {
+            Kind::Stage => self.stages_in_row((key, field), row),
+            _ => self.row_seen(row).into_iter().collect(),
+        };
         if self
             .engine
             .sql(thing, side, (field, value.clone()), self.now)
         {
-            let sights = sights.into_iter().collect();
             self.made((key, field), Writer::Sql(side), value, sights, true);
         }
     }
@@ -419,16 +436,15 @@ impl History {
         } else {
             value_of(self.model.next(), false)
         };
+        let key = self.engine.things[thing].key;
         let mut sights: Vec<Sight> = Vec::new();
         for side in sides {
-            let edit = token(self.engine.row(thing, side, field)).filter(|e| *e > 0);
-            sights.extend(edit.map(|edit| Sight {
-                edit,
-                since: self.now,
-                own: true,
-            }));
+            let row = self.engine.row(thing, side, field);
+            match kind {
+                Kind::Stage => sights.extend(self.stages_in_row((key, field), row)),
+                _ => sights.extend(self.row_seen(row)),
+            }
         }
-        let key = self.engine.things[thing].key;
         self.made((key, field), Writer::Sql(side), value.clone(), sights, true);
         if let Some(made) = self.model.made.last_mut() {
             made.answer = true;

@@ -13,6 +13,7 @@ use crate::model::{Writer, token};
 use crate::outbox::{Flying, Result as Answer};
 use crate::records::View;
 use crate::trace::note;
+use crate::world::Kind;
 
 /// An event of a CRM about one record.
 #[derive(Clone, Debug)]
@@ -212,11 +213,17 @@ impl History {
         }
         let past = crm.as_of(id, self.now - lag);
         let stamp = past.stamp - crm.habits.offset;
-        for value in &past.values {
-            if let Some(made) = token(value).and_then(|t| self.model.made.get_mut(t as usize))
-                && made.writer == Writer::Crm(side)
-            {
-                made.until = made.until.max(stamp);
+        for (field, value) in past.values.iter().enumerate() {
+            let edits = match crm.kinds[field] {
+                Kind::Stage => self.model.with_stage((record.key, field), value),
+                _ => token(value).into_iter().collect(),
+            };
+            for edit in edits.into_iter().filter(|e| *e > 0) {
+                if let Some(made) = self.model.made.get_mut(edit as usize)
+                    && made.writer == Writer::Crm(side)
+                {
+                    made.until = made.until.max(stamp);
+                }
             }
         }
         if crm.habits.seconds {

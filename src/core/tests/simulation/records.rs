@@ -117,6 +117,10 @@ impl Engine {
                 out.create = false;
                 out.held = false;
                 out.queued.clear();
+                // Nothing waits for it any more, whatever was decided while it did.
+                for state in self.things[thing].entity.fields.values_mut() {
+                    crm_core::outgoing::withdraw(state, view.side);
+                }
                 self.place(thing, view);
                 self.unite(thing, now);
             }

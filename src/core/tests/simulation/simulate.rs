@@ -20,6 +20,7 @@ mod record_check;
 mod records;
 mod returns;
 mod rng;
+mod stages;
 mod trace;
 mod world;
 

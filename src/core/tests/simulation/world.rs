@@ -86,6 +86,8 @@ pub struct World {
     pub kinds: Vec<Kind>,
     pub group: Arc<Group>,
     pub policy: Policy,
+    /// A stage that goes back and forth more than other fields are edited, under any rule.
+    pub toggled: Option<usize>,
     /// Values may come back, blank included: less can be predicted.
     pub repeats: bool,
     /// The policy changes while changes are under way.
@@ -176,8 +178,8 @@ impl World {
         if habits.iter().any(|h| h.computes) {
             kinds.push(Kind::Computed);
         }
-        let rules = kinds.iter().enumerate();
-        let rules: Vec<Rule> = rules.map(|(f, k)| draw_rule(&mut rng, f, *k)).collect();
+        let fields = kinds.iter().enumerate();
+        let mut rules: Vec<Rule> = fields.map(|(f, k)| draw_rule(&mut rng, f, *k)).collect();
         let group = Arc::new(group(&mut rng, &habits, &kinds));
         let lock = |origin: &str| FieldLock {
             id: 99,
@@ -189,11 +191,11 @@ impl World {
             1 => vec![lock("local")],
             _ => Vec::new(),
         };
-        let mut rules = rules;
         if !locks.is_empty() {
             rules[0].strategy = Strategy::LastWriteWins;
             rules[0].winner.clear();
         }
+        let toggled = toggle(seed, &kinds, &mut rules);
         let mut rng_of_burst = Rng::of(seed, 1_000_001);
         let burst = locks.is_empty() && sides > 2 && rng_of_burst.chance(15);
         if burst {
@@ -223,6 +225,7 @@ impl World {
             reads_back: rng.chance(50),
             lean: rng.chance(50),
             burst,
+            toggled,
             dedupes: rng.chance(30),
         }
     }
@@ -235,6 +238,16 @@ impl World {
     pub fn mapped(&self, field: usize, side: usize) -> bool {
         self.group.column(field, side).is_some()
     }
+}
+
+/// In some worlds a stage goes back and forth, under any rule. Drawn apart, as below.
+fn toggle(seed: u64, kinds: &[Kind], rules: &mut [Rule]) -> Option<usize> {
+    let mut rng = Rng::of(seed, 1_000_002);
+    let field = kinds.iter().position(|k| *k == Kind::Stage)?;
+    rng.chance(25).then(|| {
+        rules[field] = draw_rule(&mut rng, field, Kind::Text);
+        field
+    })
 }
 
 /// In some worlds the stamps of pages are of records only. Drawn apart: histories
