@@ -2,11 +2,12 @@
 //! person was asked, and on request the differences that stand.
 
 use crate::carry::carry_out;
+use crate::case::Frame;
 use crate::case::{Decision, Keep, Outcome, Step};
 use crate::echo;
 use crate::effect::{self, mirror_value};
 use crate::group::Group;
-use crate::join::{Frame, observation, pick};
+use crate::join::{observation, pick};
 use crate::model::{Millis, Value};
 use crate::policy::{Policy, Rule};
 use crate::stamps::Exactness;
@@ -221,7 +222,8 @@ impl Again<'_> {
         }
         let observed = observation(best.side, &best.clock);
         let frame = self.frame(&observed);
-        let Some(mut case) = frame.case(field, &best.value, best.clock.clone(), state) else {
+        let held = mirror_value(self.entity, best.side, field);
+        let Some(mut case) = frame.case(field, &best.value, held, best.clock.clone(), state) else {
             return;
         };
         carry_out(&mut case, Step::Policy, Keep::Challenger, outcome);

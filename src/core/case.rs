@@ -198,14 +198,47 @@ pub(crate) struct Notes<'a> {
     pub(crate) no_edit: bool,
 }
 
-/// One field of one observation on its way through the steps.
-pub(crate) struct Case<'a> {
+/// What all fields of an observation have in common.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame<'a> {
     pub(crate) group: &'a Group,
     pub(crate) policy: &'a Policy,
     pub(crate) entity: &'a Entity,
     pub(crate) observed: &'a Observed,
     pub(crate) now: Millis,
     pub(crate) horizon_ms: i64,
+}
+
+impl<'a> Frame<'a> {
+    /// One of its fields, if the side has it, with the value that came and the one held.
+    pub(crate) fn case(
+        self,
+        field: usize,
+        value: &'a Value,
+        held: &Value,
+        clock: Clock,
+        state: FieldState,
+    ) -> Option<Case<'a>> {
+        Some(Case {
+            frame: self,
+            field,
+            column: self.group.column(field, self.observed.side)?,
+            value,
+            old: None,
+            held: held.clone(),
+            clock,
+            state,
+            rule: self.policy.rule(&self.group.fields[field].name),
+            conflict: false,
+            claims: Vec::new(),
+            notes: Notes::default(),
+        })
+    }
+}
+
+/// One field of one observation on its way through the steps.
+pub(crate) struct Case<'a> {
+    pub(crate) frame: Frame<'a>,
     pub(crate) field: usize,
     pub(crate) column: &'a SideField,
     /// The value that came.
@@ -223,13 +256,22 @@ pub(crate) struct Case<'a> {
     pub(crate) notes: Notes<'a>,
 }
 
+impl<'a> std::ops::Deref for Case<'a> {
+    type Target = Frame<'a>;
+
+    fn deref(&self) -> &Frame<'a> {
+        &self.frame
+    }
+}
+
 impl<'a> Case<'a> {
     pub(crate) fn here(&self) -> &SideState {
         &self.state.sides[self.observed.side]
     }
 
     pub(crate) fn here_mut(&mut self) -> &mut SideState {
-        &mut self.state.sides[self.observed.side]
+        let side = self.observed.side;
+        &mut self.state.sides[side]
     }
 
     pub(crate) fn is(&self, other: &Value) -> bool {

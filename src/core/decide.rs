@@ -5,7 +5,7 @@
 //! Nothing here reads a clock or knows a CRM.
 
 use crate::carry::carry_out;
-use crate::case::{Case, Keep, Notes};
+use crate::case::{Case, Frame, Keep};
 pub use crate::case::{Decision, Observed, Outcome, Source, Step};
 use crate::effect;
 use crate::group::{Group, SideField};
@@ -28,7 +28,15 @@ pub fn decide(
     now: Millis,
     horizon_ms: i64,
 ) -> Outcome {
-    let outcome = decide_one(group, policy, entity, observed, now, horizon_ms);
+    let frame = Frame {
+        group,
+        policy,
+        entity,
+        observed,
+        now,
+        horizon_ms,
+    };
+    let outcome = decide_one(frame);
     let waits = |f: &usize| entity.fields.get(f).is_some_and(FieldState::has_waiting);
     let fields = observed.values.iter().map(|(f, _, _)| *f);
     let fields: Vec<usize> = fields.filter(waits).collect();
@@ -36,19 +44,22 @@ pub fn decide(
         return outcome;
     }
     let decide = |entity: &Entity, observed: &Observed| {
-        decide_one(group, policy, entity, observed, now, horizon_ms)
+        decide_one(Frame {
+            entity,
+            observed,
+            ..frame
+        })
     };
     crate::replay::waiting(entity, &fields, observed, outcome, &decide)
 }
 
-fn decide_one(
-    group: &Group,
-    policy: &Policy,
-    entity: &Entity,
-    observed: &Observed,
-    now: Millis,
-    horizon_ms: i64,
-) -> Outcome {
+fn decide_one(frame: Frame<'_>) -> Outcome {
+    let Frame {
+        group,
+        entity,
+        observed,
+        ..
+    } = frame;
     let mut outcome = Outcome::default();
     for (field, value, old) in &observed.values {
         let (Some(column), Some(_)) = (
@@ -57,40 +68,27 @@ fn decide_one(
         ) else {
             continue;
         };
-        let held = effect::mirror_value(entity, observed.side, *field);
+        let row = effect::mirror_value(entity, observed.side, *field);
         let stored = entity.fields.get(field);
         // What is remembered does not speak for a row that was changed behind our back.
-        let known = stored.filter(|state| !is_damaged(observed, column, value, held, state));
-        if let Some(quick) = settled_and_equal(observed, *field, column, value, held, stored) {
+        let known = stored.filter(|state| !is_damaged(observed, column, value, row, state));
+        if let Some(quick) = settled_and_equal(observed, *field, column, value, row, stored) {
             outcome.decisions.extend(quick);
             continue;
         }
-        let mut case = Case {
-            group,
-            policy,
-            entity,
-            observed,
-            now,
-            horizon_ms,
-            field: *field,
-            column,
-            value,
-            old: old.as_ref(),
-            held: match observed.decided.contains(field) {
-                true => held.clone(),
-                false => held_before(observed, column, value, old.as_ref(), held),
-            },
-            clock: observed
-                .quality
-                .clock(observed.at, observed.seq, &observed.origin),
-            state: known
-                .cloned()
-                .unwrap_or_else(|| effect::fresh_state(group, entity, *field)),
-            rule: policy.rule(&group.fields[*field].name),
-            conflict: false,
-            claims: Vec::new(),
-            notes: Notes::default(),
+        let held = match observed.decided.contains(field) {
+            true => row,
+            false => held_before(observed, column, value, old.as_ref(), row),
         };
+        let (at, origin) = (observed.at, &observed.origin);
+        let clock = observed.quality.clock(at, observed.seq, origin);
+        let state = known
+            .cloned()
+            .unwrap_or_else(|| effect::fresh_state(group, entity, *field));
+        let Some(mut case) = frame.case(*field, value, held, clock, state) else {
+            continue;
+        };
+        case.old = old.as_ref();
         if known.is_none() && observed.source == Source::Local {
             case.state.sides[observed.side].base = Some(case.held.clone());
         }
@@ -161,18 +159,16 @@ fn is_damaged(
 
 /// The mirror's value before this event. SQL has changed its own row already,
 /// so where the row shows the new value the old one is what SQL saw.
-fn held_before(
+fn held_before<'v>(
     observed: &Observed,
     column: &SideField,
     value: &Value,
-    old: Option<&Value>,
-    row: &Value,
-) -> Value {
+    old: Option<&'v Value>,
+    row: &'v Value,
+) -> &'v Value {
     match old {
-        Some(old) if observed.source == Source::Local && same(column.field_type, row, value) => {
-            old.clone()
-        }
-        _ => row.clone(),
+        Some(old) if observed.source == Source::Local && same(column.field_type, row, value) => old,
+        _ => row,
     }
 }
 

@@ -307,7 +307,7 @@ pub(crate) fn put(
     if case.state.hold.is_some() {
         return;
     }
-    let clock = carried_clock(case);
+    let (clock, held) = (carried_clock(case), case.observed.held);
     let state = &mut case.state.sides[side];
     if echo::holds(state, wanted, column.field_type, skew) {
         if echo::withdraw(state) && !made(Mistake::CancelDropped) {
@@ -346,7 +346,7 @@ pub(crate) fn put(
             "refused by the CRM",
         );
     } else if !asked {
-        echo::enqueue(state, wanted, &clock, case.observed.held);
+        echo::enqueue(state, wanted, &clock, held);
         outcome.writes.push((side, field, wanted.clone()));
     }
 }

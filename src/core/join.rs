@@ -2,7 +2,7 @@
 //! people.
 
 use crate::carry::carry_out;
-use crate::case::{Case, Decision, Keep, Notes, Observed, Outcome, Source, Step};
+use crate::case::{Case, Decision, Frame, Keep, Observed, Outcome, Source, Step};
 use crate::effect::{self, mirror_value};
 use crate::group::Group;
 use crate::mapping::between;
@@ -63,7 +63,8 @@ pub fn resolve(
             crate::timeline::record(side, &value, &clock);
         }
     }
-    let Some(mut case) = frame.case(resolution.field, &resolution.value, clock, state) else {
+    let held = mirror_value(entity, observed.side, resolution.field);
+    let Some(mut case) = frame.case(resolution.field, &resolution.value, held, clock, state) else {
         return outcome;
     };
     carry_out(&mut case, Step::Resolved, Keep::Challenger, &mut outcome);
@@ -147,7 +148,7 @@ pub fn join_fields(
             horizon_ms,
         };
         let value = mirror_value(entity, pick.side, field);
-        let Some(mut case) = frame.case(field, value, clock(pick.side), state) else {
+        let Some(mut case) = frame.case(field, value, value, clock(pick.side), state) else {
             continue;
         };
         case.claims = all_shown(entity, field, &sides, &clock);
@@ -334,47 +335,5 @@ pub(crate) fn observation(side: usize, clock: &Clock) -> Observed {
         at: clock.at,
         seq: clock.seq,
         ..Observed::default()
-    }
-}
-
-/// What all fields of one call share.
-pub(crate) struct Frame<'a> {
-    pub(crate) group: &'a Group,
-    pub(crate) policy: &'a Policy,
-    pub(crate) entity: &'a Entity,
-    pub(crate) observed: &'a Observed,
-    pub(crate) now: Millis,
-    pub(crate) horizon_ms: i64,
-}
-
-impl<'a> Frame<'a> {
-    pub(crate) fn case(
-        &self,
-        field: usize,
-        value: &'a Value,
-        clock: Clock,
-        state: FieldState,
-    ) -> Option<Case<'a>> {
-        let side = self.observed.side;
-        let group = self.group.fields.get(field)?;
-        Some(Case {
-            group: self.group,
-            policy: self.policy,
-            entity: self.entity,
-            observed: self.observed,
-            now: self.now,
-            horizon_ms: self.horizon_ms,
-            field,
-            column: self.group.column(field, side)?,
-            value,
-            old: None,
-            held: mirror_value(self.entity, side, field).clone(),
-            clock,
-            state,
-            rule: self.policy.rule(&group.name),
-            conflict: false,
-            claims: Vec::new(),
-            notes: Notes::default(),
-        })
     }
 }
