@@ -355,10 +355,15 @@ fn known(case: &mut Case<'_>) -> Option<Keep> {
     let told_again = seen.is_some_and(|(_, seen)| seen.at.overlaps(case.observed.at));
     // It stood there after our newest write already, or was the later of two that
     // no clock can order: the page shows which of them stayed.
+    // What our write was sent over is neither.
+    let over = |at: Interval| {
+        let told = echo::last_own(case.here()).and_then(|w| w.after);
+        told.is_some_and(|told| at.to <= told)
+    };
     let stands = case.observed.source == Source::Page
         && seen.is_some_and(|(_, seen)| {
             let order = echo::order(case.here(), seen.at, case.policy.tolerance_ms());
-            matches!(order, Order::After | Order::Unclear)
+            matches!(order, Order::After | Order::Unclear) && !over(seen.at)
         });
     // An event tells of a change: since the value that is held was written somebody
     // set this one anew, over another that we were not told of.

@@ -417,3 +417,14 @@ fn an_older_edit_told_later_does_not_hide_who_set_the_value_that_we_had_written(
     let late = w.remote(A, "3", T + 4_500);
     assert_eq!(late.cancel, [], "{late:?}");
 }
+
+#[test]
+fn a_page_that_shows_again_what_our_write_was_sent_over_shows_an_edit() {
+    let mut w = lww();
+    w.remote(A, "2", T);
+    w.send(B, "2", T + 50);
+    w.local(A, "3", T + 200);
+    w.send(A, "3", T + 300);
+    w.page(A, "2", T + 46_000);
+    assert_eq!((w.row(A), w.row(B)), (text("2"), text("2")));
+}
