@@ -9,13 +9,17 @@ use super::report;
 use pgrx::pg_sys;
 use pgrx::prelude::*;
 
-/// The trigger in the way, and the reference map that it belongs to.
-const IN_THE_WAY: &str = "SELECT t.tgname::text, a.attname::text, format('%I.%I', n.nspname, c.relname), substring(t.tgname FROM '^crm_reference_(\\d+)') \
-     FROM pg_catalog.pg_depend d JOIN pg_catalog.pg_trigger t ON d.classid = 'pg_catalog.pg_trigger'::pg_catalog.regclass AND t.oid = d.objid \
-     JOIN pg_catalog.pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid \
-     JOIN pg_catalog.pg_class c ON c.oid = t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace \
-     JOIN pg_catalog.pg_proc p ON p.oid = t.tgfoid JOIN pg_catalog.pg_namespace pn ON pn.oid = p.pronamespace AND pn.nspname = 'crm' \
-     WHERE d.refclassid = 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid = $1 AND a.attname = ANY ($2) AND t.tgname ~ '^crm_(reference|pair)_' \
+/// A trigger in the way, its column and its table. Everything is named with its
+/// schema: the statement's own search path must not choose what runs here.
+const IN_THE_WAY: &str = "SELECT t.tgname::pg_catalog.text, a.attname::pg_catalog.text, pg_catalog.format('%I.%I', n.nspname, c.relname) \
+     FROM pg_catalog.pg_depend d \
+     JOIN pg_catalog.pg_trigger t ON d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_trigger'::pg_catalog.regclass AND t.oid OPERATOR(pg_catalog.=) d.objid \
+     JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) d.refobjid AND a.attnum OPERATOR(pg_catalog.=) d.refobjsubid \
+     JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.tgrelid JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) c.relnamespace \
+     JOIN pg_catalog.pg_proc p ON p.oid OPERATOR(pg_catalog.=) t.tgfoid \
+     JOIN pg_catalog.pg_namespace pn ON pn.oid OPERATOR(pg_catalog.=) p.pronamespace AND pn.nspname OPERATOR(pg_catalog.=) 'crm' \
+     WHERE d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::pg_catalog.regclass AND d.refobjid OPERATOR(pg_catalog.=) $1 \
+       AND a.attname OPERATOR(pg_catalog.=) ANY ($2) AND t.tgname OPERATOR(pg_catalog.~) '^crm_(reference|pair)_' \
      ORDER BY t.tgname LIMIT 1";
 
 /// Raises where the statement would change the type of such a column.
@@ -86,12 +90,12 @@ fn refuse(table: pg_sys::Oid, columns: Vec<String>) {
         rows.into_iter()
             .map(|row| {
                 let text = |n| row.get::<String>(n).map(Option::unwrap_or_default);
-                Ok((text(1)?, text(2)?, text(3)?, row.get::<String>(4)?))
+                Ok((text(1)?, text(2)?, text(3)?))
             })
             .next()
             .transpose()
     });
-    let (trigger, column, table, map) = match found {
+    let (trigger, column, table) = match found {
         Ok(Some(found)) => found,
         Ok(None) => return,
         Err(error) => {
@@ -99,7 +103,11 @@ fn refuse(table: pg_sys::Oid, columns: Vec<String>) {
             pgrx::error!("the triggers of a table could not be read: {error}");
         }
     };
-    let hint = match map {
+    let map: String = (trigger.chars())
+        .skip_while(|c| !c.is_ascii_digit())
+        .take_while(char::is_ascii_digit)
+        .collect();
+    let hint = match Some(map).filter(|_| trigger.starts_with("crm_reference_")) {
         Some(map) => format!(
             "DELETE FROM crm.reference_map WHERE id = {map}; then ALTER the column and make the row again, all in one transaction; crm.link_references(link) makes the usual ones."
         ),

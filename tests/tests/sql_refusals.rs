@@ -187,6 +187,13 @@ async fn the_type_of_a_column_that_a_reference_map_looks_at_changes_once_the_map
          INSERT INTO crm.reference_map (link, field, parent, own_field) VALUES ('contacts', 'Phone', 'companies', 'phone')",
     )
     .await;
+    // What a superuser's search path may hold must not run as him.
+    db.exec(
+        "CREATE FUNCTION public.format(text, name, name) RETURNS text LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''ran''; END';
+         CREATE FUNCTION public.like_name(name, name) RETURNS boolean LANGUAGE plpgsql AS 'BEGIN RAISE EXCEPTION ''ran''; END';
+         CREATE OPERATOR public.~ (leftarg = name, rightarg = name, function = public.like_name)",
+    )
+    .await;
     let map: i32 = db.one("SELECT id FROM crm.reference_map").await;
     let way_out = format!("DELETE FROM crm.reference_map WHERE id = {map}");
     let retype = |table: &str| format!("ALTER TABLE {table} ALTER COLUMN phone TYPE varchar(90)");
