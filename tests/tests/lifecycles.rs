@@ -315,6 +315,35 @@ async fn a_link_may_decide_crossing_deletes_without_asking() {
     );
 }
 
+/// The record that was removed has our key as well; it is not what the create made whose call never arrived.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_made_anew_is_not_taken_for_the_removed_one_when_its_call_is_lost() {
+    let (pair, _) = pair().await;
+    pair.db
+        .exec("UPDATE crm.link SET on_delete_conflict = 'keep'")
+        .await;
+    pair.worker_has_read().await;
+    pair.db
+        .exec("INSERT INTO hubspot.contacts (email, lastname) VALUES ('twice@example.com', 'King')")
+        .await;
+    let said: String = pair.db.one("SELECT crm.wait_synced()").await;
+    assert!(said.starts_with("confirmed"), "{said}");
+    pair.quiet().await;
+    let mut people = pair.people().await;
+    people.retain(|who| who.email == "twice@example.com");
+    pair.emulator.fault(json!({"rules": [
+        {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/upsert", "action": "close"},
+    ]}));
+    cross(&pair, &people).await;
+    let anew = format!(
+        "SELECT count(*) = 1 AND bool_and(id <> '{}' AND city = 'Unseen' AND _deleted_at IS NULL) FROM hubspot.contacts WHERE email = 'twice@example.com'",
+        people[0].hubspot
+    );
+    pair.db
+        .wait_true("the record is made anew", PATIENCE, &anew)
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_edited_as_soon_as_it_came_back_shows_what_it_holds_now() {
     let (pair, people) = pair().await;
