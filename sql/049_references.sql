@@ -44,6 +44,7 @@ CREATE TABLE crm.reference_due (
     waits   text
 );
 CREATE INDEX reference_due_next ON crm.reference_due (next_at);
+CREATE INDEX reference_due_row ON crm.reference_due (map, row_id) WHERE row_id IS NOT NULL;
 COMMENT ON TABLE crm.reference_due IS 'Changed associations and references that the worker has not carried over. One whose other end has no counterpart yet is tried again: at intervals up to a minute for a day, then every hour.';
 COMMENT ON COLUMN crm.reference_due.record IS 'For an association (tied, untied): the record that it starts from.';
 COMMENT ON COLUMN crm.reference_due.row_id IS 'For a reference field (moved, filled) and for a field that holds an id (given): the row that holds it.';
@@ -100,6 +101,9 @@ DECLARE
 BEGIN
     SELECT m.* INTO r FROM crm.reference_map m JOIN crm.link k ON k.name = m.link WHERE m.id = tg_argv[0]::integer AND k.mode = 'live';
     IF NOT FOUND THEN
+        RETURN NULL;
+    ELSIF crm._by_reference(tg_relid) = r.id THEN
+        -- What this map carried over, carried back, would undo what the other side changed since.
         RETURN NULL;
     ELSIF tg_argv[1] <> 'association' THEN
         -- By what the column is called now.
@@ -328,6 +332,23 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._reference_plan_ids(crm.reference_map, crm.reference_due) IS 'What a changed id of a record at the other end asks for on the other side.';
 
+-- What ties a record to another one, if it is not tied already.
+CREATE FUNCTION crm._reference_ties(r crm.reference_map, kind text, record text, partner text) RETURNS text[]
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    tied   CONSTANT text[] := (SELECT array_agg(DISTINCT t) FROM crm._reference_tied(r, record) t);
+    tie    CONSTANT text := format('INSERT INTO %s (from_id, to_id, type_id, category) VALUES (($1)[1], ($1)[2], ($1)[3]::numeric, ($1)[4])', crm._table_of(r.association));
+    alone  CONSTANT text := format('DELETE FROM %s WHERE from_id = ($1)[1] AND to_id <> ($1)[2] AND type_id = ($1)[3]::numeric AND category = ($1)[4] AND id IS NULL AND _deleted_at IS NULL', crm._table_of(r.association));
+BEGIN
+    -- Where several seem to be the main one, the CRM has not told yet which of them lost the mark: it may be this one.
+    IF (CASE WHEN kind = 'filled' THEN tied IS NOT NULL WHEN r.main THEN tied = ARRAY[partner] ELSE partner = ANY (tied) END) THEN
+        RETURN '{}';
+    END IF;
+    -- What the CRM has not taken yet could come after this one and take the mark from it.
+    RETURN CASE WHEN r.main AND tied IS NOT NULL THEN ARRAY[alone] ELSE '{}' END || tie;
+END $$;
+COMMENT ON FUNCTION crm._reference_ties(crm.reference_map, text, text, text) IS 'Statements that tie a record to another one, if it is not tied already.';
+
 -- What a change asks for: statements on one relation with their arguments, nothing,
 -- or what it waits for.
 CREATE FUNCTION crm._reference_plan(r crm.reference_map, d crm.reference_due, OUT relation oid, OUT statements text[], OUT args jsonb, OUT waits text)
@@ -338,8 +359,8 @@ DECLARE
     before record;
     held   text;
     named  text := crm._column_of(r.theirs, r.field);
-    tie    CONSTANT text := format('INSERT INTO %s (from_id, to_id, type_id, category) VALUES (($1)[1], ($1)[2], ($1)[3]::numeric, ($1)[4])', crm._table_of(r.association));
-    untie  CONSTANT text := format('DELETE FROM %s WHERE from_id = ($1)[1] AND to_id = ($1)[2] AND type_id = ($1)[3]::numeric AND category = ($1)[4] AND _deleted_at IS NULL', crm._table_of(r.association));
+    -- Of the main ones all that the CRM knows: one whose successor it never took is still the main one.
+    untie  CONSTANT text := format('DELETE FROM %s WHERE from_id = ($1)[1] AND (to_id = ($1)[2] OR %s) AND type_id = ($1)[3]::numeric AND category = ($1)[4] AND _deleted_at IS NULL', crm._table_of(r.association), CASE WHEN r.main THEN 'id IS NOT NULL' ELSE 'false' END);
     prefix text;
 BEGIN
     statements := '{}';
@@ -359,7 +380,9 @@ BEGIN
             RETURN;
         END IF;
         held := crm._reference_held(r.theirs, r.field, child.partner_row);
-        IF d.kind = 'tied' AND held IS DISTINCT FROM other.partner AND (held IS NULL OR r.main) THEN
+        IF EXISTS (SELECT FROM crm.reference_due x WHERE x.map = r.id AND x.row_id = child.partner_row AND x.id > d.id AND x.kind IN ('moved', 'filled') AND x.becomes = held) THEN
+            RETURN; -- Somebody set the field since: that is carried over next.
+        ELSIF d.kind = 'tied' AND held IS DISTINCT FROM other.partner AND (held IS NULL OR r.main) THEN
             held := other.partner;
         ELSIF d.kind = 'untied' AND held = other.partner THEN
             SELECT x.partner INTO held FROM crm._reference_tied(r, d.record) t, LATERAL crm._reference_partner(r.own_parent, t, NULL, r.their_parent) x WHERE x.partner IS NOT NULL LIMIT 1;
@@ -383,10 +406,9 @@ BEGIN
         IF child.partner IS NULL OR other.partner IS NULL THEN
             waits := format('%s has no record in %s yet', CASE WHEN child.partner IS NULL THEN 'it' ELSE d.becomes END, crm._table_of(CASE WHEN child.partner IS NULL THEN r.own ELSE r.own_parent END));
             RETURN;
-        ELSIF NOT EXISTS (SELECT FROM crm._reference_tied(r, child.partner) t WHERE d.kind = 'filled' OR t = other.partner) THEN
-            statements := statements || tie;
-            args := args || jsonb_build_array(jsonb_build_array(child.partner, other.partner, r.type_id, r.category));
         END IF;
+        statements := crm._reference_ties(r, d.kind, child.partner, other.partner);
+        args := (SELECT coalesce(jsonb_agg(jsonb_build_array(child.partner, other.partner, r.type_id, r.category)), '[]') FROM unnest(statements));
     END IF;
     before := crm._reference_partner(r.their_parent, d.was, NULL, r.own_parent);
     -- The CRM itself takes the mark of the main one from the one before.
@@ -411,7 +433,7 @@ COMMENT ON FUNCTION crm._reference_of(crm.reference_map, crm.reference_due) IS '
 -- nothing leave; those that wait stay for later. Of several about one reference the
 -- first comes alone: what the others ask for depends on what it did. Planned
 -- together, a change of each side would for ever undo that of the other.
-CREATE FUNCTION crm._reference_step(most integer) RETURNS TABLE (due bigint, relation oid, statement text, args text[])
+CREATE FUNCTION crm._reference_step(most integer) RETURNS TABLE (due bigint, map integer, relation oid, statement text, args text[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
@@ -436,7 +458,7 @@ BEGIN
         END IF;
         IF plan.waits IS NULL AND cardinality(plan.statements) > 0 THEN
             met := met || this;
-            RETURN QUERY SELECT d.id, plan.relation, s.statement, ARRAY(SELECT jsonb_array_elements_text(plan.args -> (s.n - 1)::integer)) FROM unnest(plan.statements) WITH ORDINALITY AS s (statement, n);
+            RETURN QUERY SELECT d.id, d.map, plan.relation, s.statement, ARRAY(SELECT jsonb_array_elements_text(plan.args -> (s.n - 1)::integer)) FROM unnest(plan.statements) WITH ORDINALITY AS s (statement, n);
         ELSIF plan.waits IS NOT NULL THEN
             PERFORM crm._reference_later(d.id, plan.waits);
         ELSE
@@ -451,28 +473,6 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     UPDATE crm.reference_due SET tries = tries + 1, waits = left(why, 500), next_at = clock_timestamp() + CASE WHEN at < now() - interval '1 day' THEN interval '1 hour' ELSE least(interval '1 minute', interval '250 milliseconds' * power(2, least(tries, 8))) END WHERE id = due
 $$;
 COMMENT ON FUNCTION crm._reference_later(bigint, text) IS 'Puts a reference off.';
-
-CREATE FUNCTION crm._why_references(mirrors integer[], rows bigint[], records text[])
-RETURNS TABLE (item text, verdict text, detail text, advice text)
-LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    -- Nearly all mirrors have none: nothing to plan.
-    IF NOT EXISTS (SELECT FROM crm.reference_map r WHERE r.own = ANY (mirrors) OR r.theirs = ANY (mirrors)) THEN RETURN; END IF;
-    RETURN QUERY
-    SELECT 'reference', 'waits', format('%s of link "%s" waits: %s', r.field, r.link, coalesce(d.waits, 'the worker has not looked at it yet')),
-           format('It is carried over when both records are there; looked at again at %s. The other end belongs to link "%s".', date_trunc('seconds', d.next_at), r.parent)
-    FROM unnest(mirrors, rows, records) AS v (mirror, row_id, record)
-    JOIN crm.reference_map r ON v.mirror IN (r.own, r.theirs)
-    JOIN crm.reference_due d ON d.map = r.id AND ((v.mirror = r.own AND d.record = v.record) OR (v.mirror = CASE d.kind WHEN 'given' THEN r.own ELSE r.theirs END AND d.row_id = v.row_id))
-    UNION ALL
-    SELECT 'reference', 'waits', format('it is made with its %s, and %s names no record of link "%s" that is on both sides', r.field, coalesce(crm._table_of(r.association), r.own_field), r.parent),
-           format('It is made as soon as that does. At %s it is sent without, and becomes a dead letter if the CRM refuses it.', date_trunc('seconds', w.queued_at + interval '1 day'))
-    FROM unnest(mirrors, rows) AS v (mirror, row_id)
-    JOIN crm.reference_map r ON v.mirror = r.theirs AND r.at_creation
-    JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'create' AND w.state = 'queued' AND w.vals ->> r.field IS NULL
-    LIMIT 20;
-END $$;
-COMMENT ON FUNCTION crm._why_references(integer[], bigint[], text[]) IS 'Part of crm.why: references that wait for a record at the other end.';
 
 -- Creates that must be made with a reference wait for it: of a field as long as its id
 -- waits to be carried over, or is in the row and not yet in the create, of an association

@@ -310,6 +310,28 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._why_record_id(integer, bigint) IS 'Part of crm.why: the CRM''s id of a row, if the caller may see it.';
 
+CREATE FUNCTION crm._why_references(mirrors integer[], rows bigint[], records text[])
+RETURNS TABLE (item text, verdict text, detail text, advice text)
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    -- Nearly all mirrors have none: nothing to plan.
+    IF NOT EXISTS (SELECT FROM crm.reference_map r WHERE r.own = ANY (mirrors) OR r.theirs = ANY (mirrors)) THEN RETURN; END IF;
+    RETURN QUERY
+    SELECT 'reference', 'waits', format('%s of link "%s" waits: %s', r.field, r.link, coalesce(d.waits, 'the worker has not looked at it yet')),
+           format('It is carried over when both records are there; looked at again at %s. The other end belongs to link "%s".', date_trunc('seconds', d.next_at), r.parent)
+    FROM unnest(mirrors, rows, records) AS v (mirror, row_id, record)
+    JOIN crm.reference_map r ON v.mirror IN (r.own, r.theirs)
+    JOIN crm.reference_due d ON d.map = r.id AND ((v.mirror = r.own AND d.record = v.record) OR (v.mirror = CASE d.kind WHEN 'given' THEN r.own ELSE r.theirs END AND d.row_id = v.row_id))
+    UNION ALL
+    SELECT 'reference', 'waits', format('it is made with its %s, and %s names no record of link "%s" that is on both sides', r.field, coalesce(crm._table_of(r.association), r.own_field), r.parent),
+           format('It is made as soon as that does. At %s it is sent without, and becomes a dead letter if the CRM refuses it.', date_trunc('seconds', w.queued_at + interval '1 day'))
+    FROM unnest(mirrors, rows) AS v (mirror, row_id)
+    JOIN crm.reference_map r ON v.mirror = r.theirs AND r.at_creation
+    JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id AND w.kind = 'create' AND w.state = 'queued' AND w.vals ->> r.field IS NULL
+    LIMIT 20;
+END $$;
+COMMENT ON FUNCTION crm._why_references(integer[], bigint[], text[]) IS 'Part of crm.why: references that wait for a record at the other end.';
+
 CREATE FUNCTION crm._why(m crm.mirror, row_id bigint, asked text)
 RETURNS TABLE (item text, verdict text, detail text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

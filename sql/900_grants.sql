@@ -17,6 +17,7 @@ COMMENT ON FUNCTION crm._explain_policy(jsonb, integer) IS 'What is open and wou
 COMMENT ON FUNCTION crm._why_values(integer, bigint) IS 'Part of crm.why: fields that the row''s counterparts show differently, and what keeps it so.';
 COMMENT ON FUNCTION crm._as_engine(oid, text, jsonb) IS 'Runs a statement on a mirror as the engine does, uncaptured and with its owner''s rights; only through crm.reject().';
 COMMENT ON FUNCTION crm._by_engine(oid) IS 'Whether the row trigger that runs now belongs to a statement of the engine on this mirror.';
+COMMENT ON FUNCTION crm._by_reference(oid) IS 'The reference map that the row trigger that runs now belongs to a statement of: the worker carries one of its references over to this mirror.';
 COMMENT ON FUNCTION crm._as_engine_found(oid, text, jsonb) IS 'The JSON that a query on a mirror answers, with its owner''s rights; only through crm.reject().';
 COMMENT ON FUNCTION crm._request(text, oid) IS 'Leaves a request for the worker at once, outside the transaction; returns the ticket of its answer.';
 COMMENT ON FUNCTION crm._wake() IS 'Wakes the worker when this transaction commits.';

@@ -16,6 +16,8 @@ struct Scope {
     relation: u32,
     /// Depth of a row trigger that the statement itself fires.
     depth: i32,
+    /// The reference map whose work it is, for a statement that is captured.
+    carries: Option<i32>,
 }
 
 thread_local! {
@@ -35,22 +37,27 @@ impl Drop for Leave {
 /// captured, with the rights of the mirror's owner, and for a bounded time: users'
 /// triggers run in it. Raises if the mirror is gone.
 pub(crate) fn as_engine<T>(relation: u32, work: impl FnOnce() -> T) -> T {
+    marked(relation, None, work)
+}
+
+/// Runs `work` with the rights of the mirror's owner and for a bounded time, as a user
+/// of the mirror would: what its statements change is captured. They carry references
+/// of `map` over.
+pub(crate) fn as_owner<T>(relation: u32, map: i32, work: impl FnOnce() -> T) -> T {
+    marked(relation, Some(map), work)
+}
+
+fn marked<T>(relation: u32, carries: Option<i32>, work: impl FnOnce() -> T) -> T {
     let owner = owner_of(relation);
     let scope = Scope {
         relation,
         depth: trigger_depth() + 1,
+        carries,
     };
     let _leave = SCOPES.with_borrow_mut(|scopes| {
         scopes.push(scope);
         Leave(scopes.len() - 1)
     });
-    timeout::within(guc::mirror_timeout(), || tx::as_role(owner, work))
-}
-
-/// Runs `work` with the rights of the mirror's owner and for a bounded time, as a user
-/// of the mirror would: what its statements change is captured.
-pub(crate) fn as_owner<T>(relation: u32, work: impl FnOnce() -> T) -> T {
-    let owner = owner_of(relation);
     timeout::within(guc::mirror_timeout(), || tx::as_role(owner, work))
 }
 
@@ -77,13 +84,21 @@ fn owner_of(relation: u32) -> pg_sys::Oid {
 
 /// Does the row trigger that runs now belong to a statement of the engine?
 pub(crate) fn is_engine(relation: pg_sys::Oid) -> bool {
+    around(relation, |scope| scope.carries.is_none()).unwrap_or_default()
+}
+
+/// The reference map whose references are carried over by the statement that the row
+/// trigger that runs now belongs to.
+pub(crate) fn carries(relation: pg_sys::Oid) -> Option<i32> {
+    around(relation, |scope| scope.carries).flatten()
+}
+
+/// What is asked of the statement of ours that the row trigger that runs now belongs to.
+fn around<T>(relation: pg_sys::Oid, asked: impl FnOnce(&Scope) -> T) -> Option<T> {
     SCOPES.with_borrow(|scopes| {
         let named = |scope: &&Scope| scope.relation == relation.to_u32();
-        scopes
-            .iter()
-            .rev()
-            .find(named)
-            .is_some_and(|scope| scope.depth == trigger_depth())
+        let scope = scopes.iter().rev().find(named)?;
+        (scope.depth == trigger_depth()).then(|| asked(scope))
     })
 }
 

@@ -15,6 +15,7 @@ const BATCH: i32 = 200;
 /// One statement that carries a change over.
 struct Act {
     due: i64,
+    map: i32,
     relation: u32,
     statement: String,
     args: Vec<Option<String>>,
@@ -24,15 +25,16 @@ struct Act {
 pub(crate) fn carry_over() -> Step<bool> {
     tx::in_transaction(|| {
         let acts = spi::write_rows(
-            "SELECT due, relation::bigint, statement, args FROM crm._reference_step($1)",
+            "SELECT due, map, relation::bigint, statement, args FROM crm._reference_step($1)",
             &[BATCH.into()],
             |row| {
                 Ok(Act {
                     due: row.get(1)?.unwrap_or_default(),
-                    relation: u32::try_from(row.get::<i64>(2)?.unwrap_or_default())
+                    map: row.get(2)?.unwrap_or_default(),
+                    relation: u32::try_from(row.get::<i64>(3)?.unwrap_or_default())
                         .unwrap_or_default(),
-                    statement: row.get(3)?.unwrap_or_default(),
-                    args: row.get(4)?.unwrap_or_default(),
+                    statement: row.get(4)?.unwrap_or_default(),
+                    args: row.get(5)?.unwrap_or_default(),
                 })
             },
         )?;
@@ -77,7 +79,7 @@ pub(crate) fn await_needed(mirror: i32, limit: i64) -> spi::Result<()> {
 
 fn perform(act: &Act) -> Result<(), SqlError> {
     tx::in_subtransaction(|| {
-        origin::as_owner(act.relation, || {
+        origin::as_owner(act.relation, act.map, || {
             spi::write(&act.statement, &[act.args.clone().into()])
         })?;
         Ok(())

@@ -6,6 +6,7 @@
 //! * [`catalog`] servers and mirrors without a CRM behind them, for the SQL functions;
 //! * [`Pair::agree`] compares the three sides record by record;
 //! * [`schema`] fields of a CRM that its administrators change;
+//! * [`references`] contacts and companies of both CRMs, and what ties them;
 //! * [`wait_until`] the only way to wait.
 //!
 //! Fixtures panic with a text that says what was expected: they serve tests, where a panic is the report.
@@ -21,6 +22,7 @@ mod db;
 mod emulator;
 mod http;
 mod pair;
+pub mod references;
 mod refusals;
 pub mod schema;
 mod system;

@@ -1,79 +1,12 @@
 //! Who belongs to whom, in both CRMs: HubSpot's associations are Salesforce's reference fields.
 
-use crm_tests::{EmulatorOptions, PATIENCE, Pair, PairOptions};
+use crm_tests::references::{another_company, counterpart, people, start, tied};
+use crm_tests::{PATIENCE, Pair};
 use serde_json::json;
-
-async fn start() -> Pair {
-    Pair::start(PairOptions {
-        emulator: EmulatorOptions::default().contacts(30),
-        ..PairOptions::default()
-    })
-    .await
-}
-
-/// Companies and contacts linked and live, with which contact belongs to which company.
-async fn people() -> Pair {
-    let pair = start().await;
-    pair.import("hubspot", &["companies", "contacts", "contacts_companies"])
-        .await;
-    pair.import("salesforce", &["Account", "Contact"]).await;
-    pair.backfilled().await;
-    pair.db
-        .exec(
-            "SELECT crm.link('hubspot.companies', 'salesforce.account'); SELECT crm.link('hubspot.contacts', 'salesforce.contact');
-             UPDATE crm.field_map SET default_right = '(none)' WHERE right_field IN ('LastName', 'Name');
-             SELECT crm.link_references('contacts');
-             SELECT crm.go_live('companies'); SELECT crm.go_live('contacts'); SELECT crm.go_live('hubspot.contacts_companies')",
-        )
-        .await;
-    pair.worker_has_read().await;
-    pair
-}
-
-/// The id of a record's counterpart, once it has one.
-async fn counterpart(pair: &Pair, from: &str, id: &str, to: &str) -> String {
-    let mirror = |t: &str| {
-        format!("(SELECT id FROM crm.mirror WHERE schema_name || '.' || table_name = '{t}')")
-    };
-    let sql = format!(
-        "SELECT t.id FROM {from} s JOIN crm.xref a ON a.row_id = s._id AND a.mirror = {}
-         JOIN crm.xref b ON b.entity = a.entity AND b.mirror = {} JOIN {to} t ON t._id = b.row_id WHERE s.id = '{id}' AND t.id IS NOT NULL",
-        mirror(from),
-        mirror(to)
-    );
-    let there = format!("SELECT EXISTS ({sql})");
-    let what = format!("{from} {id} has a counterpart in {to}");
-    pair.db.wait_true(&what, PATIENCE, &there).await;
-    pair.db.one(&sql).await
-}
-
-/// Waits until HubSpot itself says whether two records are tied by a type.
-async fn tied(pair: &Pair, kinds: &str, (from, to): (&str, &str), kind: u64, wanted: bool) {
-    let object = kinds.replace('/', "--");
-    let what = format!("{kinds} {from} {to} tied by {kind}: {wanted}");
-    pair.cluster
-        .wait_until(&what, PATIENCE, async || {
-            let all = pair.emulator.record("hubspot", &object, from);
-            let types = all[to].as_array().cloned().unwrap_or_default();
-            (types.iter().any(|t| t == kind) == wanted).then_some(())
-        })
-        .await;
-}
-
-/// A company of HubSpot that a contact does not belong to, and its Account.
-async fn another_company(pair: &Pair, contact: &str) -> (String, String) {
-    let sql = format!(
-        "SELECT c.id FROM hubspot.companies c JOIN crm.xref a ON a.row_id = c._id AND a.mirror = (SELECT left_mirror FROM crm.link WHERE name = 'companies')
-         WHERE NOT EXISTS (SELECT FROM hubspot.contacts_companies x WHERE x.from_id = '{contact}' AND x.to_id = c.id) ORDER BY c._id LIMIT 1"
-    );
-    let company: String = pair.db.one(&sql).await;
-    let account = counterpart(pair, "hubspot.companies", &company, "salesforce.account").await;
-    (company, account)
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_main_company_is_the_account_whoever_moves_it() {
-    let pair = people().await;
+    let pair = people(30).await;
     let (ours, theirs) = pair.known_to_both().await;
     let (company, account) = another_company(&pair, &ours).await;
     pair.emulator.create(
@@ -135,7 +68,7 @@ async fn the_main_company_is_the_account_whoever_moves_it() {
 /// Each side's change undid that of the other for ever: both were planned before either was made.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reference_that_changes_on_both_sides_at_once_comes_to_rest() {
-    let pair = people().await;
+    let pair = people(30).await;
     let (ours, theirs) = pair.known_to_both().await;
     let (company, account) = another_company(&pair, &ours).await;
     let rest = "SELECT NOT EXISTS (SELECT FROM crm.reference_due)";
@@ -183,7 +116,7 @@ async fn a_reference_that_changes_on_both_sides_at_once_comes_to_rest() {
 /// Between the answer to our write and what HubSpot told of it, the pair was in no row, and the field was emptied for it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_company_that_is_the_main_one_again_is_not_taken_for_untied() {
-    let pair = people().await;
+    let pair = people(30).await;
     let (ours, theirs) = pair.known_to_both().await;
     let mut been = Vec::new();
     for _ in 0..2 {
@@ -226,7 +159,7 @@ async fn a_company_that_is_the_main_one_again_is_not_taken_for_untied() {
 /// A record was made with a reference to one that was not there yet, and lost it.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_are_new_with_their_company_are_tied_when_both_are_there() {
-    let pair = people().await;
+    let pair = people(30).await;
     let company = pair.emulator.create(
         "hubspot",
         "companies",
@@ -279,7 +212,7 @@ async fn records_that_are_new_with_their_company_are_tied_when_both_are_there() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_reference_to_a_record_without_counterpart_waits_and_says_so() {
-    let pair = people().await;
+    let pair = people(30).await;
     pair.db
         .exec("UPDATE crm.link SET create_right = false WHERE name = 'companies'")
         .await;
@@ -332,7 +265,7 @@ async fn a_reference_to_a_record_without_counterpart_waits_and_says_so() {
 /// One Task of Salesforce is about one person; HubSpot's task may be about several.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_about_somebody_in_both_crms() {
-    let pair = start().await;
+    let pair = start(30).await;
     pair.import("hubspot", &["contacts", "tasks", "tasks_contacts"])
         .await;
     pair.import("salesforce", &["Contact", "Task"]).await;
@@ -380,7 +313,7 @@ async fn a_task_is_about_somebody_in_both_crms() {
 /// What a map put on the tables went with it, or every later change of them would have failed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_map_leaves_nothing_behind_when_its_link_or_its_associations_go() {
-    let pair = people().await;
+    let pair = people(30).await;
     let triggers = "SELECT count(*) FROM pg_trigger WHERE tgname LIKE 'crm_reference_%'";
     assert_eq!(pair.db.one::<i64>(triggers).await, 4);
     pair.db
@@ -431,7 +364,7 @@ async fn still_follows(pair: &Pair, (ours, theirs): (&str, &str), field: &str) {
 /// A field that got another name or type in Salesforce, or a column that got one here, was carried over no more, without a word.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_map_follows_its_field_to_another_name_and_type() {
-    let pair = people().await;
+    let pair = people(30).await;
     let (ours, theirs) = pair.known_to_both().await;
     let who = (ours.as_str(), theirs.as_str());
     still_follows(&pair, who, "AccountId").await;

@@ -45,6 +45,13 @@ fn by_engine(relation: pg_sys::Oid) -> bool {
     origin::is_engine(relation)
 }
 
+/// The reference map for which the statement on this mirror runs that the row trigger
+/// that runs now belongs to.
+#[pg_extern(name = "_by_reference", volatile, strict, parallel_unsafe)]
+fn by_reference(relation: pg_sys::Oid) -> Option<i32> {
+    origin::carries(relation)
+}
+
 /// The JSON that a query on a mirror answers, with the rights of its owner.
 #[pg_extern(name = "_as_engine_found", volatile, strict, parallel_unsafe)]
 fn as_engine_found(relation: pg_sys::Oid, query: &str, data: pgrx::JsonB) -> Option<pgrx::JsonB> {
