@@ -73,7 +73,8 @@ impl Account {
     }
 }
 
-/// A folder that is deleted when dropped, unless `CRM_TEST_KEEP` is set or the test is failing.
+/// A folder that is deleted when dropped, unless `CRM_TEST_KEEP` is set or the test is failing: then it moves to the folder
+/// `CRM_TEST_KEPT`, if that is set, which holds the last few.
 #[derive(Debug)]
 pub struct Scratch {
     path: PathBuf,
@@ -111,10 +112,36 @@ impl Scratch {
 impl Drop for Scratch {
     fn drop(&mut self) {
         if std::thread::panicking() || std::env::var_os("CRM_TEST_KEEP").is_some() {
-            eprintln!("kept for inspection: {}", self.path.display());
+            let kept = match std::env::var_os("CRM_TEST_KEPT") {
+                Some(to) => outlive(&self.path, Path::new(&to)),
+                None => self.path.clone(),
+            };
+            eprintln!("kept for inspection: {}", kept.display());
         } else {
             let _ = fs::remove_dir_all(&self.path);
         }
+    }
+}
+
+/// Folders of failed tests that outlive the run.
+const KEPT: usize = 5;
+
+/// Moves `path` into the folder `to`, from where the oldest go; where it is then.
+fn outlive(path: &Path, to: &Path) -> PathBuf {
+    let mut there: Vec<_> = fs::read_dir(to)
+        .map(|all| all.flatten().map(|e| e.path()).collect())
+        .unwrap_or_default();
+    there.sort_by_key(|p| fs::metadata(p).and_then(|m| m.modified()).ok());
+    for old in &there[..there.len().saturating_sub(KEPT - 1)] {
+        let _ = fs::remove_dir_all(old);
+    }
+    let kept = to.join(path.file_name().unwrap_or_default());
+    let _ = fs::remove_dir_all(&kept);
+    // Not by `fs::rename`: it may be another file system.
+    let moved = Command::new("mv").arg(path).arg(&kept).status();
+    match moved {
+        Ok(status) if status.success() => kept,
+        _ => path.to_owned(),
     }
 }
 
@@ -139,5 +166,32 @@ pub(crate) fn ended_within(child: &mut Child, patience: Duration) -> bool {
             Ok(None) => std::thread::sleep(Duration::from_millis(5)),
             Err(e) => panic!("cannot wait for a child process: {e}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The run of all tests deleted what it said it had kept.
+    #[test]
+    fn folders_of_failed_tests_outlive_the_run_and_the_oldest_go() {
+        let account = Account { switch_to: None };
+        let (from, to) = (Scratch::new("from", &account), Scratch::new("to", &account));
+        let mut kept = Vec::new();
+        for n in 0..KEPT + 2 {
+            let folder = from.path().join(format!("failed-{n}"));
+            fs::create_dir(&folder).expect("make a folder");
+            fs::write(folder.join("log"), n.to_string()).expect("write a file");
+            kept.push(outlive(&folder, to.path()));
+            assert!(!folder.exists(), "it moved");
+        }
+        let there: Vec<bool> = kept.iter().map(|k| k.exists()).collect();
+        assert_eq!(there.iter().filter(|t| **t).count(), KEPT, "{there:?}");
+        let last = kept.last().expect("the last one").join("log");
+        assert_eq!(
+            fs::read_to_string(last).expect("read it"),
+            (KEPT + 1).to_string()
+        );
     }
 }
