@@ -35,13 +35,12 @@ async fn agree(pair: &Pair, contact: &str, ties: &[String]) {
     let mut ties = ties.to_vec();
     ties.sort();
     pair.db.exec("SELECT crm.wait_synced()").await;
-    for _ in 0..200 {
-        if pair.ties(contact) == ties {
-            break;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
-    assert_eq!(pair.ties(contact), ties);
+    let what = format!("HubSpot ties contact {contact} to {ties:?}");
+    pair.cluster
+        .wait_until(&what, PATIENCE, async || {
+            (pair.ties(contact) == ties).then_some(())
+        })
+        .await;
     let list: Vec<String> = ties.iter().map(|t| format!("'{t}'")).collect();
     let list = list.join(",");
     let sql = format!(
