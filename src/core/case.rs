@@ -365,12 +365,14 @@ impl<'a> Case<'a> {
         if clock.origin == self.observed.origin {
             return false;
         }
-        // Nothing was sent because this side showed the same value: an edit
-        // from before that value was written cannot have known it.
-        let Some(last) = here.sent.last() else {
-            return !clock.at.before(self.observed.at);
-        };
         let skew = self.policy.tolerance_ms();
+        // An edit from before the value that is held was written cannot have known it,
+        // where nothing was sent because this side showed the same value.
+        let early = clock.at.to.saturating_add(skew) >= self.observed.at.from;
+        let last = here.sent.last().filter(|w| w.clock == *clock || !early);
+        let Some(last) = last else {
+            return early;
+        };
         // It stood there before, though it may have been sent again since, in the
         // form that the CRM made of it. The same value written anew, after another
         // one, is another edit.

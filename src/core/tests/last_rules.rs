@@ -428,3 +428,16 @@ fn a_page_that_shows_again_what_our_write_was_sent_over_shows_an_edit() {
     w.page(A, "2", T + 46_000);
     assert_eq!((w.row(A), w.row(B)), (text("2"), text("2")));
 }
+
+#[test]
+fn who_edited_before_a_value_came_back_did_not_know_it_though_nothing_was_sent_again() {
+    let mut w = lww();
+    w.local(A, "3", T);
+    w.send(A, "3", T + 100);
+    w.local(A, "2", T + 5_000);
+    w.local(A, "3", T + 8_000);
+    // Made between the two, and told late.
+    let late = w.remote(A, "1", T + 5_500);
+    assert_eq!(only(&late).step, Step::Conflict, "{late:?}");
+    assert_eq!((w.row(A), w.row(B)), (text("3"), text("3")));
+}
