@@ -91,7 +91,14 @@ impl History {
                 o.cell == made.cell && o.writer == made.writer && (o.at - made.at).abs() < 1_000
             };
             let crowded = self.model.made.iter().filter(|o| beside(o)).count() > 1;
+            // What a page showed under a later stamp may have been made then, over what
+            // another wrote meanwhile: the same value stood there.
+            let (from, to) = (made.at, made.until);
+            let meanwhile = self.model.of((key, field));
+            let meanwhile = meanwhile.filter(|(_, m)| from < m.at && m.at <= to);
+            let later: Vec<Sight> = meanwhile.map(|(e, _)| sight(e, None)).collect();
             self.model.made[i].sure &= !busy && !crowded;
+            self.model.made[i].sights.extend(later);
         }
     }
 
