@@ -5,6 +5,7 @@ use crate::case::{Case, Keep, Source};
 use crate::echo::{self, Order};
 use crate::model::{FieldType, Millis, Value};
 use crate::state::{Clock, Interval, Sent, SentWrite, SideState};
+use crate::timeline;
 use crate::value::same;
 
 /// How old what a page shows can be when it is decided, index lag included.
@@ -36,13 +37,18 @@ pub(crate) fn shows_earlier_write(case: &Case<'_>) -> bool {
     }
 }
 
-/// Whether somebody surely wrote over a write of ours, and what is shown is later.
+/// Whether somebody surely wrote over a write of ours, and what is shown is later: by
+/// its stamp, or, in the same second, because it was asked for later.
 fn is_replaced(case: &Case<'_>, write: &SentWrite) -> bool {
+    let (at, skew) = (case.observed.at, case.policy.tolerance_ms());
     let edited = case.here().seen.as_ref().map(|(_, clock)| clock.at);
-    let window = write.window(case.policy.tolerance_ms());
-    edited.is_some_and(|edited| {
-        edited.before(case.observed.at) && window.is_some_and(|w| w.before(edited))
-    })
+    let window = write.window(skew);
+    let later = |edited: Interval| {
+        let asked = case.observed.asked_at;
+        let asked_later = asked.is_some_and(|asked| timeline::is_in(edited, asked, skew));
+        edited.before(at) || (asked_later && edited.overlaps(at))
+    };
+    edited.is_some_and(|e| later(e) && window.is_some_and(|w| w.before(e)))
 }
 
 /// A page that shows what our newest write left there, under the stamp of

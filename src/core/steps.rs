@@ -11,6 +11,7 @@ use crate::own_page::{
 };
 use crate::rules::{self, conflict, every_change, locked, merging, one_side, score};
 use crate::state::{Clock, Flap, Interval, Sent};
+use crate::strategy::Strategy;
 use crate::timeline;
 use crate::value::same;
 
@@ -211,12 +212,27 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     });
     if !ours {
         case.record_seen();
+        written_last(case);
         let claim = effect::challenger_claim(case);
         if let Some(hold) = &mut case.state.hold {
             hold.claim(claim);
         }
     }
     Some(Keep::Nothing)
+}
+
+/// Who writes what is held already writes it last, where the last write counts.
+fn written_last(case: &mut Case<'_>) {
+    let last = case
+        .rule
+        .is_some_and(|r| r.strategy == Strategy::LastWriteWins);
+    let skew = case.policy.tolerance_ms();
+    let edit = case.observed.source == Source::Remote && last;
+    if let Some(clock) = case.state.clock.as_mut().filter(|_| edit)
+        && clock.at.to.saturating_add(skew) < case.clock.at.from
+    {
+        clock.clone_from(&case.clock);
+    }
 }
 
 fn stale(case: &mut Case<'_>) -> Option<Keep> {

@@ -441,3 +441,30 @@ fn who_edited_before_a_value_came_back_did_not_know_it_though_nothing_was_sent_a
     assert_eq!(only(&late).step, Step::Conflict, "{late:?}");
     assert_eq!((w.row(A), w.row(B)), (text("3"), text("3")));
 }
+
+#[test]
+fn who_writes_what_is_held_already_wrote_last() {
+    let mut w = lww();
+    w.remote(A, "2", T);
+    w.send(B, "2", T + 100);
+    w.ours(B, "2", T + 150);
+    // Over a value that we were not told of.
+    w.remote(A, "2", T + 12_000);
+    w.remote(B, "5", T + 5_000);
+    assert_eq!((w.row(A), w.row(B)), (text("2"), text("2")));
+}
+
+#[test]
+fn what_stands_in_the_second_of_an_edit_and_was_asked_for_later_came_after_it() {
+    let mut w = lww();
+    w.local(A, "1", T);
+    w.send(B, "1", T + 100);
+    w.local(A, "2", T + 5_000);
+    w.claim(B, "2", T + 5_100);
+    w.answer(B, "2", Answer::Unknown, T + 15_000);
+    w.remote(B, "3", T + 38_100);
+    let mut page = w.event(B, Source::Page, "1", T + 38_500);
+    page.asked_at = Some(T + 200_000);
+    w.observe(&page);
+    assert_eq!((w.row(A), w.row(B)), (text("1"), text("1")));
+}
