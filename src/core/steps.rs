@@ -212,7 +212,7 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     });
     if !ours {
         case.record_seen();
-        written_last(case);
+        speaks_for_it(case);
         let claim = effect::challenger_claim(case);
         if let Some(hold) = &mut case.state.hold {
             hold.claim(claim);
@@ -221,17 +221,24 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
     Some(Keep::Nothing)
 }
 
-/// Who writes what is held already writes it last, where the last write counts.
-fn written_last(case: &mut Case<'_>) {
-    let last = case
-        .rule
-        .is_some_and(|r| r.strategy == Strategy::LastWriteWins);
-    let skew = case.policy.tolerance_ms();
-    let edit = case.observed.source == Source::Remote && last;
-    if let Some(clock) = case.state.clock.as_mut().filter(|_| edit)
-        && clock.at.to.saturating_add(skew) < case.clock.at.from
-    {
-        clock.clone_from(&case.clock);
+/// Who writes what is held already speaks for it, where the last write counts or the
+/// rank, if that is the later one or ranks higher.
+fn speaks_for_it(case: &mut Case<'_>) {
+    let (Some(rule), Source::Remote) = (case.rule, case.observed.source) else {
+        return;
+    };
+    let (skew, new) = (case.policy.tolerance_ms(), &case.clock);
+    let surely = |one: &Clock, other: &Clock| one.at.to.saturating_add(skew) < other.at.from;
+    let speaks = |held: &Clock| {
+        let higher = rule.rank(&new.origin) < rule.rank(&held.origin);
+        match rule.strategy {
+            Strategy::LastWriteWins => surely(held, new) || (higher && !surely(new, held)),
+            Strategy::Priority => higher,
+            _ => false,
+        }
+    };
+    if case.state.clock.as_ref().is_some_and(speaks) {
+        case.state.clock = Some(case.clock.clone());
     }
 }
 

@@ -468,3 +468,14 @@ fn what_stands_in_the_second_of_an_edit_and_was_asked_for_later_came_after_it() 
     w.observe(&page);
     assert_eq!((w.row(A), w.row(B)), (text("1"), text("1")));
 }
+
+#[test]
+fn who_ranks_higher_and_writes_what_is_held_already_speaks_for_it() {
+    let ranks = ["beta", "alpha", "local"];
+    let mut w = World::at_rest(policy(Priority, &ranks), "base");
+    w.local(A, "1", T);
+    w.remote(B, "1", T + 200);
+    // Knows neither of the two.
+    w.remote(A, "3", T + 400);
+    assert_eq!((w.row(A), w.row(B)), (text("1"), text("1")));
+}
