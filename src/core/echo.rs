@@ -321,15 +321,24 @@ pub(crate) fn stores_as(
     })
 }
 
-/// The CRM shows a write as it was sent: what was taken for its form of it, though
-/// nothing like it, was something else.
-pub(crate) fn refute_form(side: &mut SideState, shown: &Value, field_type: FieldType) {
+/// The CRM shows a write as it was sent, or nearly: what was taken for its form of it,
+/// though nothing like it, was something else. Whether the row shows that.
+pub(crate) fn refute_form(
+    side: &mut SideState,
+    shown: &Value,
+    row: &Value,
+    field_type: FieldType,
+) -> bool {
+    let mut rows = false;
     for write in &mut side.sent {
-        let guessed = write.normal.as_ref().is_some_and(|n| !alike(n, shown));
-        if guessed && same(field_type, &write.value, shown) {
+        let guess = write.normal.as_ref().filter(|n| !alike(n, shown));
+        let like = same(field_type, &write.value, shown) || alike(&write.value, shown);
+        if let Some(guess) = guess.filter(|_| like) {
+            rows |= same(field_type, guess, row);
             write.normal = None;
         }
     }
+    rows
 }
 
 /// What this CRM will make of a value, as far as it showed us.

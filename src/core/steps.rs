@@ -71,8 +71,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     let (at, page) = (case.observed.at, case.observed.source == Source::Page);
     let (field_type, skew) = (case.column.field_type, case.policy.tolerance_ms());
     let shown = case.value;
-    echo::refute_form(case.here_mut(), shown, field_type);
-    let form = echo::stores_as(case.here(), &case.held, case.value, field_type);
+    let form = refutes_form(case) || echo::stores_as(case.here(), &case.held, shown, field_type);
     let marked = case.observed.mark == Mark::Ours;
     let place = echo::find(case.here(), case.value, at, marked, field_type, skew);
     let (value, now) = (case.value, case.now);
@@ -126,6 +125,15 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     } else {
         Keep::Nothing
     })
+}
+
+/// Whether the row shows what was taken for a form of ours and was something else.
+fn refutes_form(case: &mut Case<'_>) -> bool {
+    if case.here().sent.iter().all(|w| w.normal.is_none()) {
+        return false;
+    }
+    let (shown, row, field_type) = (case.value, case.held.clone(), case.column.field_type);
+    echo::refute_form(case.here_mut(), shown, &row, field_type)
 }
 
 /// Bouncing our own value's normal form would never end.

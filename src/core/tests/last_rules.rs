@@ -479,3 +479,15 @@ fn who_ranks_higher_and_writes_what_is_held_already_speaks_for_it() {
     w.remote(A, "3", T + 400);
     assert_eq!((w.row(A), w.row(B)), (text("1"), text("1")));
 }
+
+#[test]
+fn what_a_lost_primary_wrote_is_no_form_of_what_we_write_meanwhile() {
+    let mut w = lww();
+    w.local(A, "V001", T);
+    w.claim(B, "V001", T + 100);
+    // Told while ours was under way.
+    w.ours(B, "v005", T + 300);
+    w.answer(B, "V001", Answer::Done { echoed: None }, T + 500);
+    w.ours(B, "v001", T + 900);
+    assert_eq!((w.row(A), w.row(B)), (text("V001"), text("v001")));
+}
