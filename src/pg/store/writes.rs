@@ -177,9 +177,10 @@ pub(crate) fn claim(mirror: i32, limit: i64) -> Result<Vec<WriteRow>> {
 }
 
 /// Mirrors that have a write ready or becoming ready: `(mirror, ms until the first is ready)`.
+/// Rounded up: who looks too early claims nothing and waits for another cause.
 pub(crate) fn ready() -> Result<Vec<(i32, i64)>> {
     spi::read_rows(
-        "SELECT m.id, (SELECT coalesce(greatest(0, (extract(epoch FROM min(coalesce(w.not_before, now())) - now()) * 1000)), 0)::bigint \
+        "SELECT m.id, (SELECT coalesce(greatest(0, ceil(extract(epoch FROM min(coalesce(w.not_before, now())) - now()) * 1000)), 0)::bigint \
            FROM (SELECT q.not_before FROM crm.write q WHERE q.mirror = m.id AND q.state = 'queued' ORDER BY q.id LIMIT 200) w) \
          FROM crm.mirror m WHERE EXISTS (SELECT 1 FROM crm.write q WHERE q.mirror = m.id AND q.state = 'queued')",
         &[],
