@@ -10,7 +10,7 @@ use crate::own_page::{
     still_shows_ours,
 };
 use crate::rules::{self, conflict, every_change, locked, merging, one_side, score};
-use crate::state::{Clock, Flap, Interval, Sent};
+use crate::state::{Clock, Flap, Interval, Sent, SentWrite};
 use crate::strategy::Strategy;
 use crate::timeline;
 use crate::value::same;
@@ -230,11 +230,20 @@ fn equal(case: &mut Case<'_>) -> Option<Keep> {
 }
 
 /// Who writes what is held already speaks for it, where the last write counts or the
-/// rank, if that is the later one or ranks higher.
+/// rank, if that is the later one or ranks higher. What nobody signs may be ours, told
+/// late; a locked field has one who speaks.
 fn speaks_for_it(case: &mut Case<'_>) {
     let (Some(rule), Source::Remote) = (case.rule, case.observed.source) else {
         return;
     };
+    let named = case.observed.mark == Mark::Others;
+    let sent =
+        |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::Failed) && case.is(w.result());
+    let ours = !named && case.here().sent.iter().any(sent);
+    let field = &case.group.fields[case.field].name;
+    if ours || !case.column.inbound || case.policy.lock(field).is_some() {
+        return;
+    }
     let (skew, new) = (case.policy.tolerance_ms(), &case.clock);
     let surely = |one: &Clock, other: &Clock| one.at.to.saturating_add(skew) < other.at.from;
     let speaks = |held: &Clock| {
