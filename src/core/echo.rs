@@ -113,10 +113,11 @@ fn follows(
         attempt.is_some_and(|a| a.before(landed))
     };
     match one > other {
-        true => landed(other).is_none_or(|at| match late(at) {
-            true => at.before(first),
-            false => !first.before(at),
-        }),
+        true => match landed(other) {
+            None => !first.before(second),
+            Some(at) if late(at) => at.before(first),
+            Some(at) => !first.before(at),
+        },
         false => one < other && landed(one).is_some_and(|late| second.before(late)),
     }
 }
@@ -193,9 +194,14 @@ pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval) {
 }
 
 /// Our mark on a value of ours, later than that write can have landed: an attempt
-/// that was given up, or a write that is forgotten. Noted as one of its own, which
-/// nothing but what is on its way followed. Its place.
-pub(crate) fn landed_again(side: &mut SideState, place: usize, at: Interval) -> usize {
+/// that was given up, or a write that is forgotten. Noted as one of its own, in
+/// its place among the others, which is returned.
+pub(crate) fn landed_again(
+    side: &mut SideState,
+    place: usize,
+    at: Interval,
+    skew_ms: i64,
+) -> usize {
     let again = SentWrite {
         sent: Sent::Answered {
             claimed: at.from,
@@ -211,7 +217,7 @@ pub(crate) fn landed_again(side: &mut SideState, place: usize, at: Interval) -> 
     };
     make_room(side);
     let ended = |w: &SentWrite| !matches!(w.sent, Sent::Queued | Sent::InFlight { .. });
-    let earlier = |w: &SentWrite| ended(w) && w.landed.is_none_or(|l| !at.before(l));
+    let earlier = |w: &SentWrite| ended(w) && w.window(skew_ms).is_none_or(|w| !at.before(w));
     let next = side.sent.iter().rposition(earlier).map_or(0, |p| p + 1);
     side.sent.insert(next, again);
     next
@@ -283,7 +289,7 @@ pub(crate) fn find_marked(
         .rposition(|w| possible(w) && alike(&w.value, value))
         // One that lands long after it was given up.
         .or_else(|| {
-            let sent = |w: &SentWrite| w.attempt(skew_ms).is_some();
+            let sent = |w: &SentWrite| w.attempt(skew_ms).is_some_and(|a| !at.before(a));
             side.sent
                 .iter()
                 .rposition(|w| sent(w) && alike(&w.value, value))

@@ -162,7 +162,7 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     let given_up = matches!(write.sent, Sent::Unknown { .. }) && write.landed.is_none();
     let later = write.window(skew).is_some_and(|w| w.before(at));
     let place = match later && !given_up {
-        true => echo::landed_again(here, place, at),
+        true => echo::landed_again(here, place, at, skew),
         false => place,
     };
     let write = &mut here.sent[place];

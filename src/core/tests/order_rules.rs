@@ -290,3 +290,18 @@ fn an_event_told_late_in_the_second_of_a_counted_edit_takes_nothing_back() {
     assert_eq!(only(&late).step, Step::Waiting, "{late:?}");
     assert_eq!(w.row(A), text("107"));
 }
+
+#[test]
+fn a_write_that_landed_again_long_ago_and_is_told_late_came_before_the_later_ones() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base");
+    for (value, at) in [("old", T), ("middle", T + 10_000), ("new", T + 20_000)] {
+        w.local(A, value, at);
+        w.send(B, value, at + 100);
+    }
+    w.ours(B, "old", T + 100);
+    w.ours(B, "middle", T + 10_100);
+    w.now = T + 60_000;
+    w.ours(B, "old", T + 5_000);
+    let edit = w.local(A, "newest", T + 90_000);
+    assert!(writes(&edit).contains(&(B, text("newest"))), "{edit:?}");
+}
