@@ -261,7 +261,8 @@ impl Session {
         let (drained, next) = rest?;
         self.engine.store_usage(now)?;
         self.look |= drained > 0;
-        Ok(if more || drained > 0 { now } else { next })
+        let at_once = more || drained > 0 || self.stale;
+        Ok(if at_once { now } else { next })
     }
 
     /// Answers webhooks, not before their events are on disk.
@@ -291,7 +292,7 @@ impl Session {
                 segment::maintain(context.slot)?;
             }
         }
-        context.service();
+        self.stale |= context.service();
         let late: Vec<i32> = self
             .engine
             .watches

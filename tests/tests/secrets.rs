@@ -1,7 +1,7 @@
 //! A secret stays in its file and in the worker's memory: no catalog, log, dump or statistics view shows it.
 
 use crm_tests::{Cluster, Db, EmulatorOptions, Options, PATIENCE, Pair, PairOptions, Person, Stop};
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// Found nowhere but in the credential files.
 const TOKEN: &str = "canary-token-7f3a9c51";
@@ -56,7 +56,8 @@ async fn start() -> Pair {
         cluster: Options::default()
             .setting("log_min_messages", "debug1")
             .setting("log_statement", "all")
-            .setting("pg_crm_sync.request_timeout", "2s"),
+            .setting("pg_crm_sync.request_timeout", "2s")
+            .setting("pg_crm_sync.guard_window_rows", "0"),
         emulator: EmulatorOptions::default()
             .contacts(20)
             .arg("--hubspot-token", TOKEN)
@@ -194,6 +195,40 @@ async fn secrets_appear_in_no_catalog_log_dump_or_statistics_view() {
     // The control: what this test looks for would be found.
     let file = std::fs::read_to_string(pair.cluster.secrets_dir().join("hubspot.json"));
     assert!(file.expect("read the credential").contains(TOKEN));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_replaced_while_changes_are_taken_count_from_the_reload() {
+    let pair = start().await;
+    pair.import("hubspot", &["contacts"]).await;
+    pair.backfilled().await;
+    pair.db
+        .exec("UPDATE crm.mirror SET mode = 'live'; SELECT crm.activate()")
+        .await;
+    // Signals are looked at amid a turn, too, and a turn with changes takes longest.
+    let busy = pair.cluster.connect("app").await;
+    let load = tokio::spawn(async move {
+        loop {
+            busy.exec(
+                "UPDATE hubspot.contacts SET city = 'Busy ' || clock_timestamp() WHERE id = '1'",
+            )
+            .await;
+        }
+    });
+    let served = |status: u64| {
+        let of = |row: &Value| row["crm"] == "hubspot" && row["status"] == status;
+        pair.emulator.served(of)
+    };
+    for round in 0..10 {
+        for (token, status) in [(format!("{TOKEN}-revoked"), 401), (TOKEN.to_owned(), 200)] {
+            credentials(&pair.cluster, &token, SECRET);
+            pair.cluster.reload();
+            let (before, what) = (served(status), format!("a {status} in round {round}"));
+            let more = async || (served(status) > before).then_some(());
+            crm_tests::wait_until(&what, PATIENCE, more).await;
+        }
+    }
+    load.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]
