@@ -85,6 +85,10 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
     let proof = !stood || !(page || (told && !marked));
     // Which of two it was nobody can tell: where every edit counts it matters.
     let twins = case.merges() && echo::has_twin(case.here(), place, at, field_type, skew);
+    // Nor does what was written back to where it came from: told late, it is the edit.
+    let origin = &case.observed.origin;
+    let edit = |w: &SentWrite| w.clock.origin == *origin && w.clock.at.overlaps(at);
+    let proof = proof && (marked || !place.is_some_and(|p| edit(&case.here().sent[p])));
     let here = case.here_mut();
     if let Some(place) = place {
         here.sent[place].confirmed |= proof;

@@ -305,3 +305,19 @@ fn a_write_that_landed_again_long_ago_and_is_told_late_came_before_the_later_one
     let edit = w.local(A, "newest", T + 90_000);
     assert!(writes(&edit).contains(&(B, text("newest"))), "{edit:?}");
 }
+
+#[test]
+fn an_edit_told_late_is_not_the_landing_of_what_was_written_back_to_where_it_was_made() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base");
+    w.local(A, "ours", T);
+    w.send(B, "ours", T + 100);
+    // It may have come before our write or after it: it is written back.
+    let page = w.page(B, "theirs", T + 1_000);
+    assert!(writes(&page).contains(&(B, text("theirs"))), "{page:?}");
+    w.send(B, "theirs", T + 3_900);
+    w.remote(B, "newest", T + 4_000);
+    w.remote(B, "theirs", T + 1_000);
+    let echo = w.remote(B, "theirs", T + 5_000);
+    assert_eq!(only(&echo).step, Step::Echo, "{echo:?}");
+    assert_eq!(w.row(B), text("newest"));
+}

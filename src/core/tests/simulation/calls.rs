@@ -161,7 +161,7 @@ impl History {
             let wanted = of.is_some_and(|t| !self.engine.things[t].entity.records[side].deleted);
             // What came back while the create was on its way nobody could know.
             let back = self.engine.returned.get(&(side, *id));
-            record.made_as.is_some() && wanted && back.is_none_or(|at| *at < flying.claim)
+            record.made_as.is_some() && wanted && back.is_none_or(|at| *at < flying.since)
         };
         // What landed although its row has been removed since, or has been given another
         // record in the call's stead, is removed, or asked about.

@@ -25,6 +25,8 @@ pub struct Flying {
     pub unique: String,
     pub values: Vec<(usize, Value)>,
     pub claim: i64,
+    /// When a create was on its way first: it may have been put off and sent again.
+    pub since: i64,
     /// Nobody knows what became of it; it is being read back.
     pub doubt: bool,
 }
@@ -40,6 +42,8 @@ pub struct Out {
     pub flying: Option<Flying>,
     /// When something was last sent.
     pub claimed: i64,
+    /// When the create that was put off was on its way first.
+    pub since: Option<i64>,
     /// A person is asked whether its create happened.
     pub held: bool,
 }
@@ -129,6 +133,7 @@ impl Engine {
             unique: out.unique.clone(),
             values,
             claim: now,
+            since: out.since.take().unwrap_or(now),
             doubt: false,
         };
         out.flying = Some(flying.clone());

@@ -430,7 +430,10 @@ impl Engine {
                 self.ask_if_double(thing, side);
             }
             (WriteKind::Create, Result::NotFound) => out.held = true,
-            (WriteKind::Create, Result::Retry) => out.create = !out.delete,
+            (WriteKind::Create, Result::Retry) => {
+                out.create = !out.delete;
+                out.since = out.create.then_some(flying.since);
+            }
             (WriteKind::Delete, Result::Retry) => out.delete = true,
             (WriteKind::Create, Result::Failed) => self.ask(thing, "the create was refused"),
             _ => {}
