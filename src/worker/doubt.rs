@@ -5,6 +5,7 @@ use std::collections::{BTreeSet, HashMap};
 use crm_core::http::HttpRequest;
 use crm_core::model::{Millis, Record, RemoteError, WriteKind};
 
+use crate::pg::store::causes;
 use crate::pg::store::creates as creates_of;
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::spi::Result;
@@ -141,7 +142,7 @@ fn give_up(
     if unknown.is_empty() {
         return Ok(again);
     }
-    let causes = writes::finish_with_causes(unknown.iter().map(|r| r.id).collect())?;
+    let caused = causes::finish(unknown.iter().map(|r| r.id).collect())?;
     let records: BTreeSet<&String> = unknown
         .iter()
         .filter_map(|r| r.record_id.as_ref())
@@ -162,7 +163,7 @@ fn give_up(
         ));
     }
     // Who caused a write also waits for what takes its place.
-    writes::add_causes(causes)?;
+    causes::add(caused)?;
     let missing = missing.into_iter().cloned();
     streams::defer(missing.map(|id| flush::reread(mirror.id, id)).collect())?;
     Ok(again)

@@ -4,6 +4,7 @@
 
 use crm_core::model::WriteKind;
 
+use crate::pg::store::causes;
 use crate::pg::store::ends;
 use crate::pg::store::lives;
 use crate::pg::store::pairs;
@@ -72,6 +73,6 @@ fn removal(mirror: &Mirror, write: &WriteRow, record: String) -> Result<NewWrite
         old_vals: "{}".to_owned(),
         origin: write.origin.clone(),
         state: "queued",
-        txs: pairs::causes(write.id)?,
+        txs: causes::of(write.id)?,
     })
 }

@@ -5,6 +5,7 @@ pub(crate) mod ask;
 mod backlog;
 pub(crate) mod budgets;
 pub(crate) mod catalog;
+pub(crate) mod causes;
 mod cells;
 pub(crate) mod changes;
 pub(crate) mod config;

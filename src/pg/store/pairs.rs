@@ -79,15 +79,6 @@ pub(crate) fn spare_row(table: &Table) -> Result<i64> {
     Ok(found.first().copied().unwrap_or_default())
 }
 
-/// The user transactions that caused a write.
-pub(crate) fn causes(write: i64) -> Result<Vec<i64>> {
-    spi::write_rows(
-        "SELECT t FROM crm.write w, unnest(w.txs) t WHERE w.id = $1",
-        &[write.into()],
-        |row| Ok(row.get::<i64>(1)?.unwrap_or_default()),
-    )
-}
-
 /// Of these records, those that are on their way out.
 pub(crate) fn leaving(mirror: i32, records: &[String]) -> Result<Vec<String>> {
     spi::write_rows(

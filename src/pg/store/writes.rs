@@ -1,5 +1,6 @@
 //! Outgoing writes: queue, claim, record.
 
+use super::causes;
 use super::spi::{self, Result};
 
 /// A write to queue. Values are a JSON object of field names to text or null.
@@ -69,6 +70,7 @@ fn numbers(list: &[i64]) -> String {
 }
 
 fn enqueue_sql() -> String {
+    let causes = causes::and("v.txs");
     format!(
         "WITH v AS MATERIALIZED ({GIVEN}), \
          dropped AS (DELETE FROM crm.write w USING v WHERE v.kind = 'delete' AND w.mirror = v.mirror AND w.row_id = v.row_id \
@@ -83,7 +85,7 @@ fn enqueue_sql() -> String {
          outdone AS (DELETE FROM crm.write w USING older o WHERE w.id = o.id AND o.rest = '{{}}'), \
          cut AS (UPDATE crm.write w SET vals = o.rest, old_vals = w.old_vals - o.names FROM older o \
            WHERE w.id = o.id AND o.rest <> '{{}}'), \
-         joined AS (UPDATE crm.write w SET vals = w.vals || v.vals, old_vals = v.olds || w.old_vals, txs = w.txs || v.txs, \
+         joined AS (UPDATE crm.write w SET vals = w.vals || v.vals, old_vals = v.olds || w.old_vals, txs = {causes}, \
            state = CASE WHEN w.state = 'dead' THEN v.state ELSE w.state END, \
            attempts = CASE WHEN w.state = 'dead' THEN 0 ELSE w.attempts END, \
            not_before = NULL, error = NULL, error_code = NULL, error_class = NULL, advice = NULL \
@@ -299,36 +301,6 @@ pub(crate) fn cancel(cells: Vec<(i32, i64, String)>) -> Result<()> {
          AND w.state IN ('queued', 'held', 'would_send', 'dead')",
         &[mirrors.into(), rows.into()],
     )?;
-    Ok(())
-}
-
-/// What caused a write: mirror, row, and the user transactions as an array literal.
-pub(crate) type Causes = (i32, i64, String);
-
-/// Removes writes of which nobody knows whether they landed.
-pub(crate) fn finish_with_causes(ids: Vec<i64>) -> Result<Vec<Causes>> {
-    spi::write_rows(
-        "DELETE FROM crm.write WHERE id = ANY($1) RETURNING mirror, row_id, txs::text",
-        &[ids.into()],
-        |row| {
-            Ok((
-                row.get(1)?.unwrap_or_default(),
-                row.get(2)?.unwrap_or_default(),
-                row.get(3)?.unwrap_or_default(),
-            ))
-        },
-    )
-}
-
-/// Names further causes of the newest unsent updates of rows.
-pub(crate) fn add_causes(causes: Vec<Causes>) -> Result<()> {
-    for (mirror, row_id, txs) in causes {
-        spi::write(
-            "UPDATE crm.write w SET txs = w.txs || $3::bigint[] WHERE w.id = (SELECT max(q.id) FROM crm.write q \
-             WHERE q.mirror = $1 AND q.row_id = $2 AND q.kind = 'update' AND q.state IN ('queued', 'held'))",
-            &[mirror.into(), row_id.into(), txs.into()],
-        )?;
-    }
     Ok(())
 }
 
