@@ -284,9 +284,12 @@ pub(crate) fn find_marked(
     skew_ms: i64,
 ) -> Option<usize> {
     let possible = |w: &SentWrite| w.attempt(skew_ms).is_some_and(|a| a.overlaps(at));
+    let like = |w: &SentWrite| possible(w) && alike(&w.value, value);
     side.sent
         .iter()
-        .rposition(|w| possible(w) && alike(&w.value, value))
+        // Of two alike the first: the other may have landed later.
+        .position(|w| w.landed.is_none() && like(w))
+        .or_else(|| side.sent.iter().rposition(like))
         // One that lands long after it was given up.
         .or_else(|| {
             let sent = |w: &SentWrite| w.attempt(skew_ms).is_some_and(|a| !at.before(a));

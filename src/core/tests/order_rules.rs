@@ -321,3 +321,18 @@ fn an_edit_told_late_is_not_the_landing_of_what_was_written_back_to_where_it_was
     assert_eq!(only(&echo).step, Step::Echo, "{echo:?}");
     assert_eq!(w.row(B), text("newest"));
 }
+
+#[test]
+fn the_landing_of_one_of_two_writes_of_a_value_is_not_taken_for_that_of_the_later() {
+    let mut w = World::at_rest(policy(Priority, &["beta", "alpha", "local"]), "base");
+    w.remote(B, "Kept", T);
+    w.send(A, "Kept", T + 10_000);
+    w.remote(A, "lower", T + 9_900);
+    w.send(A, "Kept", T + 10_500);
+    w.ours(A, "kept", T + 10_050);
+    w.local(A, "sql", T + 20_000);
+    // Whether it came before or after our second write nobody can tell.
+    let edit = w.remote(A, "late", T + 10_200);
+    assert_eq!(only(&edit).value, text("late"), "{edit:?}");
+    assert!(writes(&edit).contains(&(A, text("late"))), "{edit:?}");
+}
