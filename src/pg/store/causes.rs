@@ -3,7 +3,7 @@
 use super::spi::{self, Result};
 
 /// Transactions that a write names: a row in shadow may be edited for weeks.
-/// `crm._is_cause` knows the number, too.
+/// `crm.wait_synced` knows the number, too.
 const CAUSES_MAX: usize = 1_000;
 
 /// SQL for the causes of write `w` and some more: the newest, but all of what is
