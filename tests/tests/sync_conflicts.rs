@@ -231,3 +231,38 @@ async fn writers_that_keep_overwriting_each_other_are_stopped_by_name_until_a_pe
         pair.agree().await;
     }
 }
+
+/// The first to write it had set it with SQL, whose rank is the lowest, so another's edit of the same moment took its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_ranks_highest_and_writes_what_another_wrote_already_is_not_overruled() {
+    let (pair, people) = pair().await;
+    pair.db
+        .exec("INSERT INTO crm.conflict_policy (link, field, strategy, winner) VALUES ('contacts', 'city', 'priority', 'hubspot,salesforce,local')")
+        .await;
+    pair.worker_has_read().await;
+    let who = &people[0];
+    let later = json!({"hold": {"ms": 8_000}});
+    pair.emulator.fault(json!({"rules": [
+        {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/update", "remaining": 1, "action": later},
+        {"crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data", "remaining": 1, "action": later},
+    ]}));
+    let told = async |crm: &str, value: &str| {
+        let told = format!(
+            "SELECT count(*) > 0 FROM crm.event WHERE origin = '{crm}' AND '{value}' = ANY (new_values)"
+        );
+        pair.db
+            .wait_true("its edit is in the ledger", PATIENCE, &told)
+            .await;
+    };
+    pair.sql(who, "city", "Agreed").await;
+    pair.edit("hubspot", who, "city", "Agreed");
+    told("hubspot", "Agreed").await;
+    pair.edit("salesforce", who, "city", "Alone");
+    told("salesforce", "Alone").await;
+    pair.agree().await;
+    let city = common(&pair, who, "city").await;
+    assert_eq!(city.as_deref(), Some("Agreed"));
+    let lost = "SELECT winner, lost -> 0 ->> 'origin', lost -> 0 ->> 'value' FROM crm.conflict WHERE both_changed";
+    let lost = pair.db.table(lost).await;
+    assert_eq!(lost, [["hubspot", "salesforce", "Alone"]]);
+}
