@@ -67,7 +67,7 @@ BEGIN
     PERFORM crm._wake();
     RETURN format('%s writes of transaction %s are on their way', freed, tx);
 END $$;
-COMMENT ON FUNCTION crm.approve(bigint) IS 'Sends what the guard holds of a transaction (see crm.held). A write that another held transaction touched too waits for that one as well.';
+COMMENT ON FUNCTION crm.approve(bigint) IS 'Sends what the guard holds of a transaction (see crm.held). A write that another held transaction touched too waits for that one as well; beyond 1000 of one record later ones go with those.';
 
 -- A value as a column holds it, from the canonical text of a write.
 CREATE FUNCTION crm._from_text(column_type text, expr text) RETURNS text
@@ -258,12 +258,14 @@ COMMENT ON FUNCTION crm.resolve_create(bigint, text, text) IS 'Answers what beca
 CREATE FUNCTION crm.wait_synced(timeout interval DEFAULT '30 seconds') RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    began timestamptz := clock_timestamp();
-    until timestamptz := crm._wait_possible('crm.wait_synced', timeout);
-    last  bigint := crm._last_tx();
-    pause float8 := 0.005;
-    bad   record;
-    n     bigint;
+    began  timestamptz := clock_timestamp();
+    until  timestamptz := crm._wait_possible('crm.wait_synced', timeout);
+    last   bigint := crm._last_tx();
+    taken  boolean;
+    looped boolean;
+    pause  float8 := 0.005;
+    bad    record;
+    n      bigint;
 BEGIN
     IF crm._tx_has_changes() THEN
         RAISE EXCEPTION 'crm.wait_synced cannot wait for changes of the transaction it runs in'
@@ -272,9 +274,13 @@ BEGIN
         RETURN 'nothing to wait for';
     END IF;
     LOOP
+        -- Before its writes are looked for: once it is taken up, they stand in crm.write until they are confirmed.
+        taken := crm._drained(last);
+        SELECT t.held INTO looped FROM crm.change_tx t WHERE t.tx = last;
         SELECT w.state, w.kind, w.error, w.advice, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id INTO bad
         FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror
-        WHERE last = ANY (w.txs) AND w.state IN ('dead', 'held', 'would_send') ORDER BY w.state LIMIT 1;
+        WHERE w.state IN ('dead', 'held', 'would_send') AND (last = ANY (w.txs) OR looped AND w.state = 'held' AND last > w.txs[1000])
+        ORDER BY w.state LIMIT 1;
         IF bad.state = 'dead' THEN
             RAISE EXCEPTION '% of % row % failed: %', bad.kind, bad.mirror, bad.row_id, coalesce(bad.error, 'no reason given')
                 USING ERRCODE = '38000', DETAIL = 'It is parked in crm.dead_letter.', HINT = coalesce(bad.advice, 'Correct the cause, then crm.dead_letter_retry().');
@@ -283,10 +289,10 @@ BEGIN
                 USING ERRCODE = '55000', DETAIL = format('Transaction %s.', last),
                       HINT = CASE bad.state WHEN 'held' THEN format('SELECT crm.approve(%s); or crm.reject(%s).', last, last) ELSE 'crm.go_live makes a link or mirror live.' END;
         END IF;
-        -- A write that had more causes than it names may be of an older one, too.
-        SELECT count(*) INTO n FROM crm.write w WHERE last = ANY (w.txs) OR cardinality(w.txs) >= 1000 AND last < w.txs[1];
-        IF n = 0 AND crm._drained(last)
-           AND NOT EXISTS (SELECT FROM crm.write w WHERE last = ANY (w.txs) OR cardinality(w.txs) >= 1000 AND last < w.txs[1]) THEN
+        -- A write with more causes than it names may be of an older one, too, or of a later one that the guard held.
+        SELECT count(*) INTO n FROM crm.write w
+        WHERE last = ANY (w.txs) OR cardinality(w.txs) >= 1000 AND (last < w.txs[1] OR looped IS NOT FALSE AND last > w.txs[1000]);
+        IF n = 0 AND taken THEN
             RETURN format('confirmed after %s', date_trunc('milliseconds', clock_timestamp() - began));
         ELSIF clock_timestamp() >= until THEN
             RAISE EXCEPTION 'not confirmed within %', timeout

@@ -1,12 +1,12 @@
 //! A record that is edited all the time while nothing of it is sent: what waits stays small.
 
-use crm_tests::{EmulatorOptions, Options, PATIENCE, Pair, PairOptions};
+use crm_tests::{Db, EmulatorOptions, Options, PATIENCE, Pair, PairOptions};
 
 /// Transactions of one row; more than a write names.
 const EDITS: i64 = 2_500;
 
-async fn start() -> Pair {
-    let cluster = Options::default().setting("pg_crm_sync.guard_window_rows", "0");
+async fn start(guard_window_rows: &str) -> Pair {
+    let cluster = Options::default().setting("pg_crm_sync.guard_window_rows", guard_window_rows);
     let emulator = EmulatorOptions::default().contacts(3);
     let pair = Pair::start(PairOptions { cluster, emulator }).await;
     pair.import("hubspot", &["contacts"]).await;
@@ -14,8 +14,8 @@ async fn start() -> Pair {
     pair
 }
 
-/// Edits the first contact, each time in a transaction of its own, and waits until that is decided.
-async fn edit_often(pair: &Pair) {
+/// Edits the first contact, each time in a transaction of its own, and waits until that is decided. Returns the session.
+async fn edit_often(pair: &Pair) -> Db {
     let other = pair.cluster.connect("app").await;
     other
         .exec(&format!(
@@ -24,8 +24,9 @@ async fn edit_often(pair: &Pair) {
              END LOOP; END $$"
         ))
         .await;
-    let last = format!("SELECT vals ->> 'city' = 'City {EDITS}' FROM crm.write");
+    let last = format!("SELECT bool_or(vals ->> 'city' = 'City {EDITS}') IS TRUE FROM crm.write");
     pair.db.wait_true("all is decided", PATIENCE, &last).await;
+    other
 }
 
 async fn causes(pair: &Pair) -> i64 {
@@ -36,7 +37,7 @@ async fn causes(pair: &Pair) -> i64 {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_row_edited_for_weeks_in_shadow_names_its_last_transactions_only() {
-    let pair = start().await;
+    let pair = start("0").await;
     edit_often(&pair).await;
     let state: String = pair.db.one("SELECT state FROM crm.write").await;
     assert_eq!(state, "would_send");
@@ -50,7 +51,7 @@ async fn a_row_edited_for_weeks_in_shadow_names_its_last_transactions_only() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_waits_for_a_change_is_not_told_that_it_was_sent_because_later_ones_joined_it() {
-    let pair = start().await;
+    let pair = start("0").await;
     pair.db
         .exec("SELECT crm.go_live('hubspot.contacts'); SELECT crm.pause('server', 'hubspot')")
         .await;
@@ -66,4 +67,26 @@ async fn who_waits_for_a_change_is_not_told_that_it_was_sent_because_later_ones_
     assert!(said.starts_with("confirmed"), "{said}");
     let phone = pair.emulator.field("hubspot", "contacts", "1", "phone");
     assert_eq!(phone.as_deref(), Some("+1 555"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_loop_that_the_guard_holds_for_days_names_its_first_transactions_only() {
+    let pair = start("100").await;
+    pair.db.exec("SELECT crm.go_live('hubspot.contacts')").await;
+    let looping = edit_often(&pair).await;
+    assert!(causes(&pair).await <= 1_000, "{}", causes(&pair).await);
+    // Its last transaction is not among those named.
+    let refused = looping.error("SELECT crm.wait_synced()").await;
+    assert_eq!(refused.code().code(), "55000", "{refused:?}");
+    // Nobody else waits for it.
+    pair.db
+        .exec("SET application_name = 'portal'; UPDATE hubspot.contacts SET phone = '+1 555' WHERE id = '2'")
+        .await;
+    let said: String = pair.db.one("SELECT crm.wait_synced('60 s')").await;
+    assert!(said.starts_with("confirmed"), "{said}");
+    pair.db.exec("SELECT crm.approve(tx) FROM crm.held").await;
+    let said: String = looping.one("SELECT crm.wait_synced('60 s')").await;
+    assert!(said.starts_with("confirmed"), "{said}");
+    let city = pair.emulator.field("hubspot", "contacts", "1", "city");
+    assert_eq!(city, Some(format!("City {EDITS}")));
 }

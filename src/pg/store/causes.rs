@@ -2,15 +2,15 @@
 
 use super::spi::{self, Result};
 
-/// Transactions that a write names: a row in shadow may be edited for weeks.
-/// `crm.wait_synced` knows the number, too.
+/// Transactions that a write names: a row in shadow may be edited for weeks,
+/// one in a loop that the guard holds every second. `crm.wait_synced` knows the number, too.
 const CAUSES_MAX: usize = 1_000;
 
-/// SQL for the causes of write `w` and some more: the newest, but all of what is
-/// held, because each transaction is to be approved.
+/// SQL for the causes of write `w` and some more: the newest, but of what the guard
+/// holds the first, so that a big change is approved or rejected on all its rows.
 pub(super) fn and(more: &str) -> String {
     format!(
-        "CASE WHEN w.state = 'held' THEN w.txs || {more} \
+        "CASE WHEN w.state = 'held' THEN (w.txs || {more})[:{CAUSES_MAX}] \
          ELSE (w.txs || {more})[greatest(cardinality(w.txs) + cardinality({more}) - {CAUSES_MAX}, 0) + 1:] END"
     )
 }
