@@ -27,7 +27,7 @@ use crate::worker::world::World;
 use crate::worker::{deliver, local, servers};
 
 /// Changes drained in one transaction.
-const DRAIN: i64 = 1_500;
+const DRAIN: i64 = 1_250;
 /// Events of the I/O thread taken in one turn.
 const EVENTS: usize = 512;
 /// Changes of CRMs applied in one transaction, at most about.
