@@ -129,8 +129,8 @@ pub struct Decision {
     /// Values that went into the one that stands, with their origins, where it is
     /// none of them.
     pub merged: Vec<(String, Value)>,
-    /// What a user's function said.
-    pub evaluation: Option<Evaluation>,
+    /// What a user's function said; boxed, because it is rare and ten times the rest.
+    pub evaluation: Option<Box<Evaluation>>,
     /// Values that do not stand, with their origins.
     pub losers: Vec<(String, Value)>,
     /// Two sides had changed.
@@ -193,7 +193,7 @@ pub(crate) struct Notes<'a> {
     /// Why the field stops after this decision.
     pub(crate) freeze: Option<String>,
     /// What a user's function said.
-    pub(crate) evaluation: Option<Evaluation>,
+    pub(crate) evaluation: Option<Box<Evaluation>>,
     /// What a page shows is no edit as far as can be told.
     pub(crate) no_edit: bool,
 }

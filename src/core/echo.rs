@@ -306,13 +306,25 @@ pub(crate) fn find_marked(
 
 /// Equal but for case, spacing and punctuation.
 pub(crate) fn alike(a: &Value, b: &Value) -> bool {
-    fn fold(v: &Value) -> impl Iterator<Item = char> {
-        let letters = v.as_deref().unwrap_or("").chars();
-        letters
-            .filter(|c| c.is_alphanumeric())
-            .flat_map(char::to_lowercase)
+    fn text(v: &Value) -> &str {
+        v.as_deref().unwrap_or("")
     }
-    fold(a).eq(fold(b))
+    let (a, b) = (text(a), text(b));
+    if a.is_ascii() && b.is_ascii() {
+        return ascii_letters(a).eq(ascii_letters(b));
+    }
+    letters(a).eq(letters(b))
+}
+
+fn letters(text: &str) -> impl Iterator<Item = char> {
+    let letters = text.chars().filter(|c| c.is_alphanumeric());
+    letters.flat_map(char::to_lowercase)
+}
+
+/// The same, several times as fast.
+fn ascii_letters(text: &str) -> impl Iterator<Item = u8> {
+    let letters = text.bytes().filter(u8::is_ascii_alphanumeric);
+    letters.map(|c| c.to_ascii_lowercase())
 }
 
 /// Whether this CRM is known to store `wanted` as `shown`.

@@ -325,7 +325,7 @@ fn evaluated(case: &mut Case<'_>, rule: &Rule) -> Keep {
     let Some(said) = said.clone().find(|e| e.question == question) else {
         return Keep::Ask(Box::new(question));
     };
-    case.notes.evaluation = Some(said.clone());
+    case.notes.evaluation = Some(Box::new(said.clone()));
     let field_type = case.column.field_type;
     let answer = said.answer.clone().and_then(|v| match v {
         Some(text) => canonical(field_type, &text).map_err(|e| e.to_string()),
