@@ -72,8 +72,7 @@ fn decide_one(frame: Frame<'_>) -> Outcome {
         let stored = entity.fields.get(field);
         // What is remembered does not speak for a row that was changed behind our back.
         let known = stored.filter(|state| !is_damaged(observed, column, value, row, state));
-        if let Some(quick) = settled_and_equal(observed, *field, column, value, row, stored) {
-            outcome.decisions.extend(quick);
+        if is_known_page(observed, column, value, row, stored) {
             continue;
         }
         let held = match observed.decided.contains(field) {
@@ -112,35 +111,16 @@ fn holder(group: &Group, observed: &Observed) -> Clock {
     }
 }
 
-/// A field at rest whose value is shown again costs nothing: most of a page.
-fn settled_and_equal(
+/// A field at rest whose value a page shows again costs nothing: most of a page. An
+/// event tells when it was written, which earlier ones that come later are asked for.
+fn is_known_page(
     observed: &Observed,
-    field: usize,
     column: &SideField,
     value: &Value,
     held: &Value,
     stored: Option<&FieldState>,
-) -> Option<Option<Decision>> {
-    if stored.is_some() || observed.source == Source::Local {
-        return None;
-    }
-    if !same(column.field_type, value, held) {
-        return None;
-    }
-    let decision = || Decision {
-        field,
-        step: Step::Equal,
-        rule: None,
-        strategy: None,
-        winner: observed.origin.clone(),
-        value: value.clone(),
-        merged: Vec::new(),
-        evaluation: None,
-        losers: Vec::new(),
-        conflict: false,
-        held: None,
-    };
-    Some((observed.source != Source::Page).then(decision))
+) -> bool {
+    observed.source == Source::Page && stored.is_none() && same(column.field_type, value, held)
 }
 
 /// Whether the row shows what nobody wrote that we know of, while its CRM shows what

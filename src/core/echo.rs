@@ -141,9 +141,7 @@ pub(crate) fn find(
             .window(skew_ms)
             .is_some_and(|window| window.overlaps(at) || (late && window.from <= at.to));
         // Writes of one record go one after another.
-        let overtaken = side.sent[..*place]
-            .iter()
-            .any(|earlier| earlier.landed.is_some_and(|l| at.before(l)));
+        let overtaken = is_overtaken(side, *place, at, skew_ms);
         // It left after this was told.
         let known = w.after.is_some_and(|after| match at.from == at.to {
             true => at.to <= after,
@@ -177,12 +175,41 @@ pub(crate) fn has_twin(
     side.sent.iter().filter(alike).count() > 1
 }
 
+/// Whether an earlier write landed after this time, and none later than `place` can
+/// have landed in its stead.
+fn is_overtaken(side: &SideState, place: usize, at: Interval, skew_ms: i64) -> bool {
+    let later = |e: &usize| side.sent[*e].landed.is_some_and(|l| at.before(l));
+    (0..place).any(|e| later(&e) && twin_after(side, e, place, skew_ms).is_none())
+}
+
+/// The write after `place` of the same value as an earlier one, that may have landed
+/// when that one seems to.
+fn twin_after(side: &SideState, earlier: usize, place: usize, skew_ms: i64) -> Option<usize> {
+    let first = &side.sent[earlier];
+    let landed = first.landed?;
+    let is_twin = |w: &SentWrite| {
+        let free = w.landed.is_none() && w.result() == first.result();
+        free && w
+            .window(skew_ms)
+            .is_some_and(|window| window.overlaps(landed))
+    };
+    (place + 1..side.sent.len()).find(|q| is_twin(&side.sent[*q]))
+}
+
 /// Notes when a write landed. A later write that seemed to have landed before
-/// was somebody else's doing.
-pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval) {
-    let overtaken = |w: &SentWrite| w.landed.is_some_and(|l| at.before(l));
-    if side.sent[..place].iter().any(overtaken) {
+/// was somebody else's doing; an earlier one that seemed to have landed after it was
+/// a later one of the same value.
+pub(crate) fn landed(side: &mut SideState, place: usize, at: Interval, skew_ms: i64) {
+    if is_overtaken(side, place, at, skew_ms) {
         return;
+    }
+    for earlier in 0..place {
+        if side.sent[earlier].landed.is_some_and(|l| at.before(l))
+            && let Some(twin) = twin_after(side, earlier, place, skew_ms)
+        {
+            side.sent[twin].landed = side.sent[earlier].landed.take();
+            side.sent[twin].confirmed |= std::mem::take(&mut side.sent[earlier].confirmed);
+        }
     }
     side.sent[place].landed = Some(at);
     for later in &mut side.sent[place + 1..] {
@@ -240,7 +267,7 @@ pub(crate) fn landed_late(
     let given_up = matches!(write.sent, Sent::Unknown { .. }) && write.landed.is_none();
     let later = write.window(skew_ms).is_some_and(|w| w.before(at));
     if given_up && later && same(field_type, write.result(), value) {
-        landed(side, newest, at);
+        landed(side, newest, at, skew_ms);
     }
 }
 

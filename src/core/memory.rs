@@ -22,12 +22,13 @@ pub fn at_rest(entity: &Entity, field: usize) -> FieldState {
 
 /// Whether a state says more than the rows and the ledger do: something was
 /// sent, a person is asked, edits wait, writers take turns or keep a value against
-/// us, or linked sides never agreed. What a side showed alone is in the ledger, see
-/// [`recall`].
+/// us, linked sides never agreed, or somebody set a value anew that nothing was sent
+/// for. What a side showed alone is in the ledger, see [`recall`].
 pub fn must_keep(state: &FieldState, entity: &Entity) -> bool {
     let linked = entity.records.iter().filter(|r| r.exists).count() > 1;
     let mut sides = entity.records.iter().zip(&state.sides);
     state.hold.is_some()
+        || (linked && state.clock.is_some())
         || state.turns.as_ref().is_some_and(|t| t.count > 0)
         || sides.any(|(record, side)| {
             let open = linked && record.exists && side.base.is_none();

@@ -95,7 +95,7 @@ fn own_write(case: &mut Case<'_>) -> Option<Keep> {
         here.sent[place].doubted &= !proof;
         // A page tells when the record changed last, not when this field did.
         if !page && proof && !twins && here.sent[place].landed.is_none() {
-            echo::landed(here, place, at);
+            echo::landed(here, place, at, skew);
         }
     }
     if page {
@@ -175,14 +175,14 @@ fn normal_form(case: &mut Case<'_>) -> Option<Keep> {
     // twice, it can land twice.
     if same(field_type, &wanted, value) {
         if later && given_up {
-            echo::landed(here, place, at);
+            echo::landed(here, place, at, skew);
         }
         return Some(Keep::Nothing);
     }
     write.confirmed = true;
     write.normal = Some(value.clone());
     if write.landed.is_none_or(|l| l.before(at)) {
-        echo::landed(here, place, at);
+        echo::landed(here, place, at, skew);
     }
     let current = same(case.column.field_type, &wanted, &case.held);
     Some(if current {

@@ -43,7 +43,6 @@ fn what_rows_and_ledger_tell_is_not_kept() {
     assert_eq!(state.sides[A].base, Some(text("10")));
     state.sides[A].seen = Some(edit("11", T));
     state.sides[A].past = vec![(text("9"), Interval::instant(T - 1))];
-    state.clock = Some(edit("11", T).1);
     state.turns = Some(Turns {
         last: "alpha".to_owned(),
         before: String::new(),
@@ -58,7 +57,7 @@ fn each_thing_that_only_the_state_knows_keeps_it() {
     let both = entity([true, true]);
     let rest = || at_rest(&both, 0);
     type Change = fn(&mut FieldState);
-    let changes: [(&str, Change); 6] = [
+    let changes: [(&str, Change); 7] = [
         ("a question", |s| s.hold = Some(Hold::default())),
         ("turns", |s| {
             s.turns = Some(Turns {
@@ -83,6 +82,8 @@ fn each_thing_that_only_the_state_knows_keeps_it() {
             s.sides[B].waiting.push(Waiting(value, clock, Mark::Others));
         }),
         ("sides that never agreed", |s| s.sides[B].base = None),
+        // Set and set back before anything was sent.
+        ("who wrote last", |s| s.clock = Some(edit("10", T).1)),
     ];
     for (what, change) in changes {
         let mut state = rest();
@@ -96,6 +97,7 @@ fn a_record_alone_and_a_side_without_one_have_nothing_to_agree_about() {
     for there in [[true, false], [false, true], [false, false]] {
         let entity = entity(there);
         let mut state = at_rest(&entity, 0);
+        state.clock = Some(edit("11", T).1);
         assert!(!must_keep(&state, &entity), "{there:?}");
         for side in &mut state.sides {
             side.base = None;

@@ -336,3 +336,33 @@ fn the_landing_of_one_of_two_writes_of_a_value_is_not_taken_for_that_of_the_late
     assert_eq!(only(&edit).value, text("late"), "{edit:?}");
     assert!(writes(&edit).contains(&(A, text("late"))), "{edit:?}");
 }
+
+#[test]
+fn of_two_writes_alike_the_later_one_landed_where_another_of_ours_came_between() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base");
+    w.local(A, "5", T);
+    w.claim(A, "5", T + 100);
+    w.answer(A, "5", Answer::Unknown, T + 45_000);
+    w.local(A, "3", T + 45_000);
+    w.send(A, "3", T + 45_000);
+    w.local(A, "5", T + 46_000);
+    w.claim(A, "5", T + 46_100);
+    // Told before the one that it was written over; it might be the first of the two.
+    w.remote(A, "5", T + 46_500);
+    let late = w.remote(A, "3", T + 46_400);
+    assert_eq!(only(&late).step, Step::Echo, "{late:?}");
+    assert_eq!((w.row(A), w.row(B)), (text("5"), text("5")));
+    w.answer(A, "5", done(), T + 46_600);
+    let sent = &w.state().sides[A].sent;
+    let landed: Vec<_> = sent.iter().map(|s| s.landed.map(|l| l.to - T)).collect();
+    assert_eq!(landed, [None, Some(46_400), Some(46_500)]);
+}
+
+#[test]
+fn a_change_that_is_told_after_the_value_came_back_is_not_the_last() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base");
+    w.remote(A, "base", T + 5_000);
+    let late = w.remote(A, "between", T);
+    assert_eq!(only(&late).step, Step::Stale, "{late:?}");
+    assert_eq!((w.row(A), w.row(B)), (text("base"), text("base")));
+}

@@ -427,7 +427,8 @@ pub(crate) struct Shown {
 
 /// What people wrote last per field of these rows in their own CRM, from the
 /// ledger: not what came back of our own writes, and not what was late itself. In
-/// `counted` fields, where every edit counts, what was known already is no edit.
+/// `counted` fields, where every edit counts, what was known already is no edit. A
+/// value that was held already counts where it was told with its own time.
 pub(crate) fn last_shown(
     mirror: i32,
     row_ids: Vec<i64>,
@@ -440,7 +441,8 @@ pub(crate) fn last_shown(
          AND e.occurred_at > now() - interval '72 hours' \
          AND NOT EXISTS (SELECT FROM jsonb_array_elements(e.decision) d WHERE coalesce(d ->> 'as', d ->> 'field') = f.name AND d ->> 'step' \
            NOT IN ('one_side', 'conflict', 'owner', 'fill_blank', 'held', 'flapping', 'one_way', 'locked', 'score') \
-           AND (d ->> 'step' <> 'known' OR f.name = ANY($3))) \
+           AND (d ->> 'step' <> 'known' OR f.name = ANY($3)) \
+           AND (d ->> 'step' <> 'equal' OR e.source NOT IN ('webhook', 'pubsub'))) \
          ORDER BY e.row_id, f.name, e.occurred_at DESC, e.seq DESC",
         &[mirror.into(), row_ids.into(), counted.into()],
         |row| {

@@ -1,6 +1,6 @@
 //! What the ledger remembers, so that states need not.
 
-use crm_core::decide::{Observed, Outcome, Step};
+use crm_core::decide::{Observed, Outcome, Source, Step};
 use crm_core::memory::{at_rest, recall};
 
 use crate::engine::Engine;
@@ -25,7 +25,8 @@ impl Engine {
                         | Step::Flapping
                         | Step::Known
                 )
-            ) && !(step == Some(Step::Known) && self.counts(*field));
+            ) && !(step == Some(Step::Known) && self.counts(*field))
+                || step == Some(Step::Equal) && observed.source == Source::Remote;
             let last = &mut self.things[thing].shown[observed.side][*field];
             if news && last.as_ref().is_none_or(|(_, at)| at.to <= observed.at.to) {
                 *last = Some((value.clone(), observed.at));
