@@ -71,7 +71,7 @@ fn row(line: Line) -> Row {
 )]
 fn explain_statement(
     statement: Option<&str>,
-    max_rows: default!(i32, 1000),
+    max_rows: default!(Option<i32>, 1000),
 ) -> TableIterator<
     'static,
     (
@@ -94,7 +94,7 @@ fn explain_statement(
     let Some(statement) = statement else {
         statement::refuse("it is null");
     };
-    bounded(max_rows);
+    let max_rows = bounded(max_rows);
     let told = tx::rehearse(|| of_statement(statement, max_rows));
     TableIterator::new(finished(told).into_iter().map(row))
 }
@@ -166,19 +166,23 @@ fn explain_policy(
         name!(detail, Option<String>),
     ),
 > {
-    bounded(max_rows);
+    let max_rows = bounded(Some(max_rows));
     let told = tx::rehearse(|| of_policy(policy, max_rows));
     TableIterator::new(finished(told).into_iter().map(row))
 }
 
-fn bounded(max_rows: i32) {
-    if !(1..=MAX_ROWS).contains(&max_rows) {
-        report::refuse(
+fn bounded(max_rows: Option<i32>) -> i32 {
+    match max_rows {
+        Some(rows) if (1..=MAX_ROWS).contains(&rows) => rows,
+        _ => report::refuse(
             PgSqlErrorCode::ERRCODE_INVALID_PARAMETER_VALUE,
-            format!("max_rows cannot be {max_rows}"),
+            format!(
+                "max_rows cannot be {}",
+                max_rows.map_or_else(|| "null".to_owned(), |n| n.to_string())
+            ),
             Some(format!("Expected 1 to {MAX_ROWS}.")),
             "Leave it out for 1000.",
-        );
+        ),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use crate::broken::{Mistake, made};
 use crate::case::{Case, Decision, Keep, Outcome, Step};
-use crate::effect::{accept, incumbent_origin, put, put_back, review, row};
+use crate::effect::{accept, incumbent_origin, mirror_value, put, put_back, review, row};
+use crate::model::Value;
 use crate::special;
 use crate::value::same;
 
@@ -42,7 +43,7 @@ pub(crate) fn carry_out(case: &mut Case<'_>, step: Step, keep: Keep, outcome: &m
         }
         Keep::Challenger => {
             if case.conflict {
-                let loser = (incumbent_origin(case), case.held.clone());
+                let loser = (incumbent_origin(case), held(case).clone());
                 decision.losers.push(loser);
             }
             accept(case, case.value, &mut decision, outcome);
@@ -84,5 +85,15 @@ fn ignore(case: &Case<'_>, step: Step, decision: &mut Decision, outcome: &mut Ou
     if step == Step::TooLate && !outcome.reread.contains(&case.observed.side) {
         outcome.reread.push(case.observed.side);
         decision.held = Some("older than any order is known for: read again".to_owned());
+    }
+}
+
+/// The value that was written last: where it could not be shown on this side, it stands
+/// on that of its writer.
+fn held<'a>(case: &'a Case<'_>) -> &'a Value {
+    let clock = case.state.clock.as_ref();
+    match clock.and_then(|c| case.unseen_origin(c)) {
+        Some(side) => mirror_value(case.entity, side, case.field),
+        None => &case.held,
     }
 }

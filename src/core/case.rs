@@ -5,6 +5,7 @@ use crate::broken::{Mistake, made};
 use crate::echo::{self, Order};
 use crate::evaluate::{Evaluation, Question};
 use crate::group::{Group, SideField};
+use crate::mapping::between;
 use crate::model::{Mark, Millis, Value};
 use crate::policy::{FieldLock, Policy, Rule};
 use crate::stamps::Quality;
@@ -371,7 +372,7 @@ impl<'a> Case<'a> {
         let early = clock.at.to.saturating_add(skew) >= self.observed.at.from;
         let last = here.sent.last().filter(|w| w.clock == *clock || !early);
         let Some(last) = last else {
-            return early;
+            return early || self.unseen_origin(clock).is_some();
         };
         // It stood there before, though it may have been sent again since, in the
         // form that the CRM made of it. The same value written anew, after another
@@ -386,6 +387,30 @@ impl<'a> Case<'a> {
             })
         };
         !here.sent.iter().enumerate().any(stood)
+    }
+
+    /// The side that holds what was written last and could not be shown here: nothing was
+    /// sent, and who writes here has not seen it.
+    pub(crate) fn unseen_origin(&self, clock: &Clock) -> Option<usize> {
+        let here = self.observed.side;
+        let is_server = |s: usize| self.group.origin(s) == clock.origin;
+        let sides = || (0..self.group.sides.len()).filter(|s| *s != here);
+        let by_sql = !sides().any(is_server) && self.group.origin(here) != clock.origin;
+        let unseen = |side: usize| {
+            let there = self.group.column(self.field, side);
+            let values = &self.entity.records[side].values;
+            let (Some(there), Some(value)) = (there, values.get(self.field)) else {
+                return false;
+            };
+            let images = &self.entity.images;
+            let forth = || between(there, self.column, value, images);
+            let back = || between(self.column, there, &self.held, images);
+            there.inbound
+                && self.entity.alive(side)
+                && !forth().is_ok_and(|v| same(self.column.field_type, &v, &self.held))
+                && !back().is_ok_and(|v| same(there.field_type, &v, value))
+        };
+        sides().find(|s| (by_sql || is_server(*s)) && unseen(*s))
     }
 
     /// Whether another value than the newest may have stood on this side since one

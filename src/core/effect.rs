@@ -310,12 +310,14 @@ pub(crate) fn put(
     let (clock, held) = (carried_clock(case), case.observed.held);
     let state = &mut case.state.sides[side];
     if echo::holds(state, wanted, column.field_type, skew) {
-        if echo::withdraw(state) && !made(Mistake::CancelDropped) {
-            outcome.cancel.push((side, field));
-        }
-        // What was refused before is wanted no more.
+        let mut moot = echo::withdraw(state);
+        // What was refused before is wanted no more, nor tried again by hand.
         while state.sent.last().is_some_and(|w| w.sent == Sent::Failed) {
             state.sent.pop();
+            moot = true;
+        }
+        if moot && !made(Mistake::CancelDropped) {
+            outcome.cancel.push((side, field));
         }
         return;
     }

@@ -10,6 +10,7 @@ use crm_core::state::{Entity, FieldState, SideRecord};
 
 use crate::pg::store::changes;
 use crate::pg::store::ledger;
+use crate::pg::store::reviews;
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, WriteRow};
@@ -168,8 +169,8 @@ impl Case {
 }
 
 /// Builds cases from locked rows of one mirror. Rows of other sides are locked
-/// too; a case whose partner is locked by somebody else is left out and its
-/// row id returned.
+/// too; a case whose partner is locked by somebody else, or whose question somebody is
+/// answering, is left out and its row id returned.
 pub(crate) fn load(
     world: &World,
     mirror: &Mirror,
@@ -191,6 +192,9 @@ pub(crate) fn load(
     let fields: Vec<usize> = fields.into_iter().collect();
     let partners = lock_partners(world, info, mirror, &fields, &xrefs)?;
     let states = load_states(world, info, &xrefs)?;
+    let asks = |fields: &BTreeMap<usize, FieldState>| fields.values().any(|s| s.hold.is_some());
+    let asked = states.iter().filter(|(_, fields)| asks(fields));
+    let answering = reviews::being_answered(asked.map(|(e, _)| *e).collect())?;
     let expected: HashMap<i64, usize> = xrefs.iter().fold(HashMap::new(), |mut n, x| {
         *n.entry(x.entity).or_default() += 1;
         n
@@ -212,7 +216,8 @@ pub(crate) fn load(
             sides[*side] = Some(partner.clone());
             found += 1;
         }
-        if entity_id.is_some_and(|e| expected.get(&e).is_some_and(|n| *n > found)) {
+        let locked = |e: i64| expected.get(&e).is_some_and(|n| *n > found);
+        if entity_id.is_some_and(|e| locked(e) || answering.contains(&e)) {
             blocked.push(row.row_id);
             continue;
         }
@@ -351,6 +356,32 @@ pub(super) fn lock_partners(
         }
     }
     Ok(partners)
+}
+
+/// As [`load`] for rows that are decided now or never: waits for those who hold rows of
+/// other sides, and fails with a lock's error if that takes too long.
+pub(crate) fn load_all(
+    world: &World,
+    mirror: &Mirror,
+    columns: &[usize],
+    locked: Vec<Row>,
+) -> Result<Vec<Case>> {
+    let (mut cases, blocked) = load(world, mirror, columns, locked)?;
+    if blocked.is_empty() {
+        return Ok(cases);
+    }
+    let xrefs = ledger::entities_of(mirror.id, blocked.clone())?;
+    for member in &world.groups[mirror.group].group.sides {
+        let other = world.mirrors.get(&member.mirror);
+        let Some(other) = other.filter(|m| m.id != mirror.id) else {
+            continue;
+        };
+        let theirs = xrefs.iter().filter(|x| x.mirror == other.id);
+        rows::wait_for(&other.table, theirs.map(|x| x.row_id).collect())?;
+    }
+    let again = lock(mirror, columns, blocked)?;
+    cases.extend(load(world, mirror, columns, again)?.0);
+    Ok(cases)
 }
 
 /// Locks rows of a mirror by row id and reads the given columns.

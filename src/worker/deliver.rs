@@ -14,7 +14,6 @@ use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
-use crate::pg::tx::SqlError;
 use crate::worker::cases;
 use crate::worker::conditions;
 use crate::worker::creates;
@@ -183,28 +182,6 @@ pub(crate) fn record(
     }
     sorted.write(world, mirror, batch.kind, now)?;
     Ok(after)
-}
-
-/// What becomes of a write whose answer the mirror's table refuses, by a CHECK or
-/// a trigger: nothing is told to the row. One that the CRM took, or may have, is
-/// in doubt until the table takes what the CRM shows.
-pub(crate) fn unrecordable(write: i64, result: &WriteResult, refusal: &SqlError) -> Setback {
-    match result {
-        WriteResult::Failed(error) if !error.maybe_applied => setback(write, "dead", 0, error),
-        WriteResult::Done { .. }
-        | WriteResult::Exists { .. }
-        | WriteResult::Unknown(_)
-        | WriteResult::Failed(_) => Setback {
-            id: write,
-            state: "unknown",
-            wait_ms: 10_000,
-            status: 0,
-            class: "fix_data".to_owned(),
-            code: refusal.sqlstate.clone(),
-            message: format!("the answer cannot be recorded: {}", refusal.message),
-            advice: "Mend what the error names (a CHECK, a trigger); the record is read again until its row takes it.".to_owned(),
-        },
-    }
 }
 
 /// A write that succeeded: the record's id and the values the answer shows.

@@ -65,8 +65,11 @@ fn shown(mirror: &Mirror, row: &WriteRow, look: &Look) -> Shown {
         })
     };
     match (kind_of(row), &row.record_id) {
-        // A record that has gone since is read, like any that is told of.
-        (WriteKind::Create, Some(id)) if !deleted || mirror.unique_field.is_some() => {
+        // A record that has gone since is read, like any that is told of; one that a
+        // person named must be there.
+        (WriteKind::Create, Some(id))
+            if !deleted || (mirror.unique_field.is_some() && row.attempts > 0) =>
+        {
             Shown::Made(id.clone())
         }
         (WriteKind::Create, _) => Shown::Nowhere,

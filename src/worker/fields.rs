@@ -154,9 +154,13 @@ pub(crate) fn place(
     let links = std::mem::take(&mut info.links);
     let placed = placed(world, info, &links, mirrors, mirror, column);
     let row = &mirror.columns[column];
+    // Policy rows name a unit of several columns by its first, whichever is met first.
+    let unit = placed
+        .list
+        .and_then(|(map, right)| map.fields(right).next());
     let field = placed.field.unwrap_or_else(|| {
         info.group.fields.push(GroupField {
-            name: row.field.clone(),
+            name: unit.map_or_else(|| row.field.clone(), |first| first.to_owned()),
             sides: vec![None; mirrors.len()],
         });
         info.columns_of.push(vec![Vec::new(); mirrors.len()]);

@@ -7,6 +7,7 @@ use crate::pg::tx::{self, SqlError};
 use crate::worker::deliver::{self, Batch};
 use crate::worker::engine::{self, Step};
 use crate::worker::session::Session;
+use crate::worker::setbacks;
 use crate::worker::usage::Way;
 
 /// Results recorded in one transaction.
@@ -109,7 +110,7 @@ impl Session {
         now: Millis,
     ) -> Step<()> {
         if let ([row], [result]) = (batch.rows.as_slice(), results.as_slice()) {
-            let doubt = deliver::unrecordable(row.id, result, error);
+            let doubt = setbacks::unrecordable(row.id, result, error);
             return tx::in_transaction(|| {
                 writes::set_back(&[doubt])?;
                 Ok(())

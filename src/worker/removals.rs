@@ -423,7 +423,7 @@ pub(crate) fn agree(world: &World, mirror: &Mirror, row_ids: Vec<i64>, now: Mill
     }
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let locked = cases::lock(mirror, &all, row_ids)?;
-    let (mut batch, _) = cases::load(world, mirror, &all, locked)?;
+    let mut batch = cases::load_all(world, mirror, &all, locked)?;
     let mut events = Vec::new();
     for case in &mut batch {
         let Some(row) = case.rows[mirror.side].clone() else {

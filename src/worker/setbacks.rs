@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crm_core::model::{ErrorClass, Millis, RemoteError};
+use crm_core::model::{ErrorClass, Millis, RemoteError, WriteResult};
 use crm_core::outgoing::{self, Answer};
 use crm_core::state::FieldState;
 
 use crate::pg::store::ledger;
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, Setback, WriteRow};
+use crate::pg::tx::SqlError;
 use crate::worker::cases;
 use crate::worker::deliver::states_of;
 use crate::worker::world::{Mirror, World};
@@ -25,6 +26,28 @@ pub(super) fn setback(id: i64, state: &'static str, wait_ms: i64, error: &Remote
         code: error.code.clone(),
         message: error.message.clone(),
         advice: error.advice.to_owned(),
+    }
+}
+
+/// What becomes of a write whose answer the mirror's table refuses, by a CHECK or
+/// a trigger: nothing is told to the row. One that the CRM took, or may have, is
+/// in doubt until the table takes what the CRM shows.
+pub(crate) fn unrecordable(write: i64, result: &WriteResult, refusal: &SqlError) -> Setback {
+    match result {
+        WriteResult::Failed(error) if !error.maybe_applied => setback(write, "dead", 0, error),
+        WriteResult::Done { .. }
+        | WriteResult::Exists { .. }
+        | WriteResult::Unknown(_)
+        | WriteResult::Failed(_) => Setback {
+            id: write,
+            state: "unknown",
+            wait_ms: 10_000,
+            status: 0,
+            class: "fix_data".to_owned(),
+            code: refusal.sqlstate.clone(),
+            message: format!("the answer cannot be recorded: {}", refusal.message),
+            advice: "Mend what the error names (a CHECK, a trigger); the record is read again until its row takes it.".to_owned(),
+        },
     }
 }
 

@@ -1,5 +1,7 @@
 //! Questions for stewards and their answers.
 
+use std::collections::HashSet;
+
 use super::spi::{self, Result};
 
 /// What a question is about; see `crm.review_item`.
@@ -112,6 +114,21 @@ pub(crate) fn ask_fields(questions: Vec<FieldQuestion>) -> Result<usize> {
             text(|q| q.candidates.clone()).into(),
         ],
     )
+}
+
+/// Which of these entities have questions about fields that somebody is answering: a
+/// steward may take all day to COMMIT.
+pub(crate) fn being_answered(entities: Vec<i64>) -> Result<HashSet<i64>> {
+    if entities.is_empty() {
+        return Ok(HashSet::new());
+    }
+    let rows = spi::write_rows(
+        "WITH free AS MATERIALIZED (SELECT r.id FROM crm.review_item r WHERE r.kind = 'field' AND r.entity = ANY($1) FOR UPDATE SKIP LOCKED) \
+         SELECT r.entity FROM crm.review_item r WHERE r.kind = 'field' AND r.entity = ANY($1) AND r.id NOT IN (SELECT f.id FROM free f)",
+        &[entities.into()],
+        |row| Ok(row.get::<i64>(1)?.unwrap_or_default()),
+    )?;
+    Ok(rows.into_iter().collect())
 }
 
 /// Removes questions about fields that ended otherwise.

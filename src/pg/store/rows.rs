@@ -91,6 +91,16 @@ fn lock(table: &Table, columns: &[&ColumnRow], key: &str, arg: Arg<'_>) -> Resul
     select(table, columns, &key, arg)
 }
 
+/// Locks rows, waiting for those who hold them, up to the lock timeout.
+pub(crate) fn wait_for(table: &Table, ids: Vec<i64>) -> Result<()> {
+    let sql = format!(
+        "SELECT m._id FROM {} m WHERE m._id = ANY($1) ORDER BY m._id FOR NO KEY UPDATE",
+        table.name
+    );
+    spi::write_rows(&sql, &[ids.into()], |_| Ok(()))?;
+    Ok(())
+}
+
 /// Rows as they are, by local row id, not locked.
 pub(crate) fn look(table: &Table, columns: &[&ColumnRow], ids: Vec<i64>) -> Result<Vec<Row>> {
     select(table, columns, "m._id = ANY($1)", ids.into())

@@ -386,7 +386,7 @@ pub(crate) fn pushed(writes: &[Write], response: &HttpResponse) -> Vec<WriteResu
         errors: Option<Vec<ErrorBody>>,
     }
     if !(200..300).contains(&response.status) {
-        return push::refused(writes, classify(response));
+        return push::refused(WriteKind::Update, writes, classify(response));
     }
     let answer = match response.body.is_empty() {
         true => Answer::default(),
@@ -411,7 +411,7 @@ fn result(write: &Write, errors: &[ErrorBody]) -> WriteResult {
         names("fromObjectId", from) && names("toObjectId", to)
     };
     if let Some(error) = errors.iter().find(about) {
-        return push::failed(error);
+        return push::failed(WriteKind::Update, error);
     }
     WriteResult::Done {
         id: format!("{from}:{to}:{category}:{type_id}"),

@@ -120,7 +120,7 @@ pub(crate) fn pushed(
     response: &HttpResponse,
 ) -> Vec<WriteResult> {
     if !(200..300).contains(&response.status) {
-        return refused(writes, classify(response));
+        return refused(kind, writes, classify(response));
     }
     if kind == WriteKind::Delete && response.status == 204 {
         return writes.iter().map(archived).collect();
@@ -144,7 +144,7 @@ pub(crate) fn pushed(
     }
     for error in answer.errors.unwrap_or_default() {
         for i in finder.of_error(&error) {
-            results[i].get_or_insert_with(|| failed(&error));
+            results[i].get_or_insert_with(|| failed(kind, &error));
         }
     }
     // The survivor of a merge answers under its own id: with one write and one
@@ -174,19 +174,13 @@ fn archived(write: &Write) -> WriteResult {
 }
 
 /// The same verdict for each write of a batch that was refused whole.
-pub(super) fn refused(writes: &[Write], error: RemoteError) -> Vec<WriteResult> {
+pub(super) fn refused(kind: WriteKind, writes: &[Write], error: RemoteError) -> Vec<WriteResult> {
     if error.maybe_applied {
         return vec![WriteResult::Unknown(error); writes.len()];
     }
     if let [_] = writes {
-        let result = match existing_id(&error.message) {
-            Some(id) if error.status == 409 || error.code == "CONFLICT" => WriteResult::Exists {
-                id,
-                message: error.message,
-            },
-            _ => WriteResult::Failed(error),
-        };
-        return vec![result];
+        let conflict = error.status == 409 || error.code == "CONFLICT";
+        return vec![existing(kind, conflict, error)];
     }
     let mut error = error;
     // One bad input spoils the batch: the good ones pass in smaller batches.
@@ -199,24 +193,27 @@ pub(super) fn refused(writes: &[Write], error: RemoteError) -> Vec<WriteResult> 
     vec![WriteResult::Failed(error); writes.len()]
 }
 
-pub(super) fn failed(error: &ErrorBody) -> WriteResult {
-    let remote = error.remote_error(207);
-    match existing_id(&remote.message) {
-        Some(id) if remote.code == "CONFLICT" => WriteResult::Exists {
+/// A create that met the record which its error names; any other write is refused: what
+/// it changes must not get into another record.
+fn existing(kind: WriteKind, conflict: bool, error: RemoteError) -> WriteResult {
+    match existing_id(&error.message) {
+        Some(id) if conflict && kind == WriteKind::Create => WriteResult::Exists {
             id,
-            message: remote.message,
+            message: error.message,
         },
-        _ => {
-            // A line without a known code is a refusal, whatever the status of the whole.
-            let mut remote = remote;
-            if remote.maybe_applied {
-                remote.class = ErrorClass::FixData;
-                remote.maybe_applied = false;
-                remote.advice = "HubSpot refuses the value; correct it in the row named.";
-            }
-            WriteResult::Failed(remote)
-        }
+        _ => WriteResult::Failed(error),
     }
+}
+
+pub(super) fn failed(kind: WriteKind, error: &ErrorBody) -> WriteResult {
+    let mut remote = error.remote_error(207);
+    // A line without a known code is a refusal, whatever the status of the whole.
+    if remote.maybe_applied {
+        remote.class = ErrorClass::FixData;
+        remote.maybe_applied = false;
+        remote.advice = "HubSpot refuses the value; correct it in the row named.";
+    }
+    existing(kind, remote.code == "CONFLICT", remote)
 }
 
 fn unmentioned(status: u16) -> RemoteError {

@@ -148,6 +148,9 @@ fn a_refused_batch_is_split_and_a_refused_single_write_is_parked() {
     assert_eq!(classes(&all), [ErrorClass::Split; 3]);
     let one = pushed(WriteKind::Create, &updates()[..1], 409, conflict);
     assert!(matches!(&one[0], WriteResult::Exists { id, .. } if id == "123"));
+    // A changed e-mail that another contact has: nothing of this one belongs there.
+    let one = pushed(WriteKind::Update, &updates()[..1], 409, conflict);
+    assert_eq!(classes(&one), [ErrorClass::FixData]);
     let scope = r#"{"status":"error","category":"MISSING_SCOPES","message":"m"}"#;
     let all = pushed(WriteKind::Update, &updates(), 403, scope);
     assert_eq!(classes(&all), [ErrorClass::FixPermission; 3]);

@@ -1,0 +1,149 @@
+//! What would be lost, or overwritten, without anybody being told.
+
+use crm_tests::{PATIENCE, Pair, PairOptions, Person};
+use serde_json::json;
+
+async fn pair() -> (Pair, Vec<Person>) {
+    Pair::linked(10, PairOptions::default()).await
+}
+
+/// Waits until a CRM's edit of this value stands in the ledger.
+async fn told(pair: &Pair, crm: &str, value: &str) {
+    let told = format!(
+        "SELECT count(*) > 0 FROM crm.event WHERE origin = '{crm}' AND source IN ('webhook', 'pubsub') AND '{value}' = ANY (new_values)"
+    );
+    pair.db
+        .wait_true("the edit is in the ledger", PATIENCE, &told)
+        .await;
+}
+
+async fn count(pair: &Pair, of: &str) -> i64 {
+    pair.db.one(&format!("SELECT count(*) FROM {of}")).await
+}
+
+/// The answer names the other contact, whose blank fields were filled with this one's values; that of a tied one was
+/// sent again every two seconds for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_that_another_contact_has_is_refused_and_touches_nobody_else() {
+    let (pair, people) = pair().await;
+    let (who, other) = (&people[0], &people[1]);
+    pair.edit("hubspot", who, "fax", "+44 1");
+    told(&pair, "hubspot", "+44 1").await;
+    let record = || pair.emulator.record("hubspot", "contacts", &other.hubspot);
+    let before = record();
+    pair.sql(who, "email", &other.email).await;
+    let refused =
+        "SELECT count(*) = 1 FROM crm.dead_letter WHERE direction = 'out' AND class = 'fix_data'";
+    pair.db
+        .wait_true("it is a dead letter", PATIENCE, refused)
+        .await;
+    pair.quiet().await;
+    assert_eq!(record(), before);
+    assert_eq!(count(&pair, "crm.review").await, 0);
+    pair.sql(who, "email", "their.own@example.org").await;
+    let own = "their.own@example.org";
+    pair.reaches("hubspot", "contacts", &who.hubspot, "email", own)
+        .await;
+    pair.reaches("salesforce", "Contact", &who.salesforce, "Email", own)
+        .await;
+    pair.agree().await;
+    assert_eq!(count(&pair, "crm.dead_letter").await, 0);
+}
+
+/// What was decided meanwhile stood in both CRMs; the letter still held the older value and was sent over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_is_not_sent_over_what_was_written_since() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    let fault = json!({"statusCode": "FIELD_CUSTOM_VALIDATION_EXCEPTION", "remaining": 1, "object": "Contact", "message": "no"});
+    pair.emulator
+        .admin("POST", "/_admin/salesforce/row-faults", Some(&fault));
+    pair.edit("hubspot", who, "jobtitle", "Older");
+    let letter = "SELECT count(*) = 1 FROM crm.dead_letter";
+    pair.db.wait_true("it is refused", PATIENCE, letter).await;
+    pair.edit("salesforce", who, "jobtitle", "Newer");
+    pair.reaches_both(who, "jobtitle", "Newer").await;
+    pair.quiet().await;
+    pair.db.exec("SELECT crm.dead_letter_retry()").await;
+    pair.quiet().await;
+    pair.agree().await;
+    for crm in ["hubspot", "salesforce"] {
+        let title = pair.shows(crm, who, "jobtitle");
+        assert_eq!(title.as_deref(), Some("Newer"), "{crm}");
+    }
+    assert_eq!(count(&pair, "crm.dead_letter").await, 0);
+}
+
+/// Nothing had been sent, so the other side's edit counted as one made with knowledge of it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_value_that_the_other_side_cannot_show_is_a_side_of_the_conflict() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    pair.db
+        .exec(
+            "CREATE FUNCTION public.polite(v text) RETURNS text IMMUTABLE LANGUAGE plpgsql
+                 AS 'BEGIN IF v LIKE ''Ka%'' THEN RAISE ''no''; END IF; RETURN v; END';
+             UPDATE crm.field_map SET to_right = 'public.polite' WHERE left_field = 'jobtitle';
+             UPDATE crm.conflict_policy SET skew = '0 s';
+             INSERT INTO crm.conflict_policy (link, field, strategy) VALUES ('contacts', 'jobtitle', 'review')",
+        )
+        .await;
+    pair.worker_has_read().await;
+    pair.edit("hubspot", who, "jobtitle", "Kaboom");
+    told(&pair, "hubspot", "Kaboom").await;
+    pair.edit("salesforce", who, "jobtitle", "Quiet");
+    told(&pair, "salesforce", "Quiet").await;
+    pair.quiet().await;
+    let asked = "SELECT c ->> 'value' FROM crm.review, jsonb_array_elements(candidates) c WHERE kind = 'field' ORDER BY 1";
+    assert_eq!(pair.db.table(asked).await, [["Kaboom"], ["Quiet"]]);
+    let title = pair.shows("hubspot", who, "jobtitle");
+    assert_eq!(title.as_deref(), Some("Kaboom"));
+}
+
+/// Everything of that CRM waited for the lock on the one question.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_steward_who_has_not_committed_holds_up_one_record_only() {
+    let (pair, people) = pair().await;
+    pair.db
+        .exec("INSERT INTO crm.conflict_policy (link, field, strategy) VALUES ('contacts', 'city', 'review')")
+        .await;
+    pair.worker_has_read().await;
+    let (who, other) = (&people[0], &people[1]);
+    pair.db.exec("SELECT crm.pause('link', 'contacts')").await;
+    pair.edit("hubspot", who, "city", "Hub");
+    pair.edit("salesforce", who, "city", "Force");
+    pair.db.exec("SELECT crm.resume('link', 'contacts')").await;
+    let asked = "SELECT count(*) = 1 FROM crm.review";
+    pair.db.wait_true("it is asked", PATIENCE, asked).await;
+    let steward = pair.cluster.connect("app").await;
+    steward
+        .exec("BEGIN; UPDATE crm.review SET resolution = 'hubspot'")
+        .await;
+    pair.edit("salesforce", who, "city", "Force again");
+    pair.edit("salesforce", other, "jobtitle", "Flows on");
+    pair.reaches_both(other, "jobtitle", "Flows on").await;
+    steward.exec("ROLLBACK").await;
+    let newest = "SELECT candidates::text LIKE '%Force again%' FROM crm.review";
+    pair.db
+        .wait_true("the question knows of the edit", PATIENCE, newest)
+        .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_told_after_the_value_came_back_is_not_the_last() {
+    let (pair, people) = pair().await;
+    let who = &people[0];
+    let before = pair.shows("hubspot", who, "city").unwrap_or_default();
+    pair.emulator
+        .fault(json!({"stream": "webhook", "delay_ms": 2_000}));
+    pair.edit("hubspot", who, "city", "Between");
+    pair.emulator.fault(json!({"stream": "webhook"}));
+    pair.edit("hubspot", who, "city", &before);
+    told(&pair, "hubspot", "Between").await;
+    pair.quiet().await;
+    pair.agree().await;
+    for crm in ["hubspot", "salesforce"] {
+        let city = pair.shows(crm, who, "city").unwrap_or_default();
+        assert_eq!(city, before, "{crm}");
+    }
+}
