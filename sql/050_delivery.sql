@@ -325,10 +325,25 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._dead_ids(bigint[], text) IS 'Checks ids of dead letters; null stands for all of a direction.';
 
+CREATE FUNCTION crm._of_sql(source text, change jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$ SELECT source = 'sql' AND coalesce(change ? 'row', false) $$;
+COMMENT ON FUNCTION crm._of_sql(text, jsonb) IS 'Whether a dead letter is about a change of a row by SQL: it names the row and not what was changed, so it cannot be tried again.';
+
+CREATE FUNCTION crm._of_sql_left(n bigint) RETURNS void
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF n > 0 THEN
+        RAISE NOTICE 'dead letters about changes by SQL are left: %', n
+            USING DETAIL = 'Each names its row (row_id in crm.dead_letter), not what was changed.', HINT = 'Change these rows again, then crm.dead_letter_discard(ARRAY[id], ''in'').';
+    END IF;
+END $$;
+COMMENT ON FUNCTION crm._of_sql_left(bigint) IS 'Says how many dead letters were not tried again because only their rows can be changed again.';
+
 CREATE FUNCTION crm.dead_letter_retry(ids bigint[] DEFAULT NULL, direction text DEFAULT 'out') RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     chosen bigint[] := crm._dead_ids(ids, direction);
+    stuck  bigint[];
     n      bigint;
 BEGIN
     IF direction = 'out' THEN
@@ -336,9 +351,16 @@ BEGIN
                status = NULL, error_class = NULL, error_code = NULL, error = NULL, advice = NULL
         FROM crm.mirror m WHERE m.id = w.mirror AND w.id = ANY (chosen) AND w.state = 'dead';
     ELSE
+        SELECT array_agg(p.id ORDER BY p.id) INTO stuck FROM crm.poison p WHERE p.id = ANY (chosen) AND crm._of_sql(p.source, p.change);
+        IF ids IS NOT NULL AND stuck IS NOT NULL THEN
+            RAISE EXCEPTION 'dead letters about changes by SQL cannot be tried again: %', array_to_string(stuck[1:20], ', ')
+                USING ERRCODE = '55000', DETAIL = 'Each names its row (row_id in crm.dead_letter), not what was changed.',
+                      HINT = format('Change these rows again, then SELECT crm.dead_letter_discard(ARRAY[%s], ''in'');', array_to_string(stuck[1:20], ', '));
+        END IF;
+        PERFORM crm._of_sql_left(cardinality(stuck));
         -- The event itself was refused: reading the record again brings what it announced.
         WITH again AS (
-            DELETE FROM crm.poison p WHERE p.id = ANY (chosen) AND p.mirror IS NOT NULL AND p.record_id IS NOT NULL RETURNING p.*
+            DELETE FROM crm.poison p WHERE p.id = ANY (chosen) AND p.mirror IS NOT NULL AND p.record_id IS NOT NULL AND NOT crm._of_sql(p.source, p.change) RETURNING p.*
         )
         INSERT INTO crm.deferred (mirror, record_id, source, change, reason)
         SELECT a.mirror, a.record_id, a.source, coalesce(a.change, '{}'), 'read' FROM again a;
@@ -349,14 +371,15 @@ BEGIN
     PERFORM crm._wake();
     RETURN n;
 END $$;
-COMMENT ON FUNCTION crm.dead_letter_retry(bigint[], text) IS 'Tries dead letters again, all of a direction (out, in) or those named; returns how many. Correct the cause first.';
+COMMENT ON FUNCTION crm.dead_letter_retry(bigint[], text) IS 'Tries dead letters again, all of a direction (out, in) or those named; returns how many. Correct the cause first. Those about changes by SQL are left: change their rows again, then crm.dead_letter_discard.';
 
 CREATE FUNCTION crm.dead_letter_retry_where(condition text, expected bigint DEFAULT NULL) RETURNS bigint
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    outs bigint[];
-    ins  bigint[];
-    n    bigint;
+    outs  bigint[];
+    ins   bigint[];
+    stuck bigint;
+    n     bigint;
 BEGIN
     IF condition IS NULL OR btrim(condition) = '' THEN
         RAISE EXCEPTION 'a condition is needed'
@@ -367,12 +390,14 @@ BEGIN
             RAISE EXCEPTION 'it is more than one expression' USING ERRCODE = '42601';
         END IF;
         -- With the caller's rights: the condition is theirs.
-        EXECUTE format('SELECT coalesce(array_agg(id) FILTER (WHERE direction = ''out''), ''{}''), coalesce(array_agg(id) FILTER (WHERE direction = ''in''), ''{}'') FROM crm.dead_letter WHERE (%s)', condition)
-           INTO outs, ins;
+        EXECUTE format('SELECT coalesce(array_agg(id) FILTER (WHERE direction = ''out''), ''{}''), coalesce(array_agg(id) FILTER (WHERE direction = ''in'' AND NOT crm._of_sql(what, change)), ''{}''), '
+                       'count(*) FILTER (WHERE direction = ''in'' AND crm._of_sql(what, change)) FROM crm.dead_letter WHERE (%s)', condition)
+           INTO outs, ins, stuck;
     EXCEPTION WHEN syntax_error_or_access_rule_violation OR data_exception OR feature_not_supported THEN
         RAISE EXCEPTION 'the condition cannot be used: %', SQLERRM
             USING ERRCODE = '22023', DETAIL = format('Asked: SELECT … FROM crm.dead_letter WHERE (%s)', condition), HINT = 'Its columns: \d crm.dead_letter. The view crm.dead_letter_cause has a condition for each cause.';
     END;
+    PERFORM crm._of_sql_left(stuck);
     n := cardinality(outs) + cardinality(ins);
     IF expected IS NULL THEN
         RETURN n;
@@ -388,7 +413,7 @@ BEGIN
     END IF;
     RETURN n;
 END $$;
-COMMENT ON FUNCTION crm.dead_letter_retry_where(text, bigint) IS 'How many dead letters fit a condition on the columns of crm.dead_letter; with that number as expected, tries them again together. Another number changes nothing.';
+COMMENT ON FUNCTION crm.dead_letter_retry_where(text, bigint) IS 'How many dead letters fit a condition on the columns of crm.dead_letter; with that number as expected, tries them again together. Another number changes nothing. Those about changes by SQL are not counted: see crm.dead_letter_retry.';
 
 CREATE FUNCTION crm.dead_letter_discard(ids bigint[] DEFAULT NULL, direction text DEFAULT 'out') RETURNS bigint
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -245,9 +245,12 @@ BEGIN
             CASE d.reason WHEN 'locked' THEN 'a transaction holds the row' ELSE 'the record is read from the CRM first' END),
             CASE d.reason WHEN 'locked' THEN 'They are decided when that transaction ends: see pg_stat_activity for long ones.' ELSE 'It needs an API call; see the server in crm.status.' END
         FROM unnest(mirrors, records) AS v (mirror, record) JOIN crm.deferred d ON d.mirror = v.mirror AND d.record_id = v.record GROUP BY d.mirror, d.reason;
-    RETURN QUERY SELECT 'dead letter', 'stops', format('event %s from %s could not be applied: %s', p.id, crm._table_of(p.mirror), p.error),
-            p.advice || format(' Then SELECT crm.dead_letter_retry(ARRAY[%s], ''in'');', p.id)
-        FROM unnest(mirrors, records || rows::text[]) AS v (mirror, record) JOIN crm.poison p ON p.mirror = v.mirror AND p.record_id = v.record ORDER BY p.id LIMIT 20;
+    RETURN QUERY SELECT 'dead letter', 'stops',
+            format(CASE WHEN s.by_sql THEN 'a change of %2$s by SQL could not be taken up (letter %1$s): %3$s' ELSE 'event %s from %s could not be applied: %s' END, p.id, crm._table_of(p.mirror), p.error),
+            p.advice || format(' Then SELECT crm.dead_letter_%s(ARRAY[%s], ''in'');', CASE WHEN s.by_sql THEN 'discard' ELSE 'retry' END, p.id)
+        FROM unnest(mirrors, rows, records) AS v (mirror, row_id, record) JOIN crm.poison p ON p.mirror = v.mirror AND p.record_id IN (v.record, v.row_id::text)
+        CROSS JOIN LATERAL (SELECT crm._of_sql(p.source, p.change) AS by_sql) s
+        WHERE p.record_id = CASE WHEN s.by_sql THEN v.row_id::text ELSE v.record END ORDER BY p.id LIMIT 20;
     RETURN QUERY SELECT 'review', 'stops', format('question %s (%s): %s', r.id, r.kind, r.reason), 'Answer it in crm.review.'
         FROM unnest(mirrors, rows) AS v (mirror, row_id) JOIN crm.review_item r ON r.mirror = v.mirror AND r.row_id = v.row_id AND r.kind <> 'field' ORDER BY r.id LIMIT 20;
     RETURN QUERY SELECT 'merged', 'note', format('%s row %s lives on as %s', crm._table_of(x.mirror), x.row_id, x.merged_into), 'Look at that record instead.'

@@ -60,19 +60,22 @@ SELECT w.id, 'out' AS direction, format('%I.%I', m.schema_name, m.table_name) AS
        w.status, w.error_code AS code, w.error_class AS class, w.error, coalesce(w.advice, 'Correct the row or the CRM''s settings, then SELECT crm.dead_letter_retry(ARRAY[id]).') AS advice, w.attempts, w.queued_at AS since
 FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror WHERE w.state = 'dead'
 UNION ALL
-SELECT p.id, 'in', coalesce(format('%I.%I', m.schema_name, m.table_name), p.server), NULL, p.record_id, p.source, p.change,
+SELECT p.id, 'in', coalesce(format('%I.%I', m.schema_name, m.table_name), p.server), CASE WHEN s.by_sql THEN (p.change ->> 'row')::bigint END,
+       CASE WHEN NOT s.by_sql THEN p.record_id END, p.source, p.change,
        NULL, p.sqlstate, NULL, p.error, p.advice, 1, p.received_at
-FROM crm.poison p LEFT JOIN crm.mirror m ON m.id = p.mirror;
-COMMENT ON VIEW crm.dead_letter IS 'What could not be done and waits for a person: writes that a CRM refused for good (out), events that the database refused (in), each with the reason and what to do.';
+FROM crm.poison p LEFT JOIN crm.mirror m ON m.id = p.mirror CROSS JOIN LATERAL (SELECT crm._of_sql(p.source, p.change) AS by_sql) s;
+COMMENT ON VIEW crm.dead_letter IS 'What could not be done and waits for a person: writes that a CRM refused for good (out), events and changes by SQL that the database refused (in), each with the reason and what to do.';
 
 CREATE VIEW crm.dead_letter_cause AS
 SELECT d.direction, d.mirror, d.status, d.code, d.class, count(*) AS letters, min(d.since) AS since, max(d.since) AS newest,
        (array_agg(d.error ORDER BY d.since DESC))[1] AS error, (array_agg(d.advice ORDER BY d.since DESC))[1] AS advice,
-       format('SELECT crm.dead_letter_retry_where(%L, %s);',
+       CASE WHEN d.direction = 'in' AND crm._of_sql(d.what, d.change)
+            THEN format('Change these rows again, then SELECT crm.dead_letter_discard(ARRAY[%s], ''in'');', array_to_string((array_agg(d.id ORDER BY d.id))[1:100], ', '))
+            ELSE format('SELECT crm.dead_letter_retry_where(%L, %s);',
               format('direction = %L AND mirror = %L', d.direction, d.mirror) || coalesce(' AND status = ' || d.status, ' AND status IS NULL')
-              || coalesce(' AND code = ' || quote_literal(d.code), ' AND code IS NULL'), count(*)) AS retry
-FROM crm.dead_letter d GROUP BY d.direction, d.mirror, d.status, d.code, d.class;
-COMMENT ON VIEW crm.dead_letter_cause IS 'Dead letters by what stopped them: how many, since when, the newest one''s words and advice, and the statement that tries them again together once the cause is gone.';
+              || coalesce(' AND code = ' || quote_literal(d.code), ' AND code IS NULL'), count(*)) END AS retry
+FROM crm.dead_letter d GROUP BY d.direction, d.mirror, d.status, d.code, d.class, d.direction = 'in' AND crm._of_sql(d.what, d.change);
+COMMENT ON VIEW crm.dead_letter_cause IS 'Dead letters by what stopped them: how many, since when, the newest one''s words and advice, and the statement that tries them again together once the cause is gone; of changes by SQL, what to do instead.';
 
 CREATE VIEW crm.error_class AS
 SELECT r.ordinality::integer AS line, r.crm, r.status, r.code, r.class, r.meaning, make_interval(secs => r.wait) AS wait, r.maybe_applied, r.advice
@@ -214,7 +217,7 @@ BEGIN
         RAISE EXCEPTION '% is not a mirror', coalesce(mirror::text, 'null')
             USING ERRCODE = '42809', DETAIL = 'Expected a table that crm.import made.', HINT = 'See SELECT name FROM crm.status WHERE kind = ''mirror'';';
     END IF;
-    SELECT CASE WHEN bool_or(w.state = 'dead') THEN 'error' WHEN bool_or(w.state = 'held') THEN 'held'
+    SELECT CASE WHEN bool_or(w.state = 'dead') OR EXISTS (SELECT FROM crm.poison p WHERE p.mirror = m.id AND p.record_id = sync_state._id::text AND crm._of_sql(p.source, p.change)) THEN 'error' WHEN bool_or(w.state = 'held') THEN 'held'
                 WHEN bool_or(w.state IN ('queued', 'in_flight', 'unknown')) THEN 'pending' WHEN bool_or(w.state = 'would_send') THEN 'would_send' END
     INTO state FROM crm.write w WHERE w.mirror = m.id AND w.row_id = sync_state._id;
     IF state IS NULL THEN

@@ -33,6 +33,69 @@ async fn a_change_that_the_linked_table_refuses_does_not_hold_up_the_others() {
         .await;
 }
 
+/// The letter names its row only: tried again, it was gone, and the row's number was read as the id of a record.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_the_linked_table_refused_is_made_again_and_not_tried_again() {
+    let (pair, people) = Pair::linked(20, PairOptions::default()).await;
+    let (db, who) = (&pair.db, &people[0]);
+    let row: i64 = db
+        .one(&format!(
+            "SELECT _id FROM hubspot.contacts WHERE id = '{}'",
+            who.hubspot
+        ))
+        .await;
+    db.exec("ALTER TABLE salesforce.contact ADD CONSTRAINT no_bad CHECK (phone <> 'bad')")
+        .await;
+    pair.sql(who, "phone", "bad").await;
+    let parked = format!(
+        "SELECT count(*) = 1 FROM crm.dead_letter WHERE direction = 'in' AND what = 'sql' AND row_id = {row} AND record_id IS NULL"
+    );
+    db.wait_true("it is parked", PATIENCE, &parked).await;
+    let state = |is: &str| format!("SELECT crm.sync_state('hubspot.contacts', {row}) = '{is}'");
+    assert!(db.one::<bool>(&state("error")).await);
+    let told = format!(
+        "SELECT count(*) = 1 FROM crm.why('hubspot.contacts', {row}::bigint)
+         WHERE item = 'dead letter' AND verdict = 'stops' AND advice LIKE '%crm.dead_letter_discard%'"
+    );
+    assert!(db.one::<bool>(&told).await, "crm.why shows it");
+
+    db.exec("ALTER TABLE salesforce.contact DROP CONSTRAINT no_bad")
+        .await;
+    let advised = "SELECT retry LIKE 'Change these rows again%' FROM crm.dead_letter_cause";
+    assert!(db.one::<bool>(advised).await);
+    let id: i64 = db.one("SELECT id FROM crm.dead_letter").await;
+    let error = db
+        .error(&format!("SELECT crm.dead_letter_retry(ARRAY[{id}], 'in')"))
+        .await;
+    assert_eq!(error.code().code(), "55000", "{error:?}");
+    assert!(error.detail().is_some(), "{error:?}");
+    assert!(
+        error
+            .hint()
+            .unwrap_or_default()
+            .contains("dead_letter_discard"),
+        "{error:?}"
+    );
+    let tried: i64 = db
+        .one("SELECT crm.dead_letter_retry(direction => 'in')")
+        .await;
+    assert_eq!(tried, 0);
+    let fits: i64 = db
+        .one("SELECT crm.dead_letter_retry_where($$direction = 'in'$$)")
+        .await;
+    assert_eq!(fits, 0);
+    assert!(db.one::<bool>(&parked).await, "the letter is left");
+
+    pair.sql(who, "phone", "+1 good").await;
+    pair.reaches_both(who, "phone", "+1 good").await;
+    db.exec(&format!(
+        "SELECT crm.dead_letter_discard(ARRAY[{id}], 'in')"
+    ))
+    .await;
+    db.wait_true("the row is in sync", PATIENCE, &state("synced"))
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_last_of_several_edits_in_one_transaction_is_the_one_that_stays() {
     let (pair, people) = Pair::linked(50, PairOptions::default()).await;
