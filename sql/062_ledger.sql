@@ -256,7 +256,7 @@ BEGIN
         CROSS JOIN LATERAL crm._decided(e.decision, u.name) AS d (d)
         WHERE w.own IS NOT NULL OR (u.name IS NULL AND f IS NULL)
     ), marked AS (
-        SELECT l.*, l.own IS NOT NULL AND l.seq = max(l.seq) FILTER (WHERE l.outcome IN ('applied', 'normal_form', 'rejected') AND l.kind IN ('create', 'update')) OVER (PARTITION BY l.own) AS stands
+        SELECT l.*, l.own IS NOT NULL AND l.seq = max(l.seq) FILTER (WHERE l.outcome IN ('applied', 'normal_form', 'rejected') AND l.kind IN ('create', 'update', 'resolved')) OVER (PARTITION BY l.own) AS stands
         FROM line l
     )
     SELECT k.seq, CASE WHEN k.source IN ('sql', 'reject') THEN k.occurred_at ELSE k.received_at END, crm._table_of(k.mirror), k.record_id, k.name, k.old, k.new, coalesce(k.stands, false), k.outcome,

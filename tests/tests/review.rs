@@ -375,3 +375,24 @@ async fn an_edit_in_the_transaction_of_the_answer_asks_again_and_leaves_nothing_
     closed(&pair, 1).await;
     pair.agree().await;
 }
+
+/// The line of an edit that had lost was marked instead.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_value_of_an_answer_stands_in_the_lineage() {
+    let (pair, people) = asked(10).await;
+    let who = &people[0];
+    disagree(&pair, &people[..1]).await;
+    pair.db
+        .exec("SELECT crm.review_resolve(id, value => 'Stewardham') FROM crm.review")
+        .await;
+    pair.reaches_both(who, "city", "Stewardham").await;
+    closed(&pair, 1).await;
+    let stands = format!(
+        "SELECT new_value, outcome, source FROM crm.lineage('hubspot.contacts', '{}', 'city') WHERE stands",
+        who.hubspot
+    );
+    assert_eq!(
+        pair.db.table(&stands).await,
+        [["Stewardham", "applied", "review"]]
+    );
+}
