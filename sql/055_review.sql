@@ -243,8 +243,9 @@ BEGIN
             USING ERRCODE = '55000', DETAIL = 'The other columns say what the question is.', HINT = 'UPDATE crm.review SET resolution = ''…'' WHERE id = …;';
     END IF;
     PERFORM crm._review_answer(old.id, new.resolution,
-        -- The value of an answer given before belongs to that answer.
-        CASE WHEN new.value IS DISTINCT FROM old.value OR new.resolution IS NOT DISTINCT FROM old.resolution THEN new.value END);
+        -- The value of an answer given before belongs to that answer; that of a side's is its candidate's, and not given.
+        CASE WHEN new.value IS DISTINCT FROM old.value
+                  OR new.resolution IS NOT DISTINCT FROM old.resolution AND coalesce(new.resolution, 'value') IN ('value', 'match', 'made') THEN new.value END);
     RETURN new;
 END $$;
 COMMENT ON FUNCTION crm._review_update() IS 'Takes UPDATE crm.review as answers.';

@@ -396,3 +396,24 @@ async fn the_value_of_an_answer_stands_in_the_lineage() {
         [["Stewardham", "applied", "review"]]
     );
 }
+
+/// The candidate's value, which is kept with the answer, was taken for one that came with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_given_once_more_is_the_same_answer() {
+    let (pair, people) = asked(10).await;
+    let chosen = &people[..2];
+    disagree(&pair, chosen).await;
+    pair.db
+        .exec(&format!(
+            "BEGIN;
+             UPDATE crm.review SET resolution = 'hubspot' WHERE row_id = (SELECT _id FROM hubspot.contacts WHERE id = '{}');
+             UPDATE crm.review SET resolution = 'hubspot' WHERE field = 'city';
+             COMMIT",
+            chosen[0].hubspot
+        ))
+        .await;
+    for who in chosen {
+        pair.reaches_both(who, "city", &own(who)[0].1).await;
+    }
+    closed(&pair, 2).await;
+}
