@@ -261,7 +261,7 @@ BEGIN
                   HINT = 'crm.review_resolve(id, ''hubspot'') takes that side''s value, crm.review_resolve(id, value => ''…'') another; side => ''value'' without value is blank.';
     END IF;
     PERFORM crm._review_answer(review, side, value);
-    RETURN (SELECT format('question %s: %s%s, for the worker to carry out', r.id, r.resolution, CASE WHEN r.kind = 'field' THEN coalesce(format(' (%s)', r.value), ' (blank)') ELSE '' END)
+    RETURN (SELECT format('question %s: %s%s, for the worker to carry out', r.id, r.resolution, CASE WHEN r.kind = 'field' THEN coalesce(' (' || r.value || ')', ' (blank)') ELSE '' END)
             FROM crm.review_item r WHERE r.id = review);
 END $$;
 COMMENT ON FUNCTION crm.review_resolve(bigint, text, text) IS 'Answers a question of crm.review: with a side''s value or one of the words in its column answers, or with a value of your own.';
