@@ -166,6 +166,7 @@ DECLARE
     freed     bigint;
 BEGIN
     DELETE FROM crm.conflict_policy p WHERE p.link = k.name;
+    PERFORM crm._review_noted(r, 'ended', 'ended', NULL, format('link "%s" was removed', k.name)) FROM crm.review_item r WHERE r.link = k.name;
     DELETE FROM crm.review_item r WHERE r.link = k.name;
     DELETE FROM crm.link x WHERE x.id = k.id;
     -- Things keep their tie while another link of the group needs it.
@@ -194,7 +195,7 @@ BEGIN
     PERFORM crm._wake();
     RETURN format('link "%s" is gone: %s things untied, %s unsent writes cancelled; no value changed', k.name, freed, cancelled);
 END $$;
-COMMENT ON FUNCTION crm.unlink(text) IS 'Removes a link with its maps and policies. Values stay as they are on every side; unsent writes to the other side are cancelled, those in flight are finished.';
+COMMENT ON FUNCTION crm.unlink(text) IS 'Removes a link with its maps and policies. Values stay as they are on every side; unsent writes to the other side are cancelled, those in flight are finished. Open questions of the link end: each has a line in crm.review_history.';
 
 CREATE FUNCTION crm.preview(link text) RETURNS TABLE (what text, field text, count bigint, sample text, advice text)
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$

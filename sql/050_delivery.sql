@@ -19,7 +19,7 @@ CREATE TABLE crm.given_up (
     application text DEFAULT nullif(current_setting('application_name'), ''),
     reason      text DEFAULT nullif(current_setting('pg_crm_sync.reason', true), '')
 );
-COMMENT ON TABLE crm.given_up IS 'Values that a person gave up (crm.reject, crm.dead_letter_discard, crm.unlink), on their way into the ledger: the worker moves each row to crm.event.';
+COMMENT ON TABLE crm.given_up IS 'Values that a person gave up (crm.reject, crm.dead_letter_discard, crm.unlink) and questions that ended otherwise than in crm.review (crm.unlink, crm.resolve_create), on their way into the ledger: the worker moves each row to crm.event.';
 SELECT pg_catalog.pg_extension_config_dump('crm.given_up', '');
 SELECT pg_catalog.pg_extension_config_dump('crm.given_up_id_seq', '');
 

@@ -281,6 +281,18 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm.review_match(bigint, bigint, bigint) IS 'Answers a question of crm.review about which records match: these two rows (_id of the left and of the right mirror, from its candidates) are one thing.';
 
+-- The worker writes answers that it carries out into crm.event itself; what ends otherwise goes there by crm.given_up.
+CREATE FUNCTION crm._review_noted(q crm.review_item, step text, word text, said text, because text) RETURNS void
+LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
+    INSERT INTO crm.given_up (kind, mirror, row_id, entity, decision, reason)
+    SELECT 'discard', m.id, q.row_id, q.entity,
+           jsonb_build_array(jsonb_strip_nulls(jsonb_build_object('step', step, 'field', q.field, 'value', said)) || jsonb_build_object('question',
+               jsonb_build_object('id', q.id, 'kind', q.kind, 'reason', q.reason, 'rule', q.rule, 'candidates', q.candidates, 'opened_at', q.opened_at, 'resolution', word))),
+           nullif(concat_ws(': ', because, nullif(current_setting('pg_crm_sync.reason', true), '')), '')
+    FROM crm.mirror m WHERE m.id = q.mirror
+$$;
+COMMENT ON FUNCTION crm._review_noted(crm.review_item, text, text, text, text) IS 'Notes for crm.review_history how a question ended that leaves without the worker.';
+
 CREATE VIEW crm.review_history AS
 SELECT e.seq, e.occurred_at AS resolved_at, e.actor AS resolved_by, e.reason AS because, d -> 'question' ->> 'kind' AS kind, format('%I.%I', m.schema_name, m.table_name) AS mirror,
        e.row_id, e.record_id, e.entity, d ->> 'field' AS field, d -> 'question' ->> 'reason' AS reason, (d -> 'question' ->> 'rule')::bigint AS rule,
@@ -288,8 +300,8 @@ SELECT e.seq, e.occurred_at AS resolved_at, e.actor AS resolved_by, e.reason AS 
        d -> 'question' ->> 'resolution' AS resolution, d ->> 'value' AS value, d -> 'losers' AS lost, d ->> 'held' AS held
 FROM crm.event e LEFT JOIN crm.mirror m ON m.id = e.mirror,
      LATERAL jsonb_array_elements(CASE WHEN jsonb_typeof(e.decision) = 'array' THEN e.decision ELSE '[]' END) AS d
-WHERE e.kind = 'resolved';
-COMMENT ON VIEW crm.review_history IS 'Questions that people have answered: who, when, what was asked and what was said, and the values that lost; and those about fields that ended with their record (resolution ended, nobody resolved them, because says why). Kept as long as crm.event.';
+WHERE e.kind = 'resolved' OR (e.kind = 'discard' AND d ? 'question');
+COMMENT ON VIEW crm.review_history IS 'Questions that people have answered: who, when, what was asked and what was said, and the values that lost; and those that ended without an answer (resolution ended, because says why): about fields with their record, which nobody resolved, and all of a link with crm.unlink. Kept as long as crm.event.';
 
 -- What is left of records that a privacy erasure removed.
 CREATE TABLE crm.erased (

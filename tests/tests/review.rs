@@ -417,3 +417,26 @@ async fn an_answer_given_once_more_is_the_same_answer() {
     }
     closed(&pair, 2).await;
 }
+
+/// They were gone without a line.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_questions_with_their_link_is_told() {
+    let (pair, people) = asked(10).await;
+    disagree(&pair, &people[..1]).await;
+    let db = &pair.db;
+    db.exec("BEGIN").await;
+    let said: String = db
+        .one("SELECT crm.review_resolve(id, 'value') FROM crm.review")
+        .await;
+    assert!(said.contains("(blank)"), "{said}");
+    db.exec("ROLLBACK").await;
+    db.exec(
+        "BEGIN; SET LOCAL pg_crm_sync.reason = 'no more'; SELECT crm.unlink('contacts'); COMMIT",
+    )
+    .await;
+    let told = "SELECT count(*) = 1 FROM crm.review_history WHERE kind = 'field' AND field = 'city' AND resolution = 'ended'
+                AND because LIKE '%contacts%no more' AND jsonb_array_length(candidates) = 2";
+    db.wait_true("the end of the question is told", PATIENCE, told)
+        .await;
+    closed(&pair, 1).await;
+}
