@@ -243,6 +243,8 @@ BEGIN
         RAISE EXCEPTION 'outcome "%" goes % a record id', outcome, CASE outcome WHEN 'made' THEN 'with' ELSE 'without' END
             USING ERRCODE = '22023', DETAIL = format('Got %s.', coalesce(quote_literal(record_id), 'null')), HINT = format('SELECT crm.resolve_create(%s, ''made'', ''the id that the CRM shows''); or SELECT crm.resolve_create(%1$s, ''not made'');', write);
     END IF;
+    PERFORM crm._review_noted(r, 'resolved', CASE outcome WHEN 'made' THEN 'made' ELSE 'retry' END, record_id, NULL)
+    FROM crm.review_item r WHERE r.mirror = w.mirror AND r.row_id = w.row_id AND r.kind = 'create';
     DELETE FROM crm.review_item r WHERE r.mirror = w.mirror AND r.row_id = w.row_id AND r.link IS NULL AND r.field IS NULL;
     -- The worker reads the record before it believes in it.
     UPDATE crm.write x SET state = CASE outcome WHEN 'made' THEN 'unknown' ELSE 'queued' END, record_id = resolve_create.record_id, attempts = 0, not_before = NULL,
@@ -253,7 +255,7 @@ BEGIN
     RETURN CASE outcome WHEN 'made' THEN format('record %s is read and becomes the record of %s row %s; if the CRM does not show it, the question comes back in crm.held', record_id, crm._table_of(w.mirror), w.row_id)
                         ELSE format('the create of %s row %s is sent again', crm._table_of(w.mirror), w.row_id) END;
 END $$;
-COMMENT ON FUNCTION crm.resolve_create(bigint, text, text) IS 'Answers what became of a create whose answer was lost (crm.held, tx null): made, with the id of the record, or not made, so that it is sent again.';
+COMMENT ON FUNCTION crm.resolve_create(bigint, text, text) IS 'Answers what became of a create whose answer was lost (crm.held, tx null): made, with the id of the record, or not made, so that it is sent again. Who said so and why stands in crm.review_history.';
 
 CREATE FUNCTION crm.wait_synced(timeout interval DEFAULT '30 seconds') RETURNS text
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$

@@ -222,7 +222,8 @@ async fn a_person_says_what_became_of_a_create_whose_answer_was_lost() {
     let record = record_of_made(&pair);
     pair.db
         .exec(&format!(
-            "SELECT crm.resolve_create({made}, 'made', '{record}'), crm.resolve_create({lost}, 'not made')"
+            "BEGIN; SET LOCAL pg_crm_sync.reason = 'looked';
+             SELECT crm.resolve_create({made}, 'made', '{record}'), crm.resolve_create({lost}, 'not made'); COMMIT"
         ))
         .await;
     pair.db
@@ -239,6 +240,13 @@ async fn a_person_says_what_became_of_a_create_whose_answer_was_lost() {
     assert_eq!(pair.live("hubspot", "contacts"), before + 2, "each once");
     let asked: i64 = pair.db.one("SELECT count(*) FROM crm.review").await;
     assert_eq!(asked, 0);
+    let told = format!(
+        "SELECT count(*) = 2 AND bool_or(resolution = 'made' AND value = '{record}') AND bool_or(resolution = 'retry')
+         FROM crm.review_history WHERE kind = 'create' AND resolved_by = 'postgres' AND because = 'looked'"
+    );
+    pair.db
+        .wait_true("who said so, and why, is told", PATIENCE, &told)
+        .await;
 }
 
 /// Id of HubSpot's contact called Made.
