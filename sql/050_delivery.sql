@@ -305,7 +305,7 @@ BEGIN
         pause := least(pause * 1.5, 0.25);
     END LOOP;
 END $$;
-COMMENT ON FUNCTION crm.wait_synced(interval) IS 'Returns when the CRMs have confirmed what this session''s last transaction changed; raises with the CRM''s words if they refused.';
+COMMENT ON FUNCTION crm.wait_synced(interval) IS 'Returns when the CRMs have confirmed what this session''s last transaction changed; raises with the CRM''s words if they refused. A value that lost, or about which a person is asked, is not sent and not waited for: see crm.conflict and crm.review. Neither is a change that the database refused: see crm.dead_letter.';
 
 CREATE FUNCTION crm._dead_ids(ids bigint[], direction text) RETURNS bigint[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
