@@ -280,8 +280,11 @@ BEGIN
         taken := crm._drained(last);
         SELECT t.held INTO looped FROM crm.change_tx t WHERE t.tx = last;
         SELECT w.state, w.kind, w.error, w.advice, format('%I.%I', m.schema_name, m.table_name) AS mirror, w.row_id INTO bad
-        FROM crm.write w JOIN crm.mirror m ON m.id = w.mirror
-        WHERE w.state IN ('dead', 'held', 'would_send') AND (last = ANY (w.txs) OR looped AND w.state = 'held' AND last > w.txs[1000])
+        FROM (SELECT w.state, w.kind, w.error, w.advice, w.mirror, w.row_id FROM crm.write w
+              WHERE w.state IN ('dead', 'held', 'would_send') AND (last = ANY (w.txs) OR looped AND w.state = 'held' AND last > w.txs[1000])
+              UNION ALL
+              SELECT 'dead', 'update', p.error, p.advice, p.mirror, (p.change ->> 'row')::bigint FROM crm.poison p
+              WHERE crm._of_sql(p.source, p.change) AND p.change -> 'txs' @> to_jsonb(last)) w JOIN crm.mirror m ON m.id = w.mirror
         ORDER BY w.state LIMIT 1;
         IF bad.state = 'dead' THEN
             RAISE EXCEPTION '% of % row % failed: %', bad.kind, bad.mirror, bad.row_id, coalesce(bad.error, 'no reason given')
@@ -305,7 +308,7 @@ BEGIN
         pause := least(pause * 1.5, 0.25);
     END LOOP;
 END $$;
-COMMENT ON FUNCTION crm.wait_synced(interval) IS 'Returns when the CRMs have confirmed what this session''s last transaction changed; raises with the CRM''s words if they refused. A value that lost, or about which a person is asked, is not sent and not waited for: see crm.conflict and crm.review. Neither is a change that the database refused: see crm.dead_letter.';
+COMMENT ON FUNCTION crm.wait_synced(interval) IS 'Returns when the CRMs have confirmed what this session''s last transaction changed; raises with the CRM''s words if they refused. A value that lost, or about which a person is asked, is not sent and not waited for: see crm.conflict and crm.review.';
 
 CREATE FUNCTION crm._dead_ids(ids bigint[], direction text) RETURNS bigint[]
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$

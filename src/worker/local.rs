@@ -1,6 +1,6 @@
 //! What users changed with SQL: from the capture log to decisions and writes.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{Observed, Source};
 use crm_core::guard::Window;
@@ -113,15 +113,19 @@ pub(crate) fn drain_rows(
 pub(crate) fn park_first(world: &World, error: &SqlError) -> Result<()> {
     for (id, row) in changes::peek(1)?.0 {
         let taken = changes::take(id, vec![row])?;
+        let txs: BTreeSet<i64> = taken.iter().map(|c| c.tx).collect();
+        let newest: Vec<&i64> = txs.iter().rev().take(1_000).collect();
         streams::park(&Poison {
             mirror: Some(id),
             server: world.mirrors.get(&id).map_or("", |m| m.server.as_str()),
             source: "sql",
             record_id: &row.to_string(),
-            change: Some(serde_json::json!({"row": row, "changes": taken.len()}).to_string()),
+            change: Some(
+                serde_json::json!({"row": row, "changes": taken.len(), "txs": newest}).to_string(),
+            ),
             sqlstate: &error.sqlstate,
             error: &error.message,
-            advice: "Mend what the error names on the linked table (a CHECK, a trigger), then change the row again.",
+            advice: "Mend what the error names on the linked table (a CHECK, a trigger), then change the row again and discard this letter; the value that it shows already is no change.",
         })?;
     }
     Ok(())

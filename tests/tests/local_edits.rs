@@ -51,6 +51,8 @@ async fn a_change_that_the_linked_table_refused_is_made_again_and_not_tried_agai
         "SELECT count(*) = 1 FROM crm.dead_letter WHERE direction = 'in' AND what = 'sql' AND row_id = {row} AND record_id IS NULL"
     );
     db.wait_true("it is parked", PATIENCE, &parked).await;
+    let waited = db.error("SELECT crm.wait_synced('5 s')").await;
+    assert_eq!(waited.code().code(), "38000", "{waited:?}");
     let state = |is: &str| format!("SELECT crm.sync_state('hubspot.contacts', {row}) = '{is}'");
     assert!(db.one::<bool>(&state("error")).await);
     let told = format!(
