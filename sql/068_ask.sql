@@ -67,6 +67,8 @@ BEGIN
                      FROM unnest(known) AS c WHERE c <> 'origin') USING r;
         END IF;
     END LOOP;
+    -- The caller undoes it before the transaction ends, when a missing default would be found.
+    SET CONSTRAINTS crm.policy_default_kept IMMEDIATE;
 END $$;
 COMMENT ON FUNCTION crm._policy_draft(jsonb) IS 'Puts the rows of a draft into crm.conflict_policy and crm.field_lock, through all their checks; for callers that undo it.';
 

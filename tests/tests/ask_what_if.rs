@@ -194,6 +194,36 @@ async fn a_conflict_would_have_had_another_winner_or_none() {
     );
 }
 
+/// Taken away at the end of a transaction it was refused, in a rehearsal nothing was said.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_draft_cannot_take_the_default_away_but_may_replace_it() {
+    let (pair, _people) = linked().await;
+    for draft in [
+        r#"{"link": "contacts"}"#,
+        r#"{"link": "contacts", "strategy": null}"#,
+    ] {
+        for call in ["crm.what_if(", "crm.explain(policy => "] {
+            let sql = format!("SELECT * FROM {call}'{draft}')");
+            let error = pair.db.error(&sql).await;
+            assert_eq!(error.code().code(), "23502", "{sql}");
+            assert!(error.message().contains("no default policy"), "{error:?}");
+        }
+    }
+    let replaced = r#"[{"link": "contacts"}, {"link": "contacts", "strategy": "review"}]"#;
+    pair.db
+        .exec(&format!("SELECT * FROM crm.what_if('{replaced}')"))
+        .await;
+    // The check of real rows is as late as before.
+    pair.db
+        .exec(&format!(
+            "BEGIN; SELECT * FROM crm.what_if('{replaced}');
+             CREATE TEMPORARY TABLE was ON COMMIT DROP AS SELECT link, field, strategy FROM crm.conflict_policy WHERE link = 'contacts' AND field = '*';
+             DELETE FROM crm.conflict_policy WHERE link = 'contacts' AND field = '*';
+             INSERT INTO crm.conflict_policy (link, field, strategy) SELECT link, field, strategy FROM was; COMMIT"
+        ))
+        .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn drafts_are_checked_like_policies_and_only_an_admin_may_ask() {
     let (pair, _people) = linked().await;
