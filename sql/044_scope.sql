@@ -77,6 +77,48 @@ COMMENT ON COLUMN crm.scope_sweep.looked_at IS 'Rows looked at so far; left_out 
 SELECT pg_catalog.pg_extension_config_dump('crm.scope_sweep', '');
 SELECT pg_catalog.pg_extension_config_dump('crm.scope_sweep_id_seq', '');
 
+-- What cannot be computed of one row must not stop the others. Halves are only looked
+-- at where the whole raises: a condition that never does costs one pass.
+CREATE FUNCTION crm._raising(t text, condition text, first bigint, last bigint) RETURNS bigint[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    middle CONSTANT bigint := first + (last - first) / 2;
+BEGIN
+    BEGIN
+        EXECUTE format('SELECT count(*) FILTER (WHERE %s) FROM %s AS t WHERE t._id BETWEEN $1 AND $2', condition, t) USING first, last;
+        RETURN '{}';
+    -- Of values only: a column that is gone is not a fault of each row. Some types report what they cannot read as syntax.
+    EXCEPTION WHEN data_exception OR program_limit_exceeded OR syntax_error THEN
+        NULL;
+    END;
+    IF first = last THEN
+        RETURN ARRAY[first];
+    END IF;
+    RETURN crm._raising(t, condition, first, middle) || crm._raising(t, condition, middle + 1, last);
+END $$;
+COMMENT ON FUNCTION crm._raising(text, text, bigint, bigint) IS 'The rows of a stretch of a table for which a condition raises an error.';
+
+CREATE FUNCTION crm._raising(mirror integer, condition text) RETURNS bigint[]
+LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    t     text := crm._table_of(mirror);
+    first bigint;
+    last  bigint;
+BEGIN
+    IF condition IS NOT NULL THEN
+        EXECUTE format('SELECT min(_id), max(_id) FROM %s', t) INTO first, last;
+    END IF;
+    RETURN CASE WHEN first IS NULL THEN '{}' ELSE crm._raising(t, condition, first, last) END;
+END $$;
+COMMENT ON FUNCTION crm._raising(integer, text) IS 'The rows of a mirror for which a condition raises an error.';
+
+CREATE FUNCTION crm._scope_sql(scope text, raising bigint[]) RETURNS text
+LANGUAGE sql IMMUTABLE SET search_path = pg_catalog, pg_temp AS $$
+    SELECT CASE WHEN scope IS NULL THEN 'true' WHEN raising = '{}' THEN format('((%s) IS TRUE)', scope)
+                ELSE format('(CASE WHEN _id = ANY (%L::bigint[]) THEN NULL ELSE (%s) IS TRUE END)', raising, scope) END
+$$;
+COMMENT ON FUNCTION crm._scope_sql(text, bigint[]) IS 'SQL text: whether a row is in a scope; null for the rows for which that raises an error, which nobody can tell.';
+
 -- What a change of scope would cause, counted with the rights of who sets it;
 -- the guard's limits hold as for a statement on the mirror itself.
 CREATE FUNCTION crm._scope_guarded(k crm.link, side text, before text, after text, OUT leaving bigint, OUT entering bigint, OUT held boolean)
@@ -85,16 +127,23 @@ LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET enable_nestloop = off
 DECLARE
     own     integer := CASE side WHEN 'left' THEN k.left_mirror ELSE k.right_mirror END;
     other   integer := CASE side WHEN 'left' THEN k.right_mirror ELSE k.left_mirror END;
+    raising bigint[] := crm._raising(own, after);
     makes   boolean := CASE side WHEN 'left' THEN k.create_right ELSE k.create_left END;
     deletes bigint;
     creates bigint;
     setting text;
 BEGIN
-    EXECUTE format('SELECT count(*) FILTER (WHERE s.was AND x.row_id IS NOT NULL), count(*) FILTER (WHERE NOT s.was AND x.row_id IS NULL)
-                    FROM (SELECT t._id, (%s) IS TRUE AS was, (%s) IS TRUE AS becomes FROM %s AS t WHERE t._deleted_at IS NULL) s
+    IF raising <> '{}' THEN
+        RAISE WARNING 'the scope of % raises an error for % rows', crm._table_of(own), cardinality(raising)
+            USING DETAIL = format('They take no part, and do not leave by on_leave. The first is row %s.', raising[1]),
+                  HINT = format('SELECT * FROM crm.why(%L, %s); tells the error.', crm._table_of(own), raising[1]);
+    END IF;
+    -- That nobody can tell is no leaving.
+    EXECUTE format('SELECT count(*) FILTER (WHERE s.was AND NOT s.becomes AND x.row_id IS NOT NULL), count(*) FILTER (WHERE s.becomes AND x.row_id IS NULL)
+                    FROM (SELECT t._id, %s AS was, %s AS becomes FROM %s AS t WHERE t._deleted_at IS NULL) s
                     LEFT JOIN (SELECT a.row_id FROM crm.xref a JOIN crm.xref b ON b.entity = a.entity AND b.mirror = $2 AND b.merged_into IS NULL
-                               WHERE a.mirror = $1 AND a.merged_into IS NULL) x ON x.row_id = s._id WHERE s.was <> s.becomes',
-                   coalesce(before, 'true'), coalesce(after, 'true'), crm._table_of(own)) INTO leaving, entering USING own, other;
+                               WHERE a.mirror = $1 AND a.merged_into IS NULL) x ON x.row_id = s._id WHERE s.was IS DISTINCT FROM s.becomes',
+                   crm._scope_sql(before, crm._raising(own, before)), crm._scope_sql(after, raising), crm._table_of(own)) INTO leaving, entering USING own, other;
     deletes := CASE WHEN k.on_leave = 'delete' THEN leaving ELSE 0 END;
     creates := CASE WHEN makes THEN entering ELSE 0 END;
     setting := CASE WHEN deletes > nullif(current_setting('pg_crm_sync.guard_hard_deletes')::bigint, 0) THEN 'guard_hard_deletes'
@@ -203,19 +252,28 @@ BEGIN
 END $$;
 COMMENT ON FUNCTION crm._and_clauses(text) IS 'The conditions that a scope, as PostgreSQL writes it, is made of: all of them must hold.';
 
-CREATE FUNCTION crm._scope_clauses(link text, mirror regclass, _id bigint) RETURNS TABLE (clause text, holds boolean)
+CREATE FUNCTION crm._scope_clauses(link text, mirror regclass, _id bigint) RETURNS TABLE (clause text, holds boolean, problem text)
 LANGUAGE plpgsql STABLE SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
-    k     crm.link := crm._link_named(link);
-    scope text := CASE WHEN mirror = crm._table_of(k.left_mirror)::regclass THEN k.left_scope WHEN mirror = crm._table_of(k.right_mirror)::regclass THEN k.right_scope END;
+    k      crm.link := crm._link_named(link);
+    scope  text := CASE WHEN mirror = crm._table_of(k.left_mirror)::regclass THEN k.left_scope WHEN mirror = crm._table_of(k.right_mirror)::regclass THEN k.right_scope END;
+    raises CONSTANT boolean := scope IS NOT NULL AND crm._raising(mirror::text, scope, _id, _id) <> '{}';
 BEGIN
     FOREACH clause IN ARRAY CASE WHEN scope IS NULL THEN '{}' ELSE crm._and_clauses(scope) END LOOP
-        EXECUTE format('SELECT (%s) FROM %s AS t WHERE t._id = $1', clause, mirror) INTO holds USING _id;
+        problem := NULL;
+        BEGIN
+            EXECUTE format('SELECT (%s) FROM %s AS t WHERE t._id = $1', clause, mirror) INTO holds USING _id;
+        EXCEPTION WHEN data_exception OR program_limit_exceeded OR syntax_error THEN
+            -- The condition before it is there to prevent that.
+            CONTINUE WHEN NOT raises;
+            holds := false;
+            problem := sqlerrm;
+        END;
         holds := coalesce(holds, false);
         RETURN NEXT;
     END LOOP;
 END $$;
-COMMENT ON FUNCTION crm._scope_clauses(text, regclass, bigint) IS 'Each condition of a link''s scope with whether a row fulfils it; no rows where the link takes all rows of the mirror.';
+COMMENT ON FUNCTION crm._scope_clauses(text, regclass, bigint) IS 'Each condition of a link''s scope with whether a row fulfils it, and the error that it raises instead; no rows where the link takes all rows of the mirror.';
 
 CREATE FUNCTION crm._why_scope(k crm.link, mirror integer, row_id bigint, alone boolean)
 RETURNS TABLE (item text, verdict text, detail text, advice text)
@@ -230,9 +288,11 @@ BEGIN
     t := crm._table_of(mirror);
     -- A counterpart that the caller may not read is not told about.
     IF to_regclass(t) IS NOT NULL AND has_table_privilege(t, 'SELECT') THEN
-        RETURN QUERY SELECT 'scope', 'stops', format('link "%s" leaves %s row %s out%s: %s', k.name, t, row_id, CASE WHEN NOT alone THEN ', its tie rests' END, string_agg(c.clause, ' and ' ORDER BY c.n)),
-                            format('The row takes part when this holds: change the row, or %s of crm.link.', side)
-                     FROM crm._scope_clauses(k.name, t::regclass, _why_scope.row_id) WITH ORDINALITY AS c (clause, holds, n) WHERE NOT c.holds HAVING count(*) > 0;
+        RETURN QUERY SELECT 'scope', 'stops', format('link "%s" leaves %s row %s out%s: %s', k.name, t, row_id, CASE WHEN NOT alone THEN ', its tie rests' END,
+                                                     string_agg(c.clause || coalesce(' raises an error: ' || c.problem, ''), ' and ' ORDER BY c.n)),
+                            CASE WHEN count(c.problem) > 0 THEN format('Whether the row takes part cannot be told, so nothing of it is sent: change the row, or make %s of crm.link a condition that any value allows, with CASE for example.', side)
+                                 ELSE format('The row takes part when this holds: change the row, or %s of crm.link.', side) END
+                     FROM crm._scope_clauses(k.name, t::regclass, _why_scope.row_id) WITH ORDINALITY AS c (clause, holds, problem, n) WHERE NOT c.holds HAVING count(*) > 0;
     END IF;
 END $$;
 COMMENT ON FUNCTION crm._why_scope(crm.link, integer, bigint, boolean) IS 'Part of crm.why: the conditions of a link''s scope that a row fails.';
@@ -264,9 +324,9 @@ COMMENT ON FUNCTION crm._record_of(integer, bigint) IS 'Record id of a row of a 
 -- A mirror's rows that take part in a link, as SQL text for FROM.
 CREATE FUNCTION crm._scoped(mirror integer, scope text) RETURNS text
 LANGUAGE sql STABLE SET search_path = pg_catalog, pg_temp AS $$
-    SELECT CASE WHEN scope IS NULL THEN crm._table_of(mirror) ELSE format('(SELECT * FROM %s WHERE %s)', crm._table_of(mirror), scope) END
+    SELECT CASE WHEN scope IS NULL THEN crm._table_of(mirror) ELSE format('(SELECT * FROM %s WHERE %s)', crm._table_of(mirror), crm._scope_sql(scope, crm._raising(mirror, scope))) END
 $$;
-COMMENT ON FUNCTION crm._scoped(integer, text) IS 'SQL text: the rows of a mirror for which a scope holds.';
+COMMENT ON FUNCTION crm._scoped(integer, text) IS 'SQL text: the rows of a mirror for which a scope holds, without those for which it raises an error.';
 -- Which of several records with one key stands for them.
 
 CREATE FUNCTION crm._survivor_rule_check() RETURNS trigger

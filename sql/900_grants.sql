@@ -94,7 +94,7 @@ BEGIN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
         IF f.name IN ('wait_synced', 'sync_state', 'reconcile_estimate', 'fence_status', '_fence', '_span', '_relation_of', '_table_of', '_column_of', '_of_sql', '_of_sql_left', '_review_answers', '_worker_alive', '_server_checked', '_near', '_near_hint', '_link_named',
-                      '_mirror_named', '_host_allowed', '_stamp_qualities', '_time_zone', '_off_peak_spans', '_api_spent') OR f.name ~ '^(why|_why.*|_scope_clauses|_and_clauses|_converted|_record_of|_clauses|_clause_ends|_function_found|explain|_explain.*)$' THEN
+                      '_mirror_named', '_host_allowed', '_stamp_qualities', '_time_zone', '_off_peak_spans', '_api_spent', '_raising') OR f.name ~ '^(why|_why.*|_scope_clauses|_and_clauses|_converted|_record_of|_clauses|_clause_ends|_function_found|explain|_explain.*)$' THEN
             EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO crm_reader', f.signature);
         END IF;
     END LOOP;

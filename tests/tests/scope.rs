@@ -348,3 +348,102 @@ async fn a_sweep_over_many_rows_goes_in_batches_and_survives_a_kill() {
         .await;
     assert!(told >= all, "{told} rows left, {all} of them tied");
 }
+
+/// One fax number with a blank stopped every new person of both CRMs, and the scope that it broke could not be removed.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_on_which_the_scope_raises_stops_nobody_else_and_the_scope_can_be_removed() {
+    let (pair, people) = Pair::linked(20, PairOptions::default()).await;
+    let who = &people[0];
+    link_says(
+        &pair,
+        "left_scope = 'fax IS NULL OR fax::integer > 100', on_leave = 'delete'",
+    )
+    .await;
+    pair.sql(who, "fax", "12 34").await;
+    pair.sql(who, "zip", "Resting").await;
+    let newman = serde_json::json!({"LastName": "Newman", "Email": "newman@x.org"});
+    pair.create("salesforce", "Contact", newman);
+    pair.db
+        .exec("INSERT INTO salesforce.contact (lastname, email) VALUES ('Sqlman', 'sqlman@x.org')")
+        .await;
+    let travelled = "SELECT (SELECT count(*) = 2 FROM salesforce.contact WHERE lastname IN ('Newman', 'Sqlman') AND id IS NOT NULL)
+                        AND (SELECT count(*) = 2 FROM hubspot.contacts WHERE lastname IN ('Newman', 'Sqlman') AND id IS NOT NULL)";
+    pair.db
+        .wait_true("both are in both CRMs", PATIENCE, travelled)
+        .await;
+    pair.quiet().await;
+    assert_eq!(pair.shows("hubspot", who, "fax").as_deref(), Some("12 34"));
+    assert_ne!(
+        pair.shows("salesforce", who, "zip").as_deref(),
+        Some("Resting")
+    );
+    assert!(!gone(&pair, "salesforce", who), "an error is no leaving");
+    assert!(tied(&pair, who).await);
+    let dead: i64 = pair.db.one("SELECT count(*) FROM crm.dead_letter").await;
+    assert_eq!(dead, 0);
+
+    let why = format!(
+        "SELECT verdict, detail, advice FROM crm.why('hubspot.contacts', '{}') WHERE item = 'scope'",
+        who.hubspot
+    );
+    let told = pair.db.table(&why).await;
+    assert_eq!(told[0][0], "stops");
+    assert!(
+        told[0][1].contains("raises an error: invalid input syntax for type integer: \"12 34\""),
+        "{told:?}"
+    );
+    assert!(told[0][2].contains("left_scope"), "{told:?}");
+    let outside: i64 = pair
+        .db
+        .one("SELECT count FROM crm.preview('contacts') WHERE what = 'out of scope'")
+        .await;
+    assert_eq!(outside, 1);
+    pair.db
+        .exec(
+            "SELECT * FROM crm.check_mapping('contacts'); SELECT * FROM crm.duplicates('contacts')",
+        )
+        .await;
+
+    // Another that raises, and none.
+    link_says(&pair, "left_scope = 'fax IS NULL OR fax::integer > 200'").await;
+    assert!(!gone(&pair, "salesforce", who), "an error is no leaving");
+    link_says(&pair, "left_scope = NULL").await;
+    assert!(pair.db.table(&why).await.is_empty());
+    pair.edit("hubspot", who, "jobtitle", "Poet");
+    pair.reaches_both(who, "jobtitle", "Poet").await;
+}
+
+/// What a condition guards against is no error; what it does not is told of the clause that raises.
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_clause_that_nothing_before_it_guards_is_told_as_an_error() {
+    let (pair, people) = Pair::linked(20, PairOptions::default()).await;
+    let (guarded, raising) = (&people[0], &people[1]);
+    link_says(
+        &pair,
+        "left_scope = 'city <> ''Limbo'' AND (fax IS NULL OR fax::integer > 100)'",
+    )
+    .await;
+    for (who, city) in [(guarded, "Limbo"), (raising, "Bath")] {
+        let sql = format!(
+            "UPDATE hubspot.contacts SET city = '{city}', fax = '12 34' WHERE id = '{}'",
+            who.hubspot
+        );
+        pair.db.exec(&sql).await;
+    }
+    for (who, clause, problem) in [
+        (guarded, "city", ""),
+        (raising, "fax", "invalid input syntax"),
+    ] {
+        let told = pair
+            .db
+            .table(&format!(
+                "SELECT c.clause, coalesce(c.problem, '') FROM hubspot.contacts t, crm._scope_clauses('contacts', 'hubspot.contacts', t._id) c
+                 WHERE t.id = '{}' AND NOT c.holds",
+                who.hubspot
+            ))
+            .await;
+        assert_eq!(told.len(), 1, "{told:?}");
+        assert!(told[0][0].contains(clause), "{told:?}");
+        assert!(told[0][1].starts_with(problem) && told[0][1].is_empty() == problem.is_empty());
+    }
+}
