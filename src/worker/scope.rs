@@ -9,7 +9,7 @@ use crm_core::model::{FieldType, Millis, Value};
 use crate::pg::store::config::LinkRow;
 use crate::pg::store::ledger;
 use crate::pg::store::rows;
-use crate::pg::store::scopes;
+use crate::pg::store::scopes::{self, Told};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, NewWrite};
 use crate::worker::cases::Case;
@@ -73,14 +73,14 @@ fn json(mirror: &Mirror, changed: &BTreeMap<usize, Value>) -> String {
     serde_json::Value::Object(object).to_string()
 }
 
-/// Whether rows of a side are in each scope that concerns it.
+/// Whether rows of a side are in each scope that concerns it, as far as that can be told.
 fn told(
     world: &World,
     info: &GroupInfo,
     side: usize,
     row_ids: &BTreeSet<i64>,
     changed: Option<&Changed>,
-) -> Result<HashMap<i64, Vec<(End, bool)>>> {
+) -> Result<HashMap<i64, Vec<(End, Told)>>> {
     let ends = ends_of(info, side);
     let mirror = world.mirrors.get(&info.group.sides[side].mirror);
     let (Some(mirror), false) = (mirror, ends.is_empty()) else {
@@ -131,10 +131,14 @@ pub(crate) fn mark(
             let Some(row) = case.rows[side].as_ref().map(|r| r.row_id) else {
                 continue;
             };
+            let was = before.get(&row).into_iter().flatten();
             case.scope_before
-                .extend(before.get(&row).into_iter().flatten().copied());
+                .extend(was.map(|(end, holds)| (*end, *holds == Some(true))));
             let now = after.as_ref().unwrap_or(&before).get(&row);
-            let out = now.into_iter().flatten().filter(|(_, holds)| !holds);
+            let out = now
+                .into_iter()
+                .flatten()
+                .filter(|(_, holds)| *holds != Some(true));
             case.outside.extend(out.map(|(end, _)| *end));
         }
     }
@@ -245,7 +249,7 @@ pub(crate) fn settle(
     if watched.is_empty() {
         return Ok(());
     }
-    let mut now: HashMap<(usize, i64), Vec<(End, bool)>> = HashMap::new();
+    let mut now: HashMap<(usize, i64), Vec<(End, Told)>> = HashMap::new();
     for side in 0..info.group.sides.len() {
         let row = |w: &Watched| w.rows[side].as_ref().map(|r| r.row_id);
         let rows = watched.iter().filter_map(row).collect();
@@ -259,11 +263,14 @@ pub(crate) fn settle(
             let Some(row) = w.rows[end.side].as_ref().filter(|r| !r.deleted) else {
                 continue;
             };
-            let ends = now.get(&(end.side, row.row_id)).into_iter().flatten();
-            let holds = ends.into_iter().any(|(e, holds)| e == end && *holds);
+            let mut ends = now.get(&(end.side, row.row_id)).into_iter().flatten();
+            let holds = ends
+                .find(|(e, _)| e == end)
+                .map_or(Some(false), |(_, holds)| *holds);
             match (before, holds) {
-                (true, false) => leave(world, info, *end, &w.rows, &w.cause)?,
-                (false, true) => {
+                // An error is no leaving: on_leave may delete.
+                (true, Some(false)) => leave(world, info, *end, &w.rows, &w.cause)?,
+                (false, Some(true)) => {
                     let Cause { origin, txs, held } = w.cause.clone();
                     let key = (*end, origin, txs, held);
                     entering.entry(key).or_default().push(row.row_id);
@@ -348,6 +355,10 @@ pub(crate) fn inside(link: &LinkRow, mirror: &Mirror, row_ids: Vec<i64>) -> Resu
     };
     let none = vec![None; row_ids.len()];
     let holds = scopes::holds(&mirror.table, &[scope], row_ids.clone(), none)?;
-    let inside = |row: &i64| holds.get(row).is_some_and(|told| told.contains(&true));
+    let inside = |row: &i64| {
+        holds
+            .get(row)
+            .is_some_and(|told| told.contains(&Some(true)))
+    };
     Ok(row_ids.into_iter().filter(inside).collect())
 }

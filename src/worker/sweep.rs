@@ -178,11 +178,11 @@ impl Sweep<'_> {
                 continue;
             };
             match told.get(&row).map(Vec::as_slice) {
-                Some([true, false]) => {
+                Some([Some(true), Some(false)]) => {
                     scope::leave(self.world, self.info, self.end, &case.rows, &self.cause)?;
                     leaving += 1;
                 }
-                Some([false, true]) => entering.push(row),
+                Some([None | Some(false), Some(true)]) => entering.push(row),
                 _ => {}
             }
         }

@@ -206,19 +206,7 @@ async fn a_person_says_what_became_of_a_create_whose_answer_was_lost() {
     }
     let (made, lost) = (write_of(&pair, "Made").await, write_of(&pair, "Lost").await);
     wrong_answers(&pair, made).await;
-    // A slip of the pen comes back as the same question.
-    pair.db
-        .exec(&format!(
-            "SELECT crm.resolve_create({made}, 'made', '999999999')"
-        ))
-        .await;
-    pair.db
-        .wait_true(
-            "it is asked again",
-            PATIENCE,
-            "SELECT count(*) = 2 FROM crm.held WHERE tx IS NULL",
-        )
-        .await;
+    a_slip_of_the_pen(&pair, made).await;
     let record = record_of_made(&pair);
     pair.db
         .exec(&format!(
@@ -246,6 +234,19 @@ async fn a_person_says_what_became_of_a_create_whose_answer_was_lost() {
     );
     pair.db
         .wait_true("who said so, and why, is told", PATIENCE, &told)
+        .await;
+}
+
+/// Comes back as the same question.
+async fn a_slip_of_the_pen(pair: &Pair, made: i64) {
+    pair.db
+        .exec(&format!(
+            "SELECT crm.resolve_create({made}, 'made', '999999999')"
+        ))
+        .await;
+    let asked = "SELECT count(*) = 2 FROM crm.held WHERE tx IS NULL";
+    pair.db
+        .wait_true("it is asked again", PATIENCE, asked)
         .await;
 }
 

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::cells::Cells;
 use super::rows::{Table, as_owner};
+use super::scopes;
 
 use super::spi::{self, Result};
 
@@ -84,25 +85,49 @@ pub(crate) fn candidates(
         return Ok(Vec::new());
     };
     let (rows, keys): (Vec<i64>, Vec<String>) = keys.into_iter().unzip();
-    let from = match scope {
-        Some(scope) => format!("(SELECT * FROM {} WHERE {scope})", theirs.table.name),
-        None => theirs.table.name.clone(),
+    let matching = |from: &str| {
+        format!(
+            "SELECT v.row_id, c._id, c.alike FROM unnest($1::bigint[], $2::text[]) AS v(row_id, key) \
+             CROSS JOIN LATERAL (SELECT b._id, {}::real AS alike FROM {from} b WHERE {} AND b._deleted_at IS NULL \
+               ORDER BY alike DESC, b._id LIMIT {CANDIDATES}) c",
+            how.measure, how.test,
+        )
     };
-    let sql = format!(
-        "SELECT v.row_id, c._id, c.alike FROM unnest($1::bigint[], $2::text[]) AS v(row_id, key) \
-         CROSS JOIN LATERAL (SELECT b._id, {}::real AS alike FROM {from} b WHERE {} AND b._deleted_at IS NULL \
-           ORDER BY alike DESC, b._id LIMIT {CANDIDATES}) c",
-        how.measure, how.test,
-    );
     let pair = |row: &Cells| {
         let ours: i64 = row.get(1)?.unwrap_or_default();
         let theirs: i64 = row.get(2)?.unwrap_or_default();
         Ok((ours, theirs, row.get::<f32>(3)?.unwrap_or_default()))
     };
-    let pairs = as_owner(theirs.table, || {
-        spi::write_rows(&sql, &[rows.into(), keys.into()], pair)
-    })?;
+    let found = |from: &str| {
+        as_owner(theirs.table, || {
+            let args = [rows.clone().into(), keys.clone().into()];
+            spi::write_rows(&matching(from), &args, pair)
+        })
+    };
+    let whole = &theirs.table.name;
+    let pairs = match scope {
+        None => found(whole)?,
+        Some(scope) => {
+            let from = format!("(SELECT * FROM {whole} WHERE {scope})");
+            match scopes::unless_raised(|| found(&from)) {
+                Some(pairs) => pairs,
+                // Some row raises an error, maybe one without any such key.
+                None => within(theirs.table, scope, found(whole)?)?,
+            }
+        }
+    };
     untied(pairs, (ours.mirror, theirs.mirror), likeness.unique)
+}
+
+/// Those of the pairs whose row of theirs is in the scope.
+fn within(table: &Table, scope: &str, pairs: Vec<(i64, i64, f32)>) -> Result<Vec<(i64, i64, f32)>> {
+    let mut rows: Vec<i64> = pairs.iter().map(|p| p.1).collect();
+    rows.sort_unstable();
+    rows.dedup();
+    let none = vec![None; rows.len()];
+    let told = scopes::holds(table, &[scope], rows, none)?;
+    let inside = |p: &(i64, i64, f32)| told.get(&p.1).is_some_and(|t| t.contains(&Some(true)));
+    Ok(pairs.into_iter().filter(inside).collect())
 }
 
 /// Of these rows, those that share a key with one before them.

@@ -6,6 +6,27 @@ use std::fmt::Write as _;
 
 use super::rows::{Table, as_owner};
 use super::spi::{self, Result};
+use crate::pg::report;
+use crate::pg::tx::{self, SqlError};
+
+/// Whether a condition holds for a row; none where that raises an error: nobody can tell.
+pub(crate) type Told = Option<bool>;
+
+/// None if the values of some row raised an error; any other error goes on.
+pub(super) fn unless_raised<T>(body: impl FnOnce() -> Result<T>) -> Option<T> {
+    match tx::in_subtransaction(|| Ok(body()?)) {
+        Ok(value) => Some(value),
+        Err(error) if is_of_values(&error) => None,
+        Err(error) => report::raise(&error),
+    }
+}
+
+/// A column that is gone is not a fault of each row. Some types report what they
+/// cannot read as syntax.
+fn is_of_values(error: &SqlError) -> bool {
+    let class = error.sqlstate.get(..2).unwrap_or_default();
+    matches!(class, "22" | "54") || error.sqlstate == "42601"
+}
 
 /// A change of a link's scope that is carried out.
 #[derive(Clone, Debug)]
@@ -81,6 +102,52 @@ pub(crate) struct Stretch {
 /// them for which the two conditions differ.
 pub(crate) fn stretch(
     table: &Table,
+    conditions: (&str, &str),
+    cursor: i64,
+    most: (i64, i64),
+) -> Result<Stretch> {
+    match unless_raised(|| at_once(table, conditions, cursor, most)) {
+        Some(stretch) => Ok(stretch),
+        None => row_by_row(table, conditions, cursor, most),
+    }
+}
+
+/// [`stretch`] where a condition raises errors: that nobody can tell is no leaving.
+fn row_by_row(
+    table: &Table,
+    (before, now): (&str, &str),
+    cursor: i64,
+    (window, limit): (i64, i64),
+) -> Result<Stretch> {
+    let sql = format!(
+        "SELECT x._id, x._deleted_at IS NULL FROM {} x WHERE x._id > $1 ORDER BY x._id LIMIT $2",
+        table.name,
+    );
+    let rows = as_owner(table, || {
+        spi::write_rows(&sql, &[cursor.into(), window.into()], |row| {
+            let id: i64 = row.get(1)?.unwrap_or_default();
+            Ok((id, row.get::<bool>(2)?.unwrap_or_default()))
+        })
+    })?;
+    let live: Vec<i64> = rows.iter().filter(|r| r.1).map(|r| r.0).collect();
+    let none = vec![None; live.len()];
+    let told = holds(table, &[before, now], live.clone(), none)?;
+    let differs = |row: &i64| {
+        matches!(
+            told.get(row).map(Vec::as_slice),
+            Some([Some(true), Some(false)] | [None | Some(false), Some(true)])
+        )
+    };
+    let most = usize::try_from(limit).unwrap_or_default();
+    Ok(Stretch {
+        rows: i64::try_from(rows.len()).unwrap_or_default(),
+        last: rows.last().map(|r| r.0).unwrap_or_default(),
+        differ: live.into_iter().filter(differs).take(most).collect(),
+    })
+}
+
+fn at_once(
+    table: &Table,
     (before, now): (&str, &str),
     cursor: i64,
     (window, limit): (i64, i64),
@@ -126,16 +193,47 @@ pub(crate) fn finish(sweep: i64) -> Result<()> {
 }
 
 /// Per row, whether each condition holds. `changed` is a JSON object per row
-/// with values that stand in place of the row's own.
+/// with values that stand in place of the row's own. One row that raises an error
+/// does not stop the others: halves are looked at until it is alone.
 pub(crate) fn holds(
+    table: &Table,
+    conditions: &[&str],
+    mut rows: Vec<i64>,
+    mut changed: Vec<Option<String>>,
+) -> Result<HashMap<i64, Vec<Told>>> {
+    if rows.is_empty() || conditions.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let all = unless_raised(|| evaluated(table, conditions, rows.clone(), changed.clone()));
+    if let Some(told) = all {
+        let known = |told: Vec<bool>| told.into_iter().map(Some).collect();
+        return Ok(told.into_iter().map(|(row, t)| (row, known(t))).collect());
+    }
+    let first = rows[0];
+    if rows.len() > 1 {
+        let half = rows.len() / 2;
+        let rest = (rows.split_off(half), changed.split_off(half));
+        let mut told = holds(table, conditions, rows, changed)?;
+        told.extend(holds(table, conditions, rest.0, rest.1)?);
+        return Ok(told);
+    }
+    if conditions.len() == 1 {
+        return Ok(HashMap::from([(first, vec![None])]));
+    }
+    let mut each = Vec::with_capacity(conditions.len());
+    for condition in conditions {
+        let told = holds(table, &[condition], rows.clone(), changed.clone())?;
+        each.push(told.get(&first).and_then(|t| t[0]));
+    }
+    Ok(HashMap::from([(first, each)]))
+}
+
+fn evaluated(
     table: &Table,
     conditions: &[&str],
     rows: Vec<i64>,
     changed: Vec<Option<String>>,
 ) -> Result<HashMap<i64, Vec<bool>>> {
-    if rows.is_empty() || conditions.is_empty() {
-        return Ok(HashMap::new());
-    }
     let mut tests = String::new();
     for (i, condition) in conditions.iter().enumerate() {
         let _ = write!(
