@@ -236,8 +236,8 @@ BEGIN
         ('rows', right_t, r_all, NULL, NULL),
         ('matches', (SELECT string_agg(f.left_field, ', ' ORDER BY f.match_order) FROM crm.field_map f WHERE f.link = k.name AND f.match_order IS NOT NULL),
          cardinality(l_ids)::bigint, format('%s tied already', tied), 'Treated as one thing each.'),
-        ('only ' || left_t, NULL, l_only - l_fuzzy, NULL, CASE WHEN k.create_right THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
-        ('only ' || right_t, NULL, r_only - r_fuzzy, NULL, CASE WHEN k.create_left THEN 'A counterpart is made in the other CRM when such a row changes or is new.' ELSE 'No counterpart is made.' END),
+        ('only ' || left_t, NULL, l_only - l_fuzzy, NULL, CASE WHEN k.create_right THEN 'Of rows that are new a counterpart is made in the other CRM; these have none.' ELSE 'No counterpart is made.' END),
+        ('only ' || right_t, NULL, r_only - r_fuzzy, NULL, CASE WHEN k.create_left THEN 'Of rows that are new a counterpart is made in the other CRM; these have none.' ELSE 'No counterpart is made.' END),
         ('ambiguous', NULL, coalesce(cardinality(samples), 0)::bigint, array_to_string(samples[1:3], ', '), CASE WHEN samples IS NOT NULL THEN 'Several rows share a key, or are only alike: never tied by itself. Merge them in the CRM, add crm.survivor_rule, or decide in crm.review.' END);
     RETURN QUERY SELECT 'out of scope', o.mirror, o.rows, o.scope, 'Such rows are not there for the other side: not matched, nothing is made of them.'
                  FROM (VALUES (left_t, l_all - l_in, k.left_scope), (right_t, r_all - r_in, k.right_scope)) AS o (mirror, rows, scope) WHERE o.rows > 0;

@@ -6,6 +6,7 @@ use crate::echo::{self, Order};
 use crate::group::Group;
 use crate::mapping::{between, fits};
 use crate::model::Value;
+use crate::own_page::has_kept;
 use crate::stamps::Exactness;
 use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent, SideState, settle};
 use crate::value::same;
@@ -211,7 +212,8 @@ pub(crate) fn review(case: &mut Case<'_>, reason: &str, outcome: &mut Outcome) {
         hold.claim(claim);
     }
     // An edit from before a write of ours is not what its CRM holds now.
-    if case.observed.source != Source::Local && case.order() != Order::Before {
+    let holds = case.order() != Order::Before || has_kept(case);
+    if case.observed.source != Source::Local && holds {
         row(case, side, case.value, outcome);
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::echo;
 use crate::model::{Millis, Value};
-use crate::state::{Clock, FieldState, Interval, Sent, SentWrite};
+use crate::state::{Clock, FieldState, Interval, Sent, SentWrite, SideState};
 
 /// What became of a write.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +93,11 @@ pub fn answered(
         .rposition(|w| w.value == *value && matches!(w.sent, Sent::InFlight { .. }))?;
     // What waits for approval may never leave.
     let newest = side.sent[place + 1..].iter().all(|w| w.held);
+    let stood = |side: &SideState, value: &Value| {
+        let earlier = side.sent[..place].iter().any(|w| w.result() == value);
+        earlier || echo::known(side) == Some(value)
+    };
+    let kept = matches!(&result, Answer::Done { echoed: Some(shown) } if stood(side, shown));
     let write = &mut side.sent[place];
     let Sent::InFlight { claimed } = write.sent else {
         return None;
@@ -122,7 +127,8 @@ pub fn answered(
             let echoed = echoed?;
             // Something else than a form of ours: somebody's edit, or the CRM kept
             // what it had (a stage that only goes forward). What it shows tells.
-            if !echo::alike(&echoed, &write.value) {
+            if !is_form(&echoed, &write.value) {
+                write.kept = kept.then_some(echoed);
                 return None;
             }
             write.confirmed = true;
@@ -134,6 +140,11 @@ pub fn answered(
         }
     }
     None
+}
+
+/// Whether an answer shows what was sent, in whatever form.
+pub fn is_form(echoed: &Value, sent: &Value) -> bool {
+    echo::alike(echoed, sent)
 }
 
 /// A write came back undone and may be tried again. Whether it is still wanted:

@@ -173,3 +173,44 @@ pub(crate) fn confirm_newest(
     newest.confirmed |= shown;
     newest.doubted &= !shown;
 }
+
+/// Whether a page shows what the CRM answered to have kept against our newest write.
+pub(crate) fn has_kept(case: &Case<'_>) -> bool {
+    let kept = echo::last_own(case.here()).and_then(|w| w.kept.as_ref());
+    case.observed.source == Source::Page && kept.is_some_and(|k| case.is(k))
+}
+
+/// A page read well after the CRM accepted our write, with a stamp from before, or of
+/// what it answered to have kept: for the CRM our write changed nothing. If the values
+/// are alike, what it shows is its form of ours; else it ignored us, and a person
+/// should know.
+pub(crate) fn without_effect(case: &mut Case<'_>) -> Option<Keep> {
+    let kept = has_kept(case);
+    let before = case.order() == Order::Before;
+    if case.observed.source != Source::Page || !(before || kept) {
+        return None;
+    }
+    let field_type = case.column.field_type;
+    let (value, now) = (case.value, case.now);
+    let own = echo::last_own_mut(case.here_mut())?;
+    let long_ago = match own.sent {
+        Sent::Answered { answered, .. } => kept || now - answered > READ_AGE_MS,
+        Sent::Queued | Sent::InFlight { .. } | Sent::Unknown { .. } | Sent::Failed => false,
+    };
+    if !long_ago || own.landed.is_some() {
+        return None;
+    }
+    own.confirmed = true;
+    if !echo::alike(&own.value, value) {
+        return Some(Keep::Review(
+            "the CRM accepted our write and kept its own value".to_owned(),
+        ));
+    }
+    own.normal = Some(value.clone());
+    let current = same(field_type, &own.value.clone(), &case.held);
+    Some(if current {
+        Keep::RowOnly
+    } else {
+        Keep::Nothing
+    })
+}

@@ -66,6 +66,10 @@ pub struct SentWrite {
     /// What the CRM made of it, where that differs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normal: Option<Value>,
+    /// What the CRM answered to hold instead, though it said that it is done: what it
+    /// held before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Value>,
     /// It was queued for a person's approval, beside what was on its way.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub held: bool,
@@ -85,6 +89,7 @@ impl SentWrite {
             confirmed: false,
             doubted: false,
             normal: None,
+            kept: None,
             held: false,
         }
     }

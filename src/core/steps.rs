@@ -6,8 +6,8 @@ use crate::echo::{self, Order};
 use crate::effect;
 use crate::model::{Mark, Value};
 use crate::own_page::{
-    READ_AGE_MS, confirm_newest, is_own_too, shows_earlier_write, shows_our_form, shows_own_past,
-    still_shows_ours,
+    READ_AGE_MS, confirm_newest, has_kept, is_own_too, shows_earlier_write, shows_our_form,
+    shows_own_past, still_shows_ours, without_effect,
 };
 use crate::rules::{self, conflict, every_change, locked, merging, one_side, score};
 use crate::state::{Clock, Flap, Interval, Sent, SentWrite};
@@ -313,6 +313,9 @@ fn not_landed(case: &mut Case<'_>) -> Option<Keep> {
     if case.observed.source != Source::Page || !(before || shows_earlier_write(case)) {
         return None;
     }
+    if has_kept(case) {
+        return None;
+    }
     // A page from before an edit that waits says nothing of what came after it.
     let at = case.observed.at;
     if case.here().waiting.iter().any(|w| at.before(w.1.at)) {
@@ -351,38 +354,6 @@ fn unsettled(case: &mut Case<'_>) -> Option<Keep> {
         && echo::last_own(case.here()).is_some_and(|w| matches!(w.sent, Sent::InFlight { .. }))
         && (echo::known(case.here()).is_some_and(|k| case.is(k)) || shows_own_past(case));
     in_flight.then_some(Keep::Ignore)
-}
-
-/// A page read well after the CRM accepted our write, with a stamp from before:
-/// for the CRM our write changed nothing. If the values are alike, what it shows
-/// is its form of ours; else it ignored us, and a person should know.
-fn without_effect(case: &mut Case<'_>) -> Option<Keep> {
-    if case.observed.source != Source::Page || case.order() != Order::Before {
-        return None;
-    }
-    let field_type = case.column.field_type;
-    let (value, now) = (case.value, case.now);
-    let own = echo::last_own_mut(case.here_mut())?;
-    let long_ago = match own.sent {
-        Sent::Answered { answered, .. } => now - answered > READ_AGE_MS,
-        Sent::Queued | Sent::InFlight { .. } | Sent::Unknown { .. } | Sent::Failed => false,
-    };
-    if !long_ago || own.landed.is_some() {
-        return None;
-    }
-    own.confirmed = true;
-    if !echo::alike(&own.value, value) {
-        return Some(Keep::Review(
-            "the CRM accepted our write and kept its own value".to_owned(),
-        ));
-    }
-    own.normal = Some(value.clone());
-    let current = same(field_type, &own.value.clone(), &case.held);
-    Some(if current {
-        Keep::RowOnly
-    } else {
-        Keep::Nothing
-    })
 }
 
 /// What the CRM held before our write is no news, however late it is told; but

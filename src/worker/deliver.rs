@@ -151,7 +151,12 @@ pub(crate) fn record(
     let many = batch.rows.len() > 1;
     for (row, result) in batch.rows.into_iter().zip(results) {
         match result {
-            WriteResult::Done { id, echoed, .. } => sorted.done.push((row, id, echoed)),
+            WriteResult::Done { id, echoed, .. } => {
+                if shows_other(&row, &echoed) {
+                    after.read.push(id.clone());
+                }
+                sorted.done.push((row, id, echoed));
+            }
             WriteResult::Exists { id, message } => sorted.exists.push((row, id, message)),
             WriteResult::Unknown(error) => sorted.unknown(row, &error),
             WriteResult::Failed(error) if error.class == ErrorClass::Split && many => {
@@ -182,6 +187,16 @@ pub(crate) fn record(
     }
     sorted.write(world, mirror, batch.kind, now)?;
     Ok(after)
+}
+
+/// Whether the CRM says that it is done and shows something else, such as a stage that
+/// only goes forward: no event tells of what it kept.
+fn shows_other(row: &WriteRow, echoed: &[(String, Option<String>)]) -> bool {
+    let sent = || cases::json_values(&row.vals).into_iter();
+    let other = |(name, shown): &(String, Option<String>)| {
+        sent().any(|(field, value)| field == *name && !outgoing::is_form(shown, &value))
+    };
+    echoed.iter().any(other)
 }
 
 /// A write that succeeded: the record's id and the values the answer shows.

@@ -147,3 +147,34 @@ async fn a_change_that_is_told_after_the_value_came_back_is_not_the_last() {
         assert_eq!(city, before, "{crm}");
     }
 }
+
+/// HubSpot's stages only go forward. It says that it is done and names the stage it keeps, and no event tells of it: the
+/// mirror showed what was asked for, and another CRM got it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stage_that_hubspot_keeps_is_not_shown_as_what_was_asked_for() {
+    let pair = pair().await.0;
+    let late = "SELECT id, lifecyclestage FROM hubspot.contacts WHERE lifecyclestage IN ('opportunity', 'customer')
+                ORDER BY EXISTS (SELECT FROM crm.xref x WHERE x.row_id = _id AND x.mirror = (SELECT id FROM crm.mirror WHERE server = 'hubspot'))";
+    let late = pair.db.table(late).await;
+    for record in [&late[0], &late[late.len() - 1]] {
+        let (id, stage) = (&record[0], &record[1]);
+        pair.emulator.reset_counts();
+        pair.db
+            .exec(&format!(
+                "UPDATE hubspot.contacts SET lifecyclestage = 'lead' WHERE id = '{id}'"
+            ))
+            .await;
+        let known = format!(
+            "SELECT count(*) > 0 FROM crm.event e WHERE e.record_id = '{id}' AND e.source = 'read' AND '{stage}' = ANY (e.new_values)"
+        );
+        pair.db
+            .wait_true("the record is read", PATIENCE, &known)
+            .await;
+        pair.quiet().await;
+        let shown = format!("SELECT lifecyclestage FROM hubspot.contacts WHERE id = '{id}'");
+        assert_eq!(&pair.db.one::<String>(&shown).await, stage);
+        assert_eq!(pair.writes("hubspot"), 1, "it is not sent again");
+    }
+    let asked = "SELECT field, reason LIKE '%kept its own%' FROM crm.review";
+    assert_eq!(pair.db.table(asked).await, [["lifecyclestage", "t"]; 2]);
+}
