@@ -289,7 +289,11 @@ DECLARE
 BEGIN
     EXECUTE format('SELECT x.id, x._deleted_at, x._sync_state, x._sync_error FROM %s x WHERE x._id = $1', t) INTO r USING row_id;
     IF r._deleted_at IS NOT NULL THEN
-        RETURN QUERY VALUES ('record', 'note', format('deleted in %s at %s', m.server, date_trunc('seconds', r._deleted_at)), 'It comes back if it is restored there.');
+        RETURN QUERY SELECT 'record', 'note', format(c.said, m.server, date_trunc('seconds', r._deleted_at)), c.advice
+        FROM (VALUES ('soft_deleted', 'hidden since %2$s, because its counterpart was deleted; its record in %1$s is left alone', 'It comes back with its counterpart. What is written into it meanwhile is not sent.'),
+                     ('erased', 'erased at %2$s', 'Nothing brings it back, and nothing that is written into it is sent.'),
+                     ('', 'deleted in %s at %s', 'It comes back if it is restored there.')) c (state, said, advice)
+        WHERE c.state = CASE WHEN r._sync_state IN ('soft_deleted', 'erased') THEN r._sync_state ELSE '' END;
     ELSIF r.id IS NULL THEN
         RETURN QUERY VALUES ('record', 'differs', format('the row has no record in %s yet', m.server), 'See crm.outbox for its create.');
     END IF;

@@ -83,6 +83,11 @@ async fn what_comes_back_finds_its_partner_and_catches_up() {
     pair.emulator.delete("hubspot", "contacts", &soft.hubspot);
     pair.become_states(soft, ["deleted", "soft_deleted", "t"])
         .await;
+    let why = format!(
+        "SELECT detail LIKE 'hidden since%' FROM crm.why('salesforce.contact', '{}') WHERE item = 'record'",
+        soft.salesforce
+    );
+    assert!(pair.db.one::<bool>(&why).await, "its CRM did not delete it");
     rule(&pair, "ignore", "unlink").await;
     pair.emulator
         .delete("hubspot", "contacts", &ignored.hubspot);
