@@ -1,6 +1,7 @@
 //! What the ledger remembers, so that states need not: which states say more
 //! than rows and ledger do, and what is put back beside an observation that comes late.
 
+use crate::group::Group;
 use crate::model::Value;
 use crate::state::{Clock, Entity, FieldState, SideRecord, SideState};
 use crate::timeline;
@@ -23,12 +24,13 @@ pub fn at_rest(entity: &Entity, field: usize) -> FieldState {
 /// Whether a state says more than the rows and the ledger do: something was
 /// sent, a person is asked, edits wait, writers take turns or keep a value against
 /// us, linked sides never agreed, or somebody set a value anew that nothing was sent
-/// for. What a side showed alone is in the ledger, see [`recall`].
-pub fn must_keep(state: &FieldState, entity: &Entity) -> bool {
+/// for (in shadow nothing is, and rows differ). What a side showed alone is in the ledger, see [`recall`].
+pub fn must_keep(state: &FieldState, entity: &Entity, group: &Group) -> bool {
     let linked = entity.records.iter().filter(|r| r.exists).count() > 1;
+    let live = group.sides.iter().all(|s| !s.shadow);
     let mut sides = entity.records.iter().zip(&state.sides);
     state.hold.is_some()
-        || (linked && state.clock.is_some())
+        || (linked && live && state.clock.is_some())
         || state.turns.as_ref().is_some_and(|t| t.count > 0)
         || sides.any(|(record, side)| {
             let open = linked && record.exists && side.base.is_none();

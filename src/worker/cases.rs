@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use crm_core::decide::{Decision, Observed, Outcome, Source};
+use crm_core::group::Group;
 use crm_core::memory::must_keep;
 use crm_core::model::{Millis, Value};
 use crm_core::state::{Entity, FieldState, SideRecord};
@@ -75,7 +76,7 @@ impl Case {
         if observed.source == Source::Local {
             self.writers[observed.side].clone_from(&observed.origin);
         }
-        self.absorb(outcome, observed)
+        self.absorb(&info.group, outcome, observed)
     }
 
     /// Notes whose values the rows show from now on.
@@ -91,7 +92,12 @@ impl Case {
         }
     }
 
-    pub(super) fn absorb(&mut self, outcome: Outcome, observed: &Observed) -> Vec<Decision> {
+    pub(super) fn absorb(
+        &mut self,
+        group: &Group,
+        outcome: Outcome,
+        observed: &Observed,
+    ) -> Vec<Decision> {
         for (side, field) in outcome.cancel {
             self.writes.remove(&(side, field));
             self.cancels.insert((side, field));
@@ -126,7 +132,7 @@ impl Case {
         }
         for (field, state) in outcome.states {
             let stored = self.entity.fields.contains_key(&field) && self.entity_id.is_some();
-            let kept = state.filter(|s| must_keep(s, &self.entity));
+            let kept = state.filter(|s| must_keep(s, &self.entity, group));
             let asked = |s: Option<&FieldState>| s.and_then(|s| s.hold.clone());
             if asked(self.entity.fields.get(&field)) != asked(kept.as_ref()) {
                 self.questions.insert(field);

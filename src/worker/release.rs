@@ -46,7 +46,7 @@ fn bring_together(
         origin: mirror.server.clone(),
         ..Observed::default()
     };
-    case.absorb(outcome, &observed)
+    case.absorb(&info.group, outcome, &observed)
 }
 
 /// The line of the ledger that says what became of the differences.

@@ -196,7 +196,7 @@ impl Case {
             source: Source::Page,
             ..Observed::default()
         };
-        self.absorb(outcome, &observed)
+        self.absorb(&world.groups[self.group].group, outcome, &observed)
     }
 }
 

@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{A, B, World, only, policy, text};
+use common::{A, B, World, group, only, policy, text};
 use crm_core::decide::Step;
 use crm_core::memory::{at_rest, must_keep, recall};
 use crm_core::model::Mark;
@@ -49,7 +49,7 @@ fn what_rows_and_ledger_tell_is_not_kept() {
         count: 0,
         since: T,
     });
-    assert!(!must_keep(&state, &both), "{state:?}");
+    assert!(!must_keep(&state, &both, &group()), "{state:?}");
 }
 
 #[test]
@@ -88,7 +88,7 @@ fn each_thing_that_only_the_state_knows_keeps_it() {
     for (what, change) in changes {
         let mut state = rest();
         change(&mut state);
-        assert!(must_keep(&state, &both), "{what}");
+        assert!(must_keep(&state, &both, &group()), "{what}");
     }
 }
 
@@ -98,11 +98,11 @@ fn a_record_alone_and_a_side_without_one_have_nothing_to_agree_about() {
         let entity = entity(there);
         let mut state = at_rest(&entity, 0);
         state.clock = Some(edit("11", T).1);
-        assert!(!must_keep(&state, &entity), "{there:?}");
+        assert!(!must_keep(&state, &entity, &group()), "{there:?}");
         for side in &mut state.sides {
             side.base = None;
         }
-        assert!(!must_keep(&state, &entity), "{there:?}");
+        assert!(!must_keep(&state, &entity, &group()), "{there:?}");
     }
 }
 

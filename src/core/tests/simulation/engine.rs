@@ -347,7 +347,7 @@ impl Engine {
             let was_held = before.is_some_and(|b| b.hold.is_some());
             if let Some(state) = state
                 .clone()
-                .filter(|s| !lean || must_keep(s, &thing.entity))
+                .filter(|s| !lean || must_keep(s, &thing.entity, &self.group))
             {
                 self.asked += u32::from(state.hold.is_some() && !was_held);
                 thing.entity.fields.insert(*field, state);
@@ -355,7 +355,10 @@ impl Engine {
         }
         if lean {
             let entity = &thing.entity;
-            let kept = entity.fields.iter().filter(|(_, s)| must_keep(s, entity));
+            let kept = entity
+                .fields
+                .iter()
+                .filter(|(_, s)| must_keep(s, entity, &self.group));
             thing.entity.fields = kept.map(|(f, s)| (*f, s.clone())).collect();
         }
     }
