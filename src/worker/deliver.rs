@@ -192,9 +192,13 @@ pub(crate) fn record(
 /// Whether the CRM says that it is done and shows something else, such as a stage that
 /// only goes forward: no event tells of what it kept.
 fn shows_other(row: &WriteRow, echoed: &[(String, Option<String>)]) -> bool {
-    let sent = || cases::json_values(&row.vals).into_iter();
+    if echoed.is_empty() {
+        return false;
+    }
+    let sent = cases::json_values(&row.vals);
     let other = |(name, shown): &(String, Option<String>)| {
-        sent().any(|(field, value)| field == *name && !outgoing::is_form(shown, &value))
+        let ours = sent.iter().find(|(field, _)| field == name);
+        ours.is_some_and(|(_, value)| !outgoing::is_form(shown, value))
     };
     echoed.iter().any(other)
 }
