@@ -64,6 +64,15 @@ impl Pair {
         self.db.exec(&Self::update(who, field, value)).await;
     }
 
+    /// Waits until a CRM's stream has told of an edit to this value and the ledger has it.
+    pub async fn told(&self, crm: &str, value: &str) {
+        let told = format!(
+            "SELECT count(*) > 0 FROM crm.event WHERE origin = '{crm}' AND source IN ('webhook', 'pubsub') AND '{value}' = ANY (new_values)"
+        );
+        let what = format!("{crm}'s edit to {value} is in the ledger");
+        self.db.wait_true(&what, PATIENCE, &told).await;
+    }
+
     /// Calls that changed records of a CRM since the counts were reset.
     #[must_use]
     pub fn writes(&self, crm: &str) -> u64 {

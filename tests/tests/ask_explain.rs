@@ -238,6 +238,9 @@ async fn the_guard_says_what_it_would_hold_or_refuse_and_too_many_rows_are_an_er
         error.hint().is_some_and(|h| h.contains("max_rows")),
         "{error:?}"
     );
+    let none = format!("SELECT * FROM crm.explain('{quoted}', max_rows => NULL)");
+    let error = pair.db.error(&none).await;
+    assert_eq!(error.code().code(), "22023", "{error:?}");
     pair.quiet().await;
     assert_eq!(everything(&pair.db).await, before);
 }

@@ -7,16 +7,6 @@ async fn pair() -> (Pair, Vec<Person>) {
     Pair::linked(10, PairOptions::default()).await
 }
 
-/// Waits until a CRM's edit of this value stands in the ledger.
-async fn told(pair: &Pair, crm: &str, value: &str) {
-    let told = format!(
-        "SELECT count(*) > 0 FROM crm.event WHERE origin = '{crm}' AND source IN ('webhook', 'pubsub') AND '{value}' = ANY (new_values)"
-    );
-    pair.db
-        .wait_true("the edit is in the ledger", PATIENCE, &told)
-        .await;
-}
-
 async fn count(pair: &Pair, of: &str) -> i64 {
     pair.db.one(&format!("SELECT count(*) FROM {of}")).await
 }
@@ -28,7 +18,7 @@ async fn an_address_that_another_contact_has_is_refused_and_touches_nobody_else(
     let (pair, people) = pair().await;
     let (who, other) = (&people[0], &people[1]);
     pair.edit("hubspot", who, "fax", "+44 1");
-    told(&pair, "hubspot", "+44 1").await;
+    pair.told("hubspot", "+44 1").await;
     let record = || pair.emulator.record("hubspot", "contacts", &other.hubspot);
     let before = record();
     pair.sql(who, "email", &other.email).await;
@@ -90,9 +80,9 @@ async fn a_value_that_the_other_side_cannot_show_is_a_side_of_the_conflict() {
         .await;
     pair.worker_has_read().await;
     pair.edit("hubspot", who, "jobtitle", "Kaboom");
-    told(&pair, "hubspot", "Kaboom").await;
+    pair.told("hubspot", "Kaboom").await;
     pair.edit("salesforce", who, "jobtitle", "Quiet");
-    told(&pair, "salesforce", "Quiet").await;
+    pair.told("salesforce", "Quiet").await;
     pair.quiet().await;
     let asked = "SELECT c ->> 'value' FROM crm.review, jsonb_array_elements(candidates) c WHERE kind = 'field' ORDER BY 1";
     assert_eq!(pair.db.table(asked).await, [["Kaboom"], ["Quiet"]]);
@@ -139,7 +129,7 @@ async fn a_change_that_is_told_after_the_value_came_back_is_not_the_last() {
     pair.edit("hubspot", who, "city", "Between");
     pair.emulator.fault(json!({"stream": "webhook"}));
     pair.edit("hubspot", who, "city", &before);
-    told(&pair, "hubspot", "Between").await;
+    pair.told("hubspot", "Between").await;
     pair.quiet().await;
     pair.agree().await;
     for crm in ["hubspot", "salesforce"] {

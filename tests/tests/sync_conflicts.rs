@@ -246,19 +246,11 @@ async fn who_ranks_highest_and_writes_what_another_wrote_already_is_not_overrule
         {"crm": "hubspot", "method": "POST", "path_prefix": "/crm/objects/2026-03/contacts/batch/update", "remaining": 1, "action": later},
         {"crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data", "remaining": 1, "action": later},
     ]}));
-    let told = async |crm: &str, value: &str| {
-        let told = format!(
-            "SELECT count(*) > 0 FROM crm.event WHERE origin = '{crm}' AND '{value}' = ANY (new_values)"
-        );
-        pair.db
-            .wait_true("its edit is in the ledger", PATIENCE, &told)
-            .await;
-    };
     pair.sql(who, "city", "Agreed").await;
     pair.edit("hubspot", who, "city", "Agreed");
-    told("hubspot", "Agreed").await;
+    pair.told("hubspot", "Agreed").await;
     pair.edit("salesforce", who, "city", "Alone");
-    told("salesforce", "Alone").await;
+    pair.told("salesforce", "Alone").await;
     pair.agree().await;
     let city = common(&pair, who, "city").await;
     assert_eq!(city.as_deref(), Some("Agreed"));

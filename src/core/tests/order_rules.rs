@@ -7,7 +7,7 @@ use common::{A, B, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
 use crm_core::model::FieldType;
 use crm_core::outgoing::Answer;
-use crm_core::strategy::Strategy::{Delta, LastWriteWins, Owner, Priority};
+use crm_core::strategy::Strategy::{Delta, LastWriteWins, Owner, Priority, Review};
 
 const T: i64 = 1_000_000;
 
@@ -365,4 +365,38 @@ fn a_change_that_is_told_after_the_value_came_back_is_not_the_last() {
     let late = w.remote(A, "between", T);
     assert_eq!(only(&late).step, Step::Stale, "{late:?}");
     assert_eq!((w.row(A), w.row(B)), (text("base"), text("base")));
+}
+
+#[test]
+fn what_a_crm_answers_to_have_kept_is_shown_and_asked_about_and_not_sent_again() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "late");
+    w.local(A, "early", T);
+    w.claim(A, "early", T + 100);
+    let echoed = Some(text("late"));
+    w.answer(A, "early", Answer::Done { echoed }, T + 300);
+    // Its stamp is of another field of that very write.
+    let page = w.page(A, "late", T + 200);
+    assert!(only(&page).held.is_some(), "{page:?}");
+    assert_eq!(writes(&page), []);
+    assert_eq!(w.row(A), text("late"));
+}
+
+#[test]
+fn a_refused_write_that_was_outdone_is_withdrawn() {
+    let mut w = World::at_rest(policy(LastWriteWins, &["alpha", "beta", "local"]), "base");
+    w.remote(A, "refused", T);
+    w.claim(B, "refused", T + 100);
+    w.answer(B, "refused", Answer::Failed, T + 200);
+    let newer = w.remote(B, "newer", T + 10_000);
+    assert_eq!(newer.cancel, [(B, 0)], "{newer:?}");
+}
+
+#[test]
+fn an_edit_on_a_side_that_could_not_show_what_was_written_last_is_a_conflict() {
+    let mut w = World::at_rest(policy(Review, &[]), "base");
+    w.group.fields[0].sides[B].as_mut().unwrap().required = true;
+    w.remote(A, "", T);
+    let edit = w.remote(B, "next", T + 60_000);
+    assert!(only(&edit).held.is_some(), "{edit:?}");
+    assert_eq!((w.row(A), w.row(B)), (text(""), text("next")));
 }
