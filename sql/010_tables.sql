@@ -397,6 +397,7 @@ CREATE TABLE crm.write (
 );
 CREATE INDEX write_record ON crm.write (mirror, row_id);
 CREATE INDEX write_queue ON crm.write (mirror, id) WHERE state = 'queued';
+CREATE INDEX write_removal ON crm.write (mirror, record_id) WHERE kind = 'delete';
 COMMENT ON TABLE crm.write IS 'Outgoing writes that are not finished; a finished one leaves and stands in crm.event. See the views crm.outbox and crm.dead_letter.';
 COMMENT ON COLUMN crm.write.txs IS 'Transactions that caused it (crm.change_tx), in the order in which they were taken up: the last 1000, of what the guard holds the first 1000.';
 

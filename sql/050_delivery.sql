@@ -152,7 +152,7 @@ LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO crm.deferred (mirror, record_id, source, change, reason)
     SELECT w.mirror, w.record_id, 'read', '{}', 'read'
     FROM crm.write w
-    WHERE w.state = 'held' AND $1 = ANY (w.txs) AND w.kind = 'update' AND w.record_id IS NOT NULL
+    WHERE w.state = 'held' AND $1 = ANY (w.txs) AND w.kind IN ('update', 'delete') AND w.record_id IS NOT NULL
       AND EXISTS (SELECT FROM crm.event e WHERE e.mirror = w.mirror AND e.row_id = w.row_id AND e.received_at >= w.queued_at AND e.source NOT IN ('sql', 'result'))
 $$;
 COMMENT ON FUNCTION crm._reread_held(bigint) IS 'Has records read again that their CRM changed while writes of a transaction were held.';

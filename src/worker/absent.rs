@@ -1,18 +1,137 @@
-//! Events of records that a mirror does not hold yet.
+//! Records that a mirror does not hold: not yet, or not any more.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crm_core::model::{ChangeKind, Millis};
+use crm_core::model::{ChangeKind, Millis, Record};
 
+use crate::pg::store::changes;
 use crate::pg::store::ledger::EventRow;
+use crate::pg::store::lives;
 use crate::pg::store::rows::{self, RowInsert};
 use crate::pg::store::spi::Result;
+use crate::pg::store::writes::{self, WriteRow};
+use crate::pg::tx;
 use crate::worker::arrivals;
 use crate::worker::creates;
 use crate::worker::flush;
+use crate::worker::given_up;
 use crate::worker::ingest::{Deferred, Inbound, put_off};
 use crate::worker::record;
 use crate::worker::world::{Mirror, World};
+
+/// Records that SQL has removed, and that their CRM still shows.
+#[derive(Debug, Default)]
+pub(crate) struct Removed {
+    /// Their removal is on its way; the rows that they had.
+    pub(crate) leaving: HashMap<String, i64>,
+    /// Nobody has looked at their removal yet.
+    waiting: HashSet<String>,
+}
+
+/// So many removals that wait are looked at; while there are more, all records wait
+/// that have no row.
+const MANY: usize = 1_000;
+
+/// Which of these records SQL has removed. They do not come back before their CRM
+/// was told: it would be as records of their own, to be made on the other sides, too.
+pub(crate) fn removed(mirror: &Mirror, records: &[String]) -> Result<Removed> {
+    if records.is_empty() {
+        return Ok(Removed::default());
+    }
+    let mut leaving: HashMap<String, i64> =
+        writes::removals(mirror.id, records)?.into_iter().collect();
+    let asked: HashSet<&String> = records.iter().collect();
+    let waiting = match changes::removed(mirror.id, MANY)? {
+        Some(few) => few.into_iter().filter(|id| asked.contains(id)).collect(),
+        None => records.iter().cloned().collect(),
+    };
+    if !leaving.is_empty() {
+        // Those that go with another one stay until they are gone.
+        let ids = leaving.keys().cloned().collect();
+        for id in rows::present(&mirror.table, ids)? {
+            leaving.remove(&id);
+        }
+    }
+    Ok(Removed { leaving, waiting })
+}
+
+/// The records of a page but those that SQL has removed. `wait` gets those of which
+/// nobody knows yet what that means.
+pub(crate) fn without_removed(
+    mirror: &Mirror,
+    mut records: Vec<Record>,
+    present: &HashSet<String>,
+    wait: &mut Vec<String>,
+) -> Result<Vec<Record>> {
+    let ids = records.iter().map(|r| &r.id);
+    let ids: Vec<String> = ids.filter(|id| !present.contains(*id)).cloned().collect();
+    let removed = removed(mirror, &ids)?;
+    records.retain(|r| {
+        let waits = removed.waiting.contains(&r.id) && !present.contains(&r.id);
+        if waits {
+            wait.push(r.id.clone());
+        }
+        !waits && !removed.leaving.contains_key(&r.id)
+    });
+    Ok(records)
+}
+
+/// Records are gone because we removed them. Of those without a row one stays, or a
+/// page that was read before, or a search whose index lags, would bring them back.
+pub(crate) fn bury<'w>(
+    mirror: &Mirror,
+    gone: impl Iterator<Item = &'w WriteRow>,
+    now: Millis,
+) -> Result<()> {
+    let (row_ids, records): (Vec<i64>, Vec<Option<String>>) =
+        gone.map(|row| (row.row_id, row.record_id.clone())).unzip();
+    if row_ids.is_empty() {
+        return Ok(());
+    }
+    rows::mark_deleted(&mirror.table, row_ids, true, &mirror.server)?;
+    let records: Vec<String> = records.into_iter().flatten().collect();
+    // Of an erased record nothing but its hash stays.
+    let erased: HashSet<String> = lives::buried(mirror.id, records.clone())?
+        .into_iter()
+        .collect();
+    let tombstones = (records.into_iter().filter(|id| !erased.contains(id)))
+        .map(|id| arrivals::tombstone(mirror, id, now))
+        .collect();
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    // Where a constraint of the user's refuses a row without values it does without.
+    let _refused = tx::in_subtransaction(|| Ok(rows::insert(&mirror.table, &columns, tombstones)?));
+    Ok(())
+}
+
+/// Events but those of records that SQL has removed, which are too late. Removals are
+/// news all the same: they leave a trace of the record.
+fn still_wanted(
+    world: &World,
+    mirror: &Mirror,
+    items: Vec<Inbound>,
+    deferred: &mut Deferred,
+) -> Result<(Vec<Inbound>, Vec<EventRow>)> {
+    let ids: Vec<String> = items.iter().map(|i| i.change.record_id.clone()).collect();
+    let removed = removed(mirror, &ids)?;
+    let (mut wanted, mut lines) = (Vec::new(), Vec::new());
+    for item in items {
+        let record = &item.change.record_id;
+        let row_id = removed.leaving.get(record).copied();
+        if removed.waiting.contains(record) {
+            deferred.push(put_off(&item, "locked"));
+        } else if row_id.is_none() || item.change.kind == ChangeKind::Delete {
+            wanted.push(item);
+        } else {
+            let line = given_up::told(world, mirror, item.source, &item.change);
+            lines.extend(line.map(|line| EventRow {
+                row_id,
+                stream: item.stream,
+                ..line
+            }));
+        }
+    }
+    Ok((wanted, lines))
+}
 
 /// Events of records that have no row: made here if the event carries the
 /// whole record, else read first.
@@ -26,6 +145,7 @@ pub(super) fn apply(
     let mut inserts: Vec<RowInsert> = Vec::new();
     let mut events: BTreeMap<String, EventRow> = BTreeMap::new();
     let mut wholes: HashMap<String, Inbound> = HashMap::new();
+    let (items, mut lines) = still_wanted(world, mirror, items, deferred)?;
     for item in items {
         if creates::is_ours(world, mirror, &item.change)? {
             continue;
@@ -36,7 +156,8 @@ pub(super) fn apply(
         match item.change.kind {
             ChangeKind::Association { .. } | ChangeKind::Overflow | ChangeKind::PrivacyDelete => {}
             ChangeKind::Delete => {
-                inserts.push(arrivals::tombstone(mirror, &item.change));
+                let (id, at) = (item.change.record_id.clone(), item.change.occurred_at);
+                inserts.push(arrivals::tombstone(mirror, id, at));
                 let line = record::told(mirror, &item, "tombstone");
                 events.insert(item.change.record_id.clone(), line);
             }
@@ -56,7 +177,6 @@ pub(super) fn apply(
     let columns: Vec<_> = mirror.columns.iter().collect();
     let made = rows::insert(&mirror.table, &columns, met.new)?;
     let mut fresh = Vec::new();
-    let mut lines = Vec::new();
     for (record, row_id) in met.adopted {
         lines.extend(events.remove(&record).map(|event| EventRow {
             row_id: Some(row_id),

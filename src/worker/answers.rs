@@ -11,6 +11,7 @@ use crate::pg::store::spi::Result as SqlResult;
 use crate::pg::store::streams::{self, Advance};
 use crate::pg::store::writes::WriteRow;
 use crate::pg::tx;
+use crate::worker::absent;
 use crate::worker::doubt::{self, Look};
 use crate::worker::engine::{Job, Step};
 use crate::worker::given_up;
@@ -350,9 +351,15 @@ impl Session {
         };
         let open = RefCell::new(Vec::new());
         let world = &self.engine.world;
-        if let Some(m) = world.mirrors.get(&mirror).filter(|_| !missing.is_empty()) {
-            let gone = missing.clone();
-            tx::in_transaction(|| Ok(given_up::told_too_late(world, m, gone, read_for)?))?;
+        if let Some(m) = world.mirrors.get(&mirror) {
+            tx::in_transaction(|| {
+                let removed = absent::removed(m, &ids)?.leaving;
+                let gone: Vec<String> = missing.iter().chain(removed.keys()).cloned().collect();
+                if !gone.is_empty() {
+                    given_up::told_too_late(world, m, gone, &removed, read_for)?;
+                }
+                Ok(())
+            })?;
         }
         let applied = reading::page(&mut self.engine, mirror, via, page, now, |applied| {
             let done: Vec<String> = ids

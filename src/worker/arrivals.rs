@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use crm_core::model::{Change, Millis};
+use crm_core::model::Millis;
 use crm_core::plan::{self, ArrivalPlan, Found, Standing};
 
 use crate::pg::store::creates as waiting;
@@ -238,11 +238,11 @@ fn adopt(world: &World, mirror: &Mirror, row_id: i64, record: RowInsert) -> Resu
 }
 
 /// Keeps a page that was read before the deletion from bringing the record back.
-pub(super) fn tombstone(mirror: &Mirror, change: &Change) -> RowInsert {
+pub(super) fn tombstone(mirror: &Mirror, record_id: String, at: Millis) -> RowInsert {
     RowInsert {
-        record_id: Some(change.record_id.clone()),
+        record_id: Some(record_id),
         source: mirror.server.clone(),
-        modified_at: change.occurred_at,
+        modified_at: at,
         deleted: true,
         values: vec![None; mirror.columns.len()],
     }

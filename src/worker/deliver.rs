@@ -14,6 +14,7 @@ use crate::pg::store::rows;
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
+use crate::worker::absent;
 use crate::worker::cases;
 use crate::worker::conditions;
 use crate::worker::creates;
@@ -278,8 +279,7 @@ impl Sorted {
             adopt(mirror, made)?;
         }
         if kind == WriteKind::Delete {
-            let gone = self.done.iter().map(|(r, _, _)| r.row_id).collect();
-            rows::mark_deleted(&mirror.table, gone, true, &mirror.server)?;
+            absent::bury(mirror, self.done.iter().map(|(r, _, _)| r), now)?;
         }
         retypes::landed(mirror, &self.done)?;
         let landed: Vec<i64> = self.done.iter().map(|(r, _, _)| r.id).collect();

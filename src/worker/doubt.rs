@@ -12,6 +12,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::pg::store::writes::{self, Setback, WriteRow};
 use crate::pg::tx::SqlError;
+use crate::worker::absent;
 use crate::worker::cases;
 use crate::worker::creates;
 use crate::worker::deliver::{Landed, adopt, kind_of, remember, result_event};
@@ -107,6 +108,9 @@ pub(crate) fn settle(
         }
     }
     again.extend(give_up(world, mirror, unseen, look, now)?);
+    let gone = landed.iter().map(|(r, _, _)| r);
+    let gone = gone.filter(|r| kind_of(r) == WriteKind::Delete);
+    absent::bury(mirror, gone, now)?;
     retypes::landed(mirror, &landed)?;
     writes::finish(landed.iter().map(|(r, _, _)| r.id).collect())?;
     remember(world, mirror, &landed, &[], now)?;

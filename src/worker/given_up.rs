@@ -1,7 +1,9 @@
 //! Values that are lost other than by a rule: given up by a person, gone with the
 //! record that they were on their way to, or told when it was gone. Each leaves its line in the ledger.
 
-use crm_core::model::{Change, Millis, Value};
+use std::collections::HashMap;
+
+use crm_core::model::{Change, Mark, Millis, Value};
 
 use crate::pg::store::given_up;
 use crate::pg::store::ledger::EventRow;
@@ -24,42 +26,19 @@ pub(crate) fn note(world: &World) -> Result<bool> {
 }
 
 /// Notes edits of which events told only when their records were gone: they were
-/// waiting for these to be read.
+/// waiting for these to be read. `removed` are the rows of records that SQL removed.
 pub(crate) fn told_too_late(
     world: &World,
     mirror: &Mirror,
     records: Vec<String>,
+    removed: &HashMap<String, i64>,
     read_for: i64,
 ) -> Result<()> {
     let mut lines = Vec::new();
     for (source, change) in streams::take_unread(mirror.id, records.clone(), read_for)? {
-        let Ok(change) = serde_json::from_str::<Change>(&change) else {
-            continue;
-        };
-        let origin = || mirror.server.clone();
-        let known = change
-            .fields
-            .iter()
-            .filter(|(f, _)| mirror.by_field.contains_key(f));
-        let lost = known
-            .map(|(f, v)| (f.clone(), origin(), v.clone()))
-            .collect();
-        let record = Some(change.record_id.clone());
-        let line = line(
-            mirror,
-            0,
-            record,
-            ("tombstone", ""),
-            lost,
-            change.occurred_at,
-        );
-        lines.extend(line.map(|line| EventRow {
-            row_id: None,
-            origin: origin(),
-            source,
-            actor: Some(change.actor).filter(|a| !a.is_empty()),
-            ..line
-        }));
+        if let Ok(change) = serde_json::from_str::<Change>(&change) {
+            lines.extend(told(world, mirror, &source, &change));
+        }
     }
     if lines.is_empty() {
         return Ok(());
@@ -67,9 +46,37 @@ pub(crate) fn told_too_late(
     let rows = rows::lock_by_record(&mirror.table, &[], records)?;
     for line in &mut lines {
         let own = rows.iter().find(|r| r.record_id == line.record_id);
-        line.row_id = own.map(|r| r.row_id);
+        let was = || removed.get(line.record_id.as_ref()?).copied();
+        line.row_id = own.map(|r| r.row_id).or_else(was);
     }
     flush::append(world, lines)
+}
+
+/// The line of an edit of a record that is gone; none of what we wrote ourselves.
+pub(crate) fn told(
+    world: &World,
+    mirror: &Mirror,
+    source: &str,
+    change: &Change,
+) -> Option<EventRow> {
+    let mark = format!("pg_crm_sync_{}", world.installation);
+    if change.named(&mark) == Mark::Ours {
+        return None;
+    }
+    let origin = || mirror.server.clone();
+    let fields = change.fields.iter();
+    let known = fields.filter(|(f, _)| mirror.by_field.contains_key(f));
+    let lost = known.map(|(f, v)| (f.clone(), origin(), v.clone()));
+    let record = Some(change.record_id.clone());
+    let step = ("tombstone", "");
+    let line = line(mirror, 0, record, step, lost.collect(), change.occurred_at)?;
+    Some(EventRow {
+        row_id: None,
+        origin: origin(),
+        source: source.to_owned(),
+        actor: Some(change.actor.clone()).filter(|a| !a.is_empty()),
+        ..line
+    })
 }
 
 /// A value that goes with a record: field, who wrote it, value.

@@ -11,6 +11,7 @@ use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::pg::tx;
+use crate::worker::absent;
 use crate::worker::arrivals;
 use crate::worker::cases::{self, Case};
 use crate::worker::creates;
@@ -85,7 +86,9 @@ pub(crate) fn apply(
     };
     let ids: Vec<String> = records.iter().map(|r| r.id.clone()).collect();
     if hope && is_plain_copy(mirror, via) {
-        records = erasure::without_erased(mirror, records, &ids, &HashSet::new())?;
+        let none = HashSet::new();
+        records = erasure::without_erased(mirror, records, &ids, &none)?;
+        records = absent::without_removed(mirror, records, &none, &mut applied.locked)?;
         records = creates::adopt_ours(world, mirror, records)?;
         match tx::in_subtransaction(|| Ok(load(mirror, &records)?)) {
             Ok(inserted) => {
@@ -100,6 +103,7 @@ pub(crate) fn apply(
         .into_iter()
         .collect();
     let records = erasure::without_erased(mirror, records, &ids, &present)?;
+    let records = absent::without_removed(mirror, records, &present, &mut applied.locked)?;
     let (known, mut fresh): (Vec<Record>, Vec<Record>) =
         records.into_iter().partition(|r| present.contains(&r.id));
     // Pages that overlap show a record twice; the later one is the newer.

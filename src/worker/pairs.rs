@@ -290,7 +290,7 @@ impl Session {
     fn apply_pairs(
         &mut self,
         asked: &Asked,
-        mut page: Page,
+        page: Page,
         advance: impl Fn(&[String]) -> Result<(), SqlError>,
         now: Millis,
     ) -> Step<()> {
@@ -302,10 +302,6 @@ impl Session {
                 ..Via::asked("read")
             },
         };
-        // What is on its way out is there until it left.
-        let ids: Vec<String> = page.records.iter().map(|r| r.id.clone()).collect();
-        let leaving = tx::in_transaction(|| Ok(pairs::leaving(asked.mirror, &ids)?))?;
-        page.records.retain(|r| !leaving.contains(&r.id));
         let applied = reading::page(&mut self.engine, asked.mirror, via, page, now, |applied| {
             advance(&applied.locked)
         });

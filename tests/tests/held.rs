@@ -174,6 +174,60 @@ async fn a_rejected_delete_that_would_have_spread_leaves_both_sides_alive() {
     }
 }
 
+/// An edit of a record that SQL had removed, told before the removal left, brought it back as another row, and its
+/// counterpart was made anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_does_not_come_back_while_its_removal_waits() {
+    let (pair, people) = guarded("2 s").await;
+    pair.db
+        .exec("UPDATE crm.link SET on_left_delete = 'propagate', on_right_delete = 'propagate'")
+        .await;
+    pair.worker_has_read().await;
+    let many = &people[..6];
+    let ids: Vec<String> = many.iter().map(|p| format!("'{}'", p.hubspot)).collect();
+    let ids = ids.join(", ");
+    let delete = format!("DELETE FROM hubspot.contacts WHERE id IN ({ids})");
+    let shown = format!("SELECT count(*) FROM hubspot.contacts WHERE id IN ({ids})");
+    for (approved, value) in [(false, "Unseen"), (true, "Unseen again")] {
+        pair.db.exec(&delete).await;
+        let held = "SELECT coalesce(sum(deletes), 0) = 12 FROM crm.held";
+        pair.db
+            .wait_true("both sides' deletes are held", PATIENCE, held)
+            .await;
+        pair.edit("hubspot", &many[0], "jobtitle", value);
+        pair.told("hubspot", value).await;
+        pair.quiet().await;
+        assert_eq!(pair.db.one::<i64>(&shown).await, 0);
+        let lines = format!(
+            "SELECT kind, decision -> 0 ->> 'step', actor <> '' FROM crm.event WHERE '{value}' = ANY (new_values)"
+        );
+        let lines = pair.db.table(&lines).await;
+        assert_eq!(lines, [["discard", "tombstone", "t"]]);
+        let tx: i64 = pair.db.one("SELECT tx FROM crm.held").await;
+        if approved {
+            pair.db.exec(&format!("SELECT crm.approve({tx})")).await;
+            let gone = || {
+                many.iter()
+                    .all(|p| pair.gone("hubspot", "contacts", &p.hubspot))
+            };
+            pair.cluster
+                .wait_until("they go", PATIENCE, async || gone().then_some(()))
+                .await;
+            pair.quiet().await;
+        } else {
+            pair.db.exec(&format!("SELECT crm.reject({tx})")).await;
+            pair.reaches_both(&many[0], "jobtitle", value).await;
+            pair.agree().await;
+            assert_eq!(pair.db.one::<i64>(&shown).await, 6);
+        }
+    }
+    assert_eq!(pair.live("hubspot", "contacts"), 14);
+    assert_eq!(pair.live("salesforce", "Contact"), 14);
+    let made = "SELECT DISTINCT source FROM crm.event WHERE kind = 'create'";
+    let made = pair.db.table(made).await;
+    assert_eq!(made, [["reject"]], "nothing is made anew");
+}
+
 /// Without a property of ours, and without an address to search by, nobody can find out what a lost answer said.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_says_what_became_of_a_create_whose_answer_was_lost() {

@@ -66,6 +66,44 @@ async fn short_pages_a_lagging_index_and_ids_in_the_order_of_text_hide_nothing()
     one_stamp(&pair, 900).await;
 }
 
+/// The search went on showing it, so it came back as a new record.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_sql_removed_stays_away_while_the_index_still_shows_it() {
+    let pair = polled(20, &[("--search-lag-ms", "3000")]).await;
+    let id: String = pair
+        .db
+        .one("SELECT id FROM hubspot.contacts ORDER BY _id LIMIT 1")
+        .await;
+    pair.db.exec("SELECT crm.go_live('hubspot.contacts')").await;
+    pair.emulator
+        .edit("hubspot", "contacts", &id, json!({"city": "Lastly"}));
+    let shown = format!("SELECT city = 'Lastly' FROM hubspot.contacts WHERE id = '{id}'");
+    pair.db
+        .wait_true("the edit is read", PATIENCE, &shown)
+        .await;
+    pair.db
+        .exec(&format!("DELETE FROM hubspot.contacts WHERE id = '{id}'"))
+        .await;
+    pair.db.exec("SELECT crm.wait_synced('60 s')").await;
+    let searches = || {
+        pair.emulator
+            .served(|c| c["route"].as_str().is_some_and(|r| r.ends_with("/search")))
+    };
+    let before = searches();
+    pair.cluster
+        .wait_until("the index has caught up", PATIENCE, async || {
+            (searches() > before + 5).then_some(())
+        })
+        .await;
+    let told =
+        format!("SELECT kind, source FROM crm.event WHERE record_id = '{id}' AND kind <> 'update'");
+    let told = pair.db.table(&told).await;
+    assert_eq!(told, [["delete", "sql"], ["delete", "result"]]);
+    let live =
+        format!("SELECT count(*) FROM hubspot.contacts WHERE id = '{id}' AND _deleted_at IS NULL");
+    assert_eq!(pair.db.one::<i64>(&live).await, 0);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_archived_without_an_event_is_found_and_so_is_what_came_back() {
     let pair = polled(20, &[]).await;

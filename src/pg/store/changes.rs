@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use super::cells::Cells;
 
+use crate::pg::capture::ID_ATTNUM;
 use crate::pg::capture::decode::{self, OldValue};
 use crate::pg::image::{self, Tid};
 
@@ -102,6 +103,24 @@ pub(crate) fn undrained(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<i64>> {
     spi::write_rows(&sql, &[mirror.into(), image::longs(&row_ids)], |row| {
         Ok(row.get::<i64>(1)?.unwrap_or_default())
     })
+}
+
+/// Records of which SQL removed the rows, as far as that waits; none if they are more
+/// than `limit`.
+pub(crate) fn removed(mirror: i32, limit: usize) -> Result<Option<Vec<String>>> {
+    let sql = format!("SELECT old FROM {BOTH} c WHERE mirror_id = $1 AND op = 'D' LIMIT $2");
+    let most = i64::try_from(limit).unwrap_or(i64::MAX).saturating_add(1);
+    let found = spi::write_rows(&sql, &[mirror.into(), most.into()], |row| {
+        let packed: Vec<u8> = row.get(1)?.unwrap_or_default();
+        let mut olds = decode::old_values(&packed).into_iter();
+        Ok(olds.find(|(attnum, _)| *attnum == ID_ATTNUM))
+    })?;
+    let few = found.len() <= limit;
+    let ids = found.into_iter().filter_map(|old| match old?.1 {
+        OldValue::Text(id) => Some(id),
+        OldValue::Null | OldValue::TooLong(_) => None,
+    });
+    Ok(few.then(|| ids.collect()))
 }
 
 /// What these rows held before their first change that waits, by attribute.

@@ -78,13 +78,3 @@ pub(crate) fn spare_row(table: &Table) -> Result<i64> {
     })?;
     Ok(found.first().copied().unwrap_or_default())
 }
-
-/// Of these records, those that are on their way out.
-pub(crate) fn leaving(mirror: i32, records: &[String]) -> Result<Vec<String>> {
-    spi::write_rows(
-        "SELECT w.record_id FROM crm.write w WHERE w.mirror = $1 AND w.kind = 'delete' \
-         AND w.state IN ('queued', 'in_flight', 'unknown', 'held') AND w.record_id = ANY($2)",
-        &[mirror.into(), image::texts(records)],
-        |row| Ok(row.get::<String>(1)?.unwrap_or_default()),
-    )
-}

@@ -2,6 +2,7 @@
 
 use super::causes;
 use super::spi::{self, Result};
+use crate::pg::image;
 
 /// A write to queue. Values are a JSON object of field names to text or null.
 #[derive(Clone, Debug)]
@@ -202,6 +203,19 @@ pub(crate) fn pending(mirrors: Vec<i32>, row_ids: Vec<i64>) -> Result<Vec<WriteR
          JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id ORDER BY w.id"
     );
     spi::write_rows(&sql, &[mirrors.into(), row_ids.into()], row)
+}
+
+/// Of these records, those whose removal waits, and the rows that they had.
+pub(crate) fn removals(mirror: i32, records: &[String]) -> Result<Vec<(String, i64)>> {
+    spi::write_rows(
+        "SELECT w.record_id, w.row_id FROM crm.write w WHERE w.mirror = $1 AND w.kind = 'delete' \
+         AND w.record_id = ANY($2) AND w.state <> 'dead'",
+        &[mirror.into(), image::texts(records)],
+        |row| {
+            let record = row.get::<String>(1)?.unwrap_or_default();
+            Ok((record, row.get(2)?.unwrap_or_default()))
+        },
+    )
 }
 
 /// After a restart nobody knows what became of writes that were in flight,
