@@ -76,35 +76,39 @@ pub(crate) fn without_removed(
     Ok(records)
 }
 
-/// Records are gone because we removed them. Of those without a row one stays, or a
+/// Records are gone because we removed them. Of those that SQL removed rows stay, or a
 /// page that was read before, or a search whose index lags, would bring them back.
 pub(crate) fn bury<'w>(
     mirror: &Mirror,
     gone: impl Iterator<Item = &'w WriteRow>,
     now: Millis,
 ) -> Result<()> {
-    let (row_ids, records): (Vec<i64>, Vec<Option<String>>) =
-        gone.map(|row| (row.row_id, row.record_id.clone())).unzip();
+    let gone: Vec<&WriteRow> = gone.collect();
+    let row_ids: Vec<i64> = gone.iter().map(|row| row.row_id).collect();
     if row_ids.is_empty() {
         return Ok(());
     }
     rows::mark_deleted(&mirror.table, row_ids, true, &mirror.server)?;
-    let records: Vec<String> = records.into_iter().flatten().collect();
+    let records = gone
+        .iter()
+        .filter_map(|row| Some((row.row_id, row.record_id.clone()?)));
+    leave_trace(mirror, records.collect(), now)
+}
+
+fn leave_trace(mirror: &Mirror, mut gone: Vec<(i64, String)>, at: Millis) -> Result<()> {
+    let records = gone.iter().map(|(_, id)| id.clone()).collect();
     // Of an erased record nothing but its hash stays.
-    let erased: HashSet<String> = lives::buried(mirror.id, records.clone())?
-        .into_iter()
-        .collect();
-    let tombstones = (records.into_iter().filter(|id| !erased.contains(id)))
-        .map(|id| arrivals::tombstone(mirror, id, now))
-        .collect();
-    let columns: Vec<_> = mirror.columns.iter().collect();
+    let erased: HashSet<String> = lives::buried(mirror.id, records)?.into_iter().collect();
+    gone.retain(|(_, id)| !erased.contains(id));
+    let table = &mirror.table;
     // Where a constraint of the user's refuses a row without values it does without.
-    let _refused = tx::in_subtransaction(|| Ok(rows::insert(&mirror.table, &columns, tombstones)?));
+    let _refused =
+        tx::in_subtransaction(|| Ok(lives::leave_trace(table, gone, &mirror.server, at)?));
     Ok(())
 }
 
-/// Events but those of records that SQL has removed, which are too late. Removals are
-/// news all the same: they leave a trace of the record.
+/// Events but those of records that SQL has removed: they are too late, or tell that it
+/// is done.
 fn still_wanted(
     world: &World,
     mirror: &Mirror,
@@ -119,8 +123,14 @@ fn still_wanted(
         let row_id = removed.leaving.get(record).copied();
         if removed.waiting.contains(record) {
             deferred.push(put_off(&item, "locked"));
-        } else if row_id.is_none() || item.change.kind == ChangeKind::Delete {
+        } else if row_id.is_none() {
             wanted.push(item);
+        } else if let (Some(row), ChangeKind::Delete) = (row_id, &item.change.kind) {
+            leave_trace(mirror, vec![(row, record.clone())], item.change.occurred_at)?;
+            lines.push(EventRow {
+                row_id,
+                ..record::told(mirror, &item, "tombstone")
+            });
         } else {
             let line = given_up::told(world, mirror, item.source, &item.change);
             lines.extend(line.map(|line| EventRow {

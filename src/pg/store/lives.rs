@@ -67,6 +67,25 @@ pub(crate) fn reinsert(
     as_owner(table, || spi::write(&sql, &args))
 }
 
+/// Records that are gone leave rows without values in the places of those that SQL
+/// deleted, unless they have rows.
+pub(crate) fn leave_trace(
+    table: &Table,
+    gone: Vec<(i64, String)>,
+    source: &str,
+    at: i64,
+) -> Result<usize> {
+    let (row_ids, records): (Vec<i64>, Vec<String>) = gone.into_iter().unzip();
+    let sql = format!(
+        "INSERT INTO {} (_id, id, _sync_source, _remote_modified_at, _deleted_at, _sync_state) OVERRIDING SYSTEM VALUE \
+         SELECT v.row_id, v.id, $3, to_timestamp($4::float8 / 1000), now(), 'deleted' \
+         FROM unnest($1::bigint[], $2::text[]) AS v(row_id, id) ON CONFLICT DO NOTHING",
+        table.name
+    );
+    let args = [row_ids.into(), records.into(), source.into(), at.into()];
+    as_owner(table, || spi::write(&sql, &args))
+}
+
 /// Forgets the values of rows, the CRM's id included. The row stays, because
 /// others may refer to it.
 pub(crate) fn erase(table: &Table, columns: &[&ColumnRow], row_ids: Vec<i64>) -> Result<usize> {
