@@ -301,7 +301,7 @@ SELECT e.seq, e.occurred_at AS resolved_at, e.actor AS resolved_by, e.reason AS 
 FROM crm.event e LEFT JOIN crm.mirror m ON m.id = e.mirror,
      LATERAL jsonb_array_elements(CASE WHEN jsonb_typeof(e.decision) = 'array' THEN e.decision ELSE '[]' END) AS d
 WHERE e.kind = 'resolved' OR (e.kind = 'discard' AND d ? 'question');
-COMMENT ON VIEW crm.review_history IS 'Questions that people have answered: who, when, what was asked and what was said, and the values that lost; and those that ended without an answer (resolution ended, because says why): about fields with their record, which nobody resolved, and all of a link with crm.unlink. Kept as long as crm.event.';
+COMMENT ON VIEW crm.review_history IS 'Questions that people have answered: who, when, what was asked and what was said, and the values that lost; and those that ended without an answer (resolution ended, because says why): about fields with their record, about a removal with the return of the record, and all of a link with crm.unlink. Kept as long as crm.event.';
 
 -- What is left of records that a privacy erasure removed.
 CREATE TABLE crm.erased (

@@ -7,10 +7,9 @@ use crate::case::{Decision, Keep, Outcome, Step};
 use crate::echo;
 use crate::effect::{self, mirror_value};
 use crate::group::Group;
-use crate::join::{observation, pick};
+use crate::join::{nobodys, observation, pick};
 use crate::model::{Millis, Value};
 use crate::policy::{Policy, Rule};
-use crate::stamps::Exactness;
 use crate::state::{Claim, Clock, Entity, FieldState, Hold, Interval, Sent};
 use crate::strategy::{Candidate, Contest, Strategy, Verdict};
 
@@ -153,13 +152,7 @@ impl Again<'_> {
     }
 
     fn nobodys(&self, side: usize) -> Clock {
-        Clock {
-            at: Interval::instant(0),
-            seq: 0,
-            origin: self.group.origin(side).to_owned(),
-            exactness: Exactness::Received,
-            ..Clock::default()
-        }
+        nobodys(self.group.origin(side))
     }
 
     /// The value held, where its writer wrote it.

@@ -2,7 +2,7 @@
 
 use crate::broken::{Mistake, made};
 use crate::model::{FieldType, Millis, Value};
-use crate::state::{Clock, Interval, SENT_MAX, Sent, SentWrite, SideState};
+use crate::state::{Clock, FieldState, Interval, SENT_MAX, Sent, SentWrite, SideState};
 use crate::value::same;
 
 /// The newest write that may have taken effect.
@@ -38,6 +38,29 @@ pub(crate) fn withdraw(side: &mut SideState) -> bool {
 /// What the CRM's own users left there, as far as we know.
 pub(crate) fn known(side: &SideState) -> Option<&Value> {
     side.seen.as_ref().map(|(v, _)| v).or(side.base.as_ref())
+}
+
+/// Forgets what never reached a record before it went, and tells what it held then and
+/// since when; `None` if that is not remembered, or a person is asked.
+pub(crate) fn when_gone(
+    state: &mut FieldState,
+    side: usize,
+    skew_ms: i64,
+) -> Option<(Value, Option<Clock>)> {
+    let side = state.sides.get_mut(side).filter(|_| state.hold.is_none())?;
+    side.sent
+        .retain(|w| !matches!(w.sent, Sent::Queued | Sent::Failed));
+    let seen = side.seen.as_ref().filter(|(_, clock)| {
+        matches!(
+            order(side, clock.at, skew_ms),
+            Order::NoWrite | Order::After
+        )
+    });
+    match (seen, side.sent.last(), &side.base) {
+        (Some((value, clock)), ..) => Some((value.clone(), Some(clock.clone()))),
+        (None, Some(write), _) => Some((write.result().clone(), Some(write.clock.clone()))),
+        (None, None, base) => Some((base.clone()?, None)),
+    }
 }
 
 /// How a stamp of the CRM lies to our newest write there.

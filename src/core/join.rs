@@ -1,13 +1,17 @@
 //! Decisions without an event: records that become one entity, and answers of
 //! people.
 
+use std::collections::BTreeMap;
+
 use crate::carry::carry_out;
 use crate::case::{Case, Decision, Frame, Keep, Observed, Outcome, Source, Step};
+use crate::echo;
 use crate::effect::{self, mirror_value};
 use crate::group::Group;
 use crate::mapping::between;
 use crate::model::{Millis, Value};
 use crate::policy::Policy;
+use crate::stamps::Exactness;
 use crate::state::{
     Claim, Clock, Entity, FieldState, Hold, Interval, SentWrite, SideState, Waiting,
 };
@@ -112,14 +116,84 @@ pub fn join_fields(
     now: Millis,
     horizon_ms: i64,
 ) -> Outcome {
-    let mut outcome = Outcome::default();
-    let clock = |side: usize| {
+    let clock = |_, side: usize| {
         let stamp = stamps.get(side).copied();
         let at = stamp.unwrap_or(Interval { from: 0, to: now });
         let origin = group.origin(side);
         policy.record_quality(origin).clock(at, seq, origin)
     };
+    join_by(group, policy, entity, fields, &clock, now, horizon_ms)
+}
+
+/// Brings a record that is back together with the others, as [`join`] does. What was
+/// on its way to it did not arrive: it holds what it held when it went, and that is no
+/// newer than it was then.
+pub fn returned(
+    group: &Group,
+    policy: &Policy,
+    entity: &mut Entity,
+    side: usize,
+    (stamps, seq): (&[Interval], i64),
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
+    let (mut rows, mut states) = (Vec::new(), Vec::new());
+    let mut held: BTreeMap<usize, Clock> = BTreeMap::new();
+    for (field, state) in &mut entity.fields {
+        let Some((value, clock)) = echo::when_gone(state, side, policy.skew_ms) else {
+            continue;
+        };
+        let row = entity.records.get_mut(side);
+        if let Some(row) = row.and_then(|r| r.values.get_mut(*field)) {
+            row.clone_from(&value);
+        }
+        let origin = group.origin(side);
+        held.insert(*field, clock.unwrap_or_else(|| nobodys(origin)));
+        rows.push((side, *field, value));
+        states.push((*field, Some(state.clone())));
+    }
+    let clock = |field: usize, of: usize| {
+        let known = held.get(&field).filter(|_| of == side).cloned();
+        known.unwrap_or_else(|| {
+            let stamp = stamps.get(of).copied();
+            let at = stamp.unwrap_or(Interval { from: 0, to: now });
+            let origin = group.origin(of);
+            policy.record_quality(origin).clock(at, seq, origin)
+        })
+    };
+    let all: Vec<usize> = (0..group.fields.len()).collect();
+    let joined = join_by(group, policy, entity, &all, &clock, now, horizon_ms);
+    rows.extend(joined.rows);
+    states.extend(joined.states);
+    Outcome {
+        rows,
+        states,
+        ..joined
+    }
+}
+
+/// Who is not remembered wrote it, before everything that is.
+pub(crate) fn nobodys(origin: &str) -> Clock {
+    Clock {
+        at: Interval::instant(0),
+        origin: origin.to_owned(),
+        exactness: Exactness::Received,
+        ..Clock::default()
+    }
+}
+
+fn join_by(
+    group: &Group,
+    policy: &Policy,
+    entity: &Entity,
+    fields: &[usize],
+    clock: &dyn Fn(usize, usize) -> Clock,
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
+    let mut outcome = Outcome::default();
     for &field in fields {
+        let clock = |side: usize| clock(field, side);
         let sides: Vec<usize> = (0..group.sides.len())
             .filter(|s| entity.alive(*s) && group.column(field, *s).is_some())
             .collect();
@@ -133,7 +207,7 @@ pub fn join_fields(
             // What waits is no one's wish any more while a person is asked, or
             // where the row shows another value.
             let moot = pick.review.is_some() || !wishes(entity, field, side);
-            if moot && crate::echo::withdraw(&mut known) {
+            if moot && echo::withdraw(&mut known) {
                 outcome.cancel.push((side, field));
             }
             state.sides.push(known);

@@ -6,6 +6,7 @@ use crm_core::join::{self, Resolution};
 use crm_core::model::Millis;
 use crm_core::state::Interval;
 
+use crate::pg::store::rows::Row;
 use crate::worker::cases::{Case, HORIZON_MS};
 use crate::worker::world::World;
 
@@ -35,23 +36,31 @@ impl Case {
     /// Brings the rows together as if they had never agreed; `side` as above.
     pub(crate) fn join(&mut self, world: &World, side: usize, now: Millis) -> Vec<Decision> {
         let info = &world.groups[self.group];
-        let stamps: Vec<Interval> = self
-            .rows
-            .iter()
-            .map(|row| match row.as_ref().map_or(0, |r| r.modified_at) {
-                0 => Interval { from: 0, to: now },
-                at => Interval::instant(at),
-            })
-            .collect();
-        let outcome = join::join(
-            &info.group,
-            &info.policy,
-            &self.entity,
-            &stamps,
-            0,
-            now,
-            HORIZON_MS,
-        );
+        let stamps = self.stamps_of_rows(now);
+        let (group, policy) = (&info.group, &info.policy);
+        let outcome = join::join(group, policy, &self.entity, &stamps, 0, now, HORIZON_MS);
+        self.joined(world, side, outcome)
+    }
+
+    /// Brings the row of a record that is back together with the others.
+    pub(crate) fn returned(&mut self, world: &World, side: usize, now: Millis) -> Vec<Decision> {
+        let info = &world.groups[self.group];
+        let stamps = self.stamps_of_rows(now);
+        let (group, policy, entity) = (&info.group, &info.policy, &mut self.entity);
+        let by = (stamps.as_slice(), 0);
+        let outcome = join::returned(group, policy, entity, side, by, now, HORIZON_MS);
+        self.joined(world, side, outcome)
+    }
+
+    fn stamps_of_rows(&self, now: Millis) -> Vec<Interval> {
+        let stamp = |row: &Option<Row>| match row.as_ref().map_or(0, |r| r.modified_at) {
+            0 => Interval { from: 0, to: now },
+            at => Interval::instant(at),
+        };
+        self.rows.iter().map(stamp).collect()
+    }
+
+    fn joined(&mut self, world: &World, side: usize, outcome: Outcome) -> Vec<Decision> {
         for decision in &outcome.decisions {
             self.source.clone_from(&decision.winner);
         }

@@ -357,6 +357,11 @@ fn compare_known(
             events.push(existence(mirror, page.via, &row, kind, at));
             if record.deleted { &mut gone } else { &mut back }.push(row.row_id);
         }
+        if row.deleted && !row.hidden && !record.deleted {
+            // First what it held when it went is decided, then what it shows now.
+            applied.locked.push(record.id.clone());
+            continue;
+        }
         conversions.extend(conversion_of(world, mirror, page, &row, record));
         events.extend(shown::show(world, mirror, page, case, &row, record, now));
     }

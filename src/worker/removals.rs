@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet, VecDeque};
 
+use crm_core::decide::Decision;
 use crm_core::model::{Millis, Value};
 use crm_core::plan::{self, DeletePlan, DeleteRule, DeletedBy};
 use crm_core::state::{Clock, Entity, FieldState, SideRecord};
@@ -14,7 +15,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, NewWrite};
 use crate::pg::store::{ends, lives, streams};
 use crate::worker::arrivals;
-use crate::worker::cases::{self, Partners};
+use crate::worker::cases::{self, Case, Partners};
 use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::given_up;
@@ -392,7 +393,9 @@ pub(crate) fn restored(
     if row_ids.is_empty() {
         return Ok(());
     }
-    reviews::close_deletes(mirror.id, row_ids.clone())?;
+    let moot = ends::close_deletes(mirror.id, row_ids.clone())?;
+    let because = format!("its record is back in {}", mirror.server);
+    questions::ended(world, moot, mirror, &because, now)?;
     arrivals::back(world, mirror, row_ids.clone(), now)?;
     let info = &world.groups[mirror.group];
     let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
@@ -411,13 +414,24 @@ pub(crate) fn restored(
         .map(|x| x.row_id)
         .collect();
     let (tied, free): (Vec<i64>, Vec<i64>) = row_ids.into_iter().partition(|r| tied.contains(r));
-    agree(world, mirror, tied, now)?;
+    bring_together(world, mirror, tied, now, Case::returned)?;
     creates::after_remote_create(world, mirror, free, now)
 }
 
 /// Lets the policy decide where rows differ from those they are tied to, as
 /// for records that never agreed.
 pub(crate) fn agree(world: &World, mirror: &Mirror, row_ids: Vec<i64>, now: Millis) -> Result<()> {
+    bring_together(world, mirror, row_ids, now, Case::join)
+}
+
+/// [`agree`] by a decision of the core about each case.
+fn bring_together(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    now: Millis,
+    decide: impl Fn(&mut Case, &World, usize, Millis) -> Vec<Decision>,
+) -> Result<()> {
     if row_ids.is_empty() {
         return Ok(());
     }
@@ -429,7 +443,7 @@ pub(crate) fn agree(world: &World, mirror: &Mirror, row_ids: Vec<i64>, now: Mill
         let Some(row) = case.rows[mirror.side].clone() else {
             continue;
         };
-        let decisions = case.join(world, mirror.side, now);
+        let decisions = decide(case, world, mirror.side, now);
         if decisions.is_empty() {
             continue;
         }

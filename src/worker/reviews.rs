@@ -261,7 +261,7 @@ pub(crate) fn ended(
         EventRow {
             mirror: ended.mirror,
             row_id: Some(ended.row_id).filter(|row| *row > 0),
-            entity: Some(ended.entity),
+            entity: Some(ended.entity).filter(|entity| *entity > 0),
             kind: "resolved",
             origin: mirror.server.clone(),
             source: "link".to_owned(),

@@ -147,3 +147,68 @@ async fn an_edit_that_is_told_after_sql_removed_the_record_stands_in_the_ledger(
     }
     pair.quiet().await;
 }
+
+/// It was not sent again, because the CRM had refused it, and the sides stayed apart; or what the record had held
+/// counted as the newer edit.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_that_found_its_record_removed_reaches_it_when_it_is_back() {
+    for (crm, heard) in [
+        ("hubspot", true),
+        ("salesforce", true),
+        ("hubspot", false),
+        ("salesforce", false),
+    ] {
+        let (pair, people) = pair("propagate").await;
+        let who = &people[0];
+        meet(&pair, who, crm);
+        let asked = "SELECT count(*) = 1 FROM crm.review WHERE kind = 'delete'";
+        pair.db
+            .wait_true("a person is asked", PATIENCE, asked)
+            .await;
+        if heard {
+            pair.emulator.clear_faults();
+        } else {
+            let often = "UPDATE crm.mirror SET poll_interval = '1 second'";
+            pair.db.exec(often).await;
+        }
+        let record = match crm {
+            "hubspot" => json!({"object": "contacts", "id": who.hubspot}),
+            _ => json!({"object": "Contact", "id": who.salesforce}),
+        };
+        pair.deed(crm, "restore", record);
+        pair.reaches_both(who, "city", "Newer").await;
+        pair.agree().await;
+        let open = "SELECT count(*) FROM crm.review";
+        assert_eq!(pair.db.one::<i64>(open).await, 0);
+        let history = "SELECT kind, resolution, because FROM crm.review_history";
+        let because = format!("its record is back in {crm}");
+        let ended = ["delete", "ended", because.as_str()];
+        assert_eq!(pair.db.table(history).await, [ended]);
+    }
+}
+
+/// The stamp of a restore says nothing of the fields: they are as old as when the record went.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_others_wrote_while_a_record_was_in_the_bin_reaches_it_when_it_is_back() {
+    for heard in [true, false] {
+        let (pair, people) = pair("ignore").await;
+        let who = &people[0];
+        let record = json!({"object": "contacts", "id": who.hubspot});
+        pair.deed("hubspot", "delete", record.clone());
+        let gone = format!(
+            "SELECT _deleted_at IS NOT NULL FROM hubspot.contacts WHERE id = '{}'",
+            who.hubspot
+        );
+        pair.db.wait_true("it is gone", PATIENCE, &gone).await;
+        pair.edit("salesforce", who, "city", "Meanwhile");
+        pair.told("salesforce", "Meanwhile").await;
+        if !heard {
+            goes_unheard(&pair, "hubspot");
+            let often = "UPDATE crm.mirror SET poll_interval = '1 second'";
+            pair.db.exec(often).await;
+        }
+        pair.deed("hubspot", "restore", record);
+        pair.reaches_both(who, "city", "Meanwhile").await;
+        pair.agree().await;
+    }
+}

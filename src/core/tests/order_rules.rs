@@ -3,10 +3,12 @@
 
 mod common;
 
-use common::{A, B, World, only, policy, text, writes};
+use common::{A, B, HORIZON, World, only, policy, text, writes};
 use crm_core::decide::{Source, Step};
+use crm_core::join::returned;
 use crm_core::model::FieldType;
 use crm_core::outgoing::Answer;
+use crm_core::state::Interval;
 use crm_core::strategy::Strategy::{Delta, LastWriteWins, Owner, Priority, Review};
 
 const T: i64 = 1_000_000;
@@ -399,4 +401,21 @@ fn an_edit_on_a_side_that_could_not_show_what_was_written_last_is_a_conflict() {
     let edit = w.remote(B, "next", T + 60_000);
     assert!(only(&edit).held.is_some(), "{edit:?}");
     assert_eq!((w.row(A), w.row(B)), (text(""), text("next")));
+}
+
+#[test]
+fn a_record_that_is_back_gets_what_was_on_its_way_when_it_went() {
+    let mut w = World::at_rest(policy(LastWriteWins, &[]), "base");
+    w.remote(A, "newer", T);
+    w.claim(B, "newer", T + 100);
+    w.answer(B, "newer", Answer::Failed, T + 200);
+    let stamps = [Interval::instant(T), Interval::instant(T + 60_000)];
+    let now = T + 60_100;
+    let (group, policy) = (&w.group, &w.policy);
+    let back = returned(group, policy, &mut w.entity, B, (&stamps, 9), now, HORIZON);
+    assert_eq!(writes(&back), [(B, text("newer"))], "{back:?}");
+    w.apply(&back);
+    let page = w.page(B, "base", T + 60_000);
+    assert_eq!((w.row(A), w.row(B)), (text("newer"), text("newer")));
+    assert_eq!(writes(&page), [], "{page:?}");
 }

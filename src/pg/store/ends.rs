@@ -1,6 +1,6 @@
 //! Entities whose records end: merged, converted, removed, erased.
 
-use super::spi::{self, Result};
+use super::spi::{self, Arg, Result};
 
 /// Takes rows out of their entities, because their records live on as `into`.
 /// The line stays, so that the successor finds the entity.
@@ -42,13 +42,13 @@ pub(crate) fn join_entity(entity: i64, rows: &[(i32, i64)]) -> Result<()> {
     Ok(())
 }
 
-/// A question about a field that ended with a record, without an answer.
+/// A question about a record, or a field of it, that ended without an answer.
 pub(crate) struct Ended {
     pub(crate) mirror: i32,
     pub(crate) row_id: i64,
     pub(crate) entity: i64,
     /// As policies call it.
-    pub(crate) field: String,
+    pub(crate) field: Option<String>,
     /// The question as it stood, JSON text: goes into the ledger.
     pub(crate) question: String,
 }
@@ -56,17 +56,28 @@ pub(crate) struct Ended {
 /// Takes away the questions about fields of these entities, all or only those
 /// that have no two sides left.
 fn end_questions(entities: Vec<i64>, lonely: &str) -> Result<Vec<Ended>> {
+    let of = format!("q.kind = 'field' AND q.entity = ANY($1){lonely}");
+    end(&of, &[entities.into()])
+}
+
+/// Takes away the questions whether these rows may go.
+pub(crate) fn close_deletes(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<Ended>> {
+    let of = "q.kind = 'delete' AND q.mirror = $1 AND q.row_id = ANY($2)";
+    end(of, &[mirror.into(), row_ids.into()])
+}
+
+fn end(of: &str, args: &[Arg<'_>]) -> Result<Vec<Ended>> {
     let sql = format!(
-        "DELETE FROM crm.review_item q WHERE q.kind = 'field' AND q.entity = ANY($1){lonely} \
-         RETURNING coalesce(q.mirror, 0), coalesce(q.row_id, 0), q.entity, q.field, jsonb_build_object('id', q.id, 'kind', q.kind, 'reason', q.reason, \
-           'rule', q.rule, 'candidates', q.candidates, 'opened_at', q.opened_at, 'resolution', 'ended')::text"
+        "DELETE FROM crm.review_item q WHERE {of} \
+         RETURNING coalesce(q.mirror, 0), coalesce(q.row_id, 0), coalesce(q.entity, 0), q.field, jsonb_build_object('id', q.id, 'kind', q.kind, \
+           'reason', q.reason, 'rule', q.rule, 'candidates', q.candidates, 'opened_at', q.opened_at, 'resolution', 'ended')::text"
     );
-    spi::write_rows(&sql, &[entities.into()], |row| {
+    spi::write_rows(&sql, args, |row| {
         Ok(Ended {
             mirror: row.get(1)?.unwrap_or_default(),
             row_id: row.get(2)?.unwrap_or_default(),
             entity: row.get(3)?.unwrap_or_default(),
-            field: row.get(4)?.unwrap_or_default(),
+            field: row.get(4)?,
             question: row.get(5)?.unwrap_or_default(),
         })
     })

@@ -200,14 +200,6 @@ pub(crate) fn answered(limit: i64) -> Result<Vec<Answer>> {
     )
 }
 
-/// Removes questions about removals of rows that are back.
-pub(crate) fn close_deletes(mirror: i32, row_ids: Vec<i64>) -> Result<usize> {
-    spi::write(
-        "DELETE FROM crm.review_item WHERE kind = 'delete' AND mirror = $1 AND row_id = ANY($2)",
-        &[mirror.into(), row_ids.into()],
-    )
-}
-
 /// Takes questions away that were answered.
 pub(crate) fn remove(ids: Vec<i64>) -> Result<usize> {
     if ids.is_empty() {

@@ -1,7 +1,7 @@
 //! Whole records: arrivals, counterparts, deletions, restores, merges.
 
-use crm_core::decide::Source;
-use crm_core::join::join;
+use crm_core::decide::{Outcome, Source};
+use crm_core::join::{join, returned};
 use crm_core::mapping::{Images, project_from};
 use crm_core::model::{Mark, Value, WriteKind};
 use crm_core::plan::{
@@ -59,8 +59,8 @@ impl Engine {
         let deleted = self.things[thing].entity.records[view.side].deleted;
         let stamp = self.things[thing].stamps[view.side];
         if deleted != view.deleted && stamp.is_none_or(|s| !view.at.before(s)) {
-            self.things[thing].stamps[view.side] = Some(view.at);
             if view.deleted {
+                self.things[thing].stamps[view.side] = Some(view.at);
                 self.removed(thing, view.side, now);
             } else {
                 self.restored(thing, view, now);
@@ -291,18 +291,30 @@ impl Engine {
     /// Records that became one thing agree on their fields.
     pub fn unite(&mut self, thing: usize, now: i64) {
         self.seq += 1;
-        let there = &self.things[thing];
+        let stamps = self.row_stamps(thing, now);
+        let (group, policy, entity) = (&self.group, &self.policy, &self.things[thing].entity);
+        let outcome = join(group, policy, entity, &stamps, self.seq, now, HORIZON);
+        self.united(thing, &outcome, now);
+    }
+
+    /// A record that is back agrees with the others.
+    pub fn come_back(&mut self, thing: usize, side: usize, now: i64) {
+        self.seq += 1;
+        let stamps = self.row_stamps(thing, now);
+        let by = (stamps.as_slice(), self.seq);
+        let (group, policy) = (&self.group, &self.policy);
+        let entity = &mut self.things[thing].entity;
+        let outcome = returned(group, policy, entity, side, by, now, HORIZON);
+        self.united(thing, &outcome, now);
+    }
+
+    fn row_stamps(&self, thing: usize, now: i64) -> Vec<Interval> {
         let open = Interval { from: 0, to: now };
-        let stamps: Vec<Interval> = there.stamps.iter().map(|s| s.unwrap_or(open)).collect();
-        let outcome = join(
-            &self.group,
-            &self.policy,
-            &there.entity,
-            &stamps,
-            self.seq,
-            now,
-            HORIZON,
-        );
+        let stamps = self.things[thing].stamps.iter();
+        stamps.map(|s| s.unwrap_or(open)).collect()
+    }
+
+    fn united(&mut self, thing: usize, outcome: &Outcome, now: i64) {
         note(|| format!("{now} join t{thing}"));
         for decision in &outcome.decisions {
             for value in decision
@@ -315,7 +327,7 @@ impl Engine {
                 self.named.extend(token.map(|t| (decision.field, t)));
             }
         }
-        self.apply(thing, &outcome);
+        self.apply(thing, outcome);
     }
 
     /// A row for a side that has none, and a create for its CRM.

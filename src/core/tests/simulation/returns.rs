@@ -14,9 +14,9 @@ impl Engine {
         let thing = self.take_place(thing, view);
         self.things[thing].out[view.side].delete = false;
         self.things[thing].entity.records[view.side].deleted = false;
-        self.show_page(thing, view, now);
         self.ask_if_double(thing, view.side);
-        self.unite(thing, now);
+        self.come_back(thing, view.side, now);
+        self.show_page(thing, view, now);
         // What it was tied to may belong to another thing by now.
         self.spread(thing, view.side, now);
     }
