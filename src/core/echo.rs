@@ -63,6 +63,19 @@ pub(crate) fn when_gone(
     }
 }
 
+/// Since when a side holds a value that it may hold, if that is remembered; `None` if
+/// nothing tells that it may.
+pub(crate) fn since(side: &SideState, value: &Value) -> Option<Option<Clock>> {
+    let mut sent = side.sent.iter().rev();
+    if let Some(write) = sent.find(|w| alike(w.result(), value)) {
+        return Some(Some(write.clock.clone()));
+    }
+    let seen = side.seen.as_ref().filter(|(seen, _)| alike(seen, value));
+    let base = side.base.as_ref().filter(|base| alike(base, value));
+    seen.map(|(_, clock)| Some(clock.clone()))
+        .or_else(|| base.map(|_| None))
+}
+
 /// How a stamp of the CRM lies to our newest write there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Order {

@@ -112,17 +112,12 @@ pub fn join_fields(
     policy: &Policy,
     entity: &Entity,
     fields: &[usize],
-    (stamps, seq): (&[Interval], i64),
+    by: (&[Interval], i64),
     now: Millis,
     horizon_ms: i64,
 ) -> Outcome {
-    let clock = |_, side: usize| {
-        let stamp = stamps.get(side).copied();
-        let at = stamp.unwrap_or(Interval { from: 0, to: now });
-        let origin = group.origin(side);
-        policy.record_quality(origin).clock(at, seq, origin)
-    };
-    join_by(group, policy, entity, fields, &clock, now, horizon_ms)
+    let known = (0, BTreeMap::new());
+    Meeting::new(group, policy, by, known, now, horizon_ms).bring_together(entity, fields)
 }
 
 /// Brings a record that is back together with the others, as [`join`] does. What was
@@ -133,12 +128,12 @@ pub fn returned(
     policy: &Policy,
     entity: &mut Entity,
     side: usize,
-    (stamps, seq): (&[Interval], i64),
+    by: (&[Interval], i64),
     now: Millis,
     horizon_ms: i64,
 ) -> Outcome {
     let (mut rows, mut states) = (Vec::new(), Vec::new());
-    let mut held: BTreeMap<usize, Clock> = BTreeMap::new();
+    let mut known = BTreeMap::new();
     for (field, state) in &mut entity.fields {
         let Some((value, clock)) = echo::when_gone(state, side, policy.skew_ms) else {
             continue;
@@ -148,21 +143,14 @@ pub fn returned(
             row.clone_from(&value);
         }
         let origin = group.origin(side);
-        held.insert(*field, clock.unwrap_or_else(|| nobodys(origin)));
+        known.insert(*field, clock.unwrap_or_else(|| nobodys(origin)));
         rows.push((side, *field, value));
         states.push((*field, Some(state.clone())));
     }
-    let clock = |field: usize, of: usize| {
-        let known = held.get(&field).filter(|_| of == side).cloned();
-        known.unwrap_or_else(|| {
-            let stamp = stamps.get(of).copied();
-            let at = stamp.unwrap_or(Interval { from: 0, to: now });
-            let origin = group.origin(of);
-            policy.record_quality(origin).clock(at, seq, origin)
-        })
-    };
     let all: Vec<usize> = (0..group.fields.len()).collect();
-    let joined = join_by(group, policy, entity, &all, &clock, now, horizon_ms);
+    let known = (side, known);
+    let joined =
+        Meeting::new(group, policy, by, known, now, horizon_ms).bring_together(entity, &all);
     rows.extend(joined.rows);
     states.extend(joined.states);
     Outcome {
@@ -170,6 +158,33 @@ pub fn returned(
         states,
         ..joined
     }
+}
+
+/// Brings a record together with the others that takes the place of one of them, as
+/// [`join`] does. What it shows of that one is a copy: no newer than it was there.
+pub fn succeeded(
+    group: &Group,
+    policy: &Policy,
+    entity: &Entity,
+    side: usize,
+    by: (&[Interval], i64),
+    now: Millis,
+    horizon_ms: i64,
+) -> Outcome {
+    let mut known = BTreeMap::new();
+    for (field, state) in &entity.fields {
+        let value = mirror_value(entity, side, *field);
+        let gone = state.sides.iter().enumerate();
+        let mut gone = gone.filter(|(s, _)| *s != side && !entity.alive(*s));
+        let copied = gone.find_map(|(s, there)| {
+            let origin = group.origin(s);
+            echo::since(there, value).map(|clock| clock.unwrap_or_else(|| nobodys(origin)))
+        });
+        known.extend(copied.map(|clock| (*field, clock)));
+    }
+    let all: Vec<usize> = (0..group.fields.len()).collect();
+    let known = (side, known);
+    Meeting::new(group, policy, by, known, now, horizon_ms).bring_together(entity, &all)
 }
 
 /// Who is not remembered wrote it, before everything that is.
@@ -182,23 +197,68 @@ pub(crate) fn nobodys(origin: &str) -> Clock {
     }
 }
 
-fn join_by(
-    group: &Group,
-    policy: &Policy,
-    entity: &Entity,
-    fields: &[usize],
-    clock: &dyn Fn(usize, usize) -> Clock,
+/// Records that are brought together.
+struct Meeting<'a> {
+    group: &'a Group,
+    policy: &'a Policy,
+    /// The records' stamps, one per side, and the sequence.
+    by: (&'a [Interval], i64),
+    /// Fields of a side of which more is known than the stamp of its record.
+    known: (usize, BTreeMap<usize, Clock>),
     now: Millis,
     horizon_ms: i64,
-) -> Outcome {
-    let mut outcome = Outcome::default();
-    for &field in fields {
-        let clock = |side: usize| clock(field, side);
+}
+
+impl<'a> Meeting<'a> {
+    fn new(
+        group: &'a Group,
+        policy: &'a Policy,
+        by: (&'a [Interval], i64),
+        known: (usize, BTreeMap<usize, Clock>),
+        now: Millis,
+        horizon_ms: i64,
+    ) -> Self {
+        Self {
+            group,
+            policy,
+            by,
+            known,
+            now,
+            horizon_ms,
+        }
+    }
+
+    fn clock(&self, field: usize, side: usize) -> Clock {
+        let (of, known) = &self.known;
+        if let Some(clock) = known.get(&field).filter(|_| side == *of) {
+            return clock.clone();
+        }
+        let (stamps, seq) = self.by;
+        let stamp = stamps.get(side).copied();
+        let at = stamp.unwrap_or(Interval {
+            from: 0,
+            to: self.now,
+        });
+        let origin = self.group.origin(side);
+        self.policy.record_quality(origin).clock(at, seq, origin)
+    }
+
+    fn bring_together(&self, entity: &Entity, fields: &[usize]) -> Outcome {
+        let mut outcome = Outcome::default();
+        for &field in fields {
+            self.bring(entity, field, &mut outcome);
+        }
+        outcome
+    }
+
+    fn bring(&self, entity: &Entity, field: usize, outcome: &mut Outcome) {
+        let (group, policy) = (self.group, self.policy);
         let sides: Vec<usize> = (0..group.sides.len())
             .filter(|s| entity.alive(*s) && group.column(field, *s).is_some())
             .collect();
+        let clock = |side: usize| self.clock(field, side);
         let Some(pick) = pick(group, policy, entity, field, &sides, &clock) else {
-            continue;
+            return;
         };
         let mut state = FieldState::default();
         for side in 0..group.sides.len() {
@@ -218,12 +278,12 @@ fn join_by(
             policy,
             entity,
             observed: &observed,
-            now,
-            horizon_ms,
+            now: self.now,
+            horizon_ms: self.horizon_ms,
         };
         let value = mirror_value(entity, pick.side, field);
         let Some(mut case) = frame.case(field, value, value, clock(pick.side), state) else {
-            continue;
+            return;
         };
         case.claims = all_shown(entity, field, &sides, &clock);
         let step = if pick.conflict {
@@ -235,13 +295,12 @@ fn join_by(
             Some(reason) => Keep::Review(reason),
             None => Keep::Challenger,
         };
-        carry_out(&mut case, step, keep, &mut outcome);
-        effect::store(&mut case, None, &mut outcome);
+        carry_out(&mut case, step, keep, outcome);
+        effect::store(&mut case, None, outcome);
         if let Some(decision) = outcome.decisions.last_mut() {
             name_losers(decision, pick.losers, pick.conflict);
         }
     }
-    outcome
 }
 
 /// Whether the row shows what was last written to its CRM, or waits to be.

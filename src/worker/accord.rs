@@ -52,6 +52,16 @@ impl Case {
         self.joined(world, side, outcome)
     }
 
+    /// Brings the row of a record together with the others that takes the place of one.
+    pub(crate) fn succeeded(&mut self, world: &World, side: usize, now: Millis) -> Vec<Decision> {
+        let info = &world.groups[self.group];
+        let stamps = self.stamps_of_rows(now);
+        let (group, policy, entity) = (&info.group, &info.policy, &self.entity);
+        let by = (stamps.as_slice(), 0);
+        let outcome = join::succeeded(group, policy, entity, side, by, now, HORIZON_MS);
+        self.joined(world, side, outcome)
+    }
+
     fn stamps_of_rows(&self, now: Millis) -> Vec<Interval> {
         let stamp = |row: &Option<Row>| match row.as_ref().map_or(0, |r| r.modified_at) {
             0 => Interval { from: 0, to: now },

@@ -345,7 +345,7 @@ fn succeed(
             }
         }
     }
-    removals::agree(world, target, vec![heir], now)
+    removals::succeeded(world, target, vec![heir], now)
 }
 
 /// Where the successor came first, counterparts may wait to be made of it that the
@@ -402,6 +402,6 @@ pub(crate) fn inherit(
             heirs.insert(*row);
         }
     }
-    removals::agree(world, mirror, heirs.iter().copied().collect(), now)?;
+    removals::succeeded(world, mirror, heirs.iter().copied().collect(), now)?;
     Ok(row_ids.into_iter().filter(|r| !heirs.contains(r)).collect())
 }

@@ -424,6 +424,16 @@ pub(crate) fn agree(world: &World, mirror: &Mirror, row_ids: Vec<i64>, now: Mill
     bring_together(world, mirror, row_ids, now, Case::join)
 }
 
+/// [`agree`] of rows whose records take the places of others.
+pub(crate) fn succeeded(
+    world: &World,
+    mirror: &Mirror,
+    row_ids: Vec<i64>,
+    now: Millis,
+) -> Result<()> {
+    bring_together(world, mirror, row_ids, now, Case::succeeded)
+}
+
 /// [`agree`] by a decision of the core about each case.
 fn bring_together(
     world: &World,

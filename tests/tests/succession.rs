@@ -236,3 +236,31 @@ async fn a_converted_lead_goes_on_as_the_contact() {
         0
     );
 }
+
+/// The Contact's copy of it is younger than the edit, and went over it.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_edit_on_its_way_to_a_lead_that_is_converted_reaches_the_contact() {
+    let (pair, hubspot, lead) = lead().await;
+    pair.emulator.fault(json!({"rules": [
+        {"crm": "salesforce", "method": "PATCH", "path_prefix": "/services/data", "remaining": 1, "action": {"hold": {"ms": 2_000}}},
+    ]}));
+    pair.emulator
+        .edit("hubspot", "contacts", &hubspot, json!({"phone": "2"}));
+    pair.told("hubspot", "2").await;
+    let answer = pair.deed("salesforce", "convert-lead", json!({"id": lead}));
+    let contact = answer["contactId"].as_str().expect("a contact").to_owned();
+    let phone = |crm, object, id| pair.emulator.field(crm, object, id, "Phone");
+    assert_ne!(
+        phone("salesforce", "Contact", &contact).as_deref(),
+        Some("2")
+    );
+    pair.reaches("salesforce", "Contact", &contact, "Phone", "2")
+        .await;
+    pair.quiet().await;
+    let there = pair
+        .emulator
+        .field("hubspot", "contacts", &hubspot, "phone");
+    assert_eq!(there.as_deref(), Some("2"));
+    let dead = "SELECT count(*) FROM crm.dead_letter";
+    assert_eq!(pair.db.one::<i64>(dead).await, 0);
+}
