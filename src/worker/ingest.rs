@@ -217,7 +217,6 @@ struct Work<'w> {
     deleted: Vec<i64>,
     /// Rows whose values must be forgotten everywhere.
     erased: Vec<i64>,
-    restored: Vec<i64>,
     converted: Vec<Conversion>,
     replayed: Tally,
     now: Millis,
@@ -239,7 +238,6 @@ impl<'w> Work<'w> {
             events: Vec::new(),
             deleted: Vec::new(),
             erased: Vec::new(),
-            restored: Vec::new(),
             converted: Vec::new(),
             replayed: Tally::default(),
             now,
@@ -310,10 +308,8 @@ impl<'w> Work<'w> {
                         .any(|f| self.mirror.by_field.contains_key(f));
                 return (incomplete || !legible).then_some("read");
             }
-            ChangeKind::Reread | ChangeKind::Merge { .. } => return Some("read"),
-            ChangeKind::Restore => {
-                self.restored.push(row_id);
-                self.note(index, item, "restore", Vec::new());
+            // What is back is told of with what it shows, see `pages`.
+            ChangeKind::Reread | ChangeKind::Merge { .. } | ChangeKind::Restore => {
                 return Some("read");
             }
             ChangeKind::PrivacyDelete => {
@@ -474,10 +470,6 @@ impl<'w> Work<'w> {
             // First: a removal that does not stand brings the row back.
             rows::mark_deleted(&self.mirror.table, self.deleted.clone(), true, server)?;
             removals::removed(self.world, self.mirror, &self.deleted, removal)?;
-        }
-        if !self.restored.is_empty() {
-            rows::mark_deleted(&self.mirror.table, self.restored.clone(), false, server)?;
-            removals::restored(self.world, self.mirror, self.restored, now)?;
         }
         merges::convert(self.world, self.mirror, self.converted, now)?;
         erasure::erase(self.world, self.mirror, self.erased, Vec::new(), now)

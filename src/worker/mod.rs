@@ -60,6 +60,7 @@ mod removals;
 mod repair;
 mod replay;
 pub(crate) mod repolicy;
+mod returns;
 mod retypes;
 mod reviews;
 mod schedule;

@@ -21,6 +21,7 @@ use crate::worker::images;
 use crate::worker::merges;
 use crate::worker::reconcile;
 use crate::worker::removals::{self, Removal};
+use crate::worker::returns;
 use crate::worker::scope;
 use crate::worker::shown;
 use crate::worker::world::{Mirror, World};
@@ -293,7 +294,8 @@ fn differing(
 
 /// Whether a record is as its row shows it.
 fn as_shown(mirror: &Mirror, page: &Compared<'_>, row: &Row, record: &Record) -> bool {
-    (row.deleted && !row.hidden) == record.deleted && changed(mirror, page, row, record).is_empty()
+    let gone = row.deleted && !row.hidden;
+    gone == record.deleted && (gone || changed(mirror, page, row, record).is_empty())
 }
 
 /// Whether the values of a record are others than those of its row.
@@ -351,20 +353,27 @@ fn compare_known(
         if page.via.source == reconcile::SOURCE && !as_shown(mirror, page, &row, record) {
             applied.differed.push(record.id.clone());
         }
-        if (row.deleted && !row.hidden) != record.deleted {
+        let was_gone = row.deleted && !row.hidden;
+        if was_gone && record.deleted {
+            continue;
+        }
+        if was_gone != record.deleted {
             let kind = if record.deleted { "delete" } else { "restore" };
             let at = record.modified_at.unwrap_or(now);
             events.push(existence(mirror, page.via, &row, kind, at));
             if record.deleted { &mut gone } else { &mut back }.push(row.row_id);
         }
-        if row.deleted && !row.hidden && !record.deleted {
-            // First what it held when it went is decided, then what it shows now.
+        // Of one that is tied first what it held when it went is decided, then what it
+        // shows now.
+        if was_gone && case.entity_id.is_some() {
             applied.locked.push(record.id.clone());
             continue;
         }
+        case.entity.records[mirror.side].deleted &= record.deleted;
         conversions.extend(conversion_of(world, mirror, page, &row, record));
         events.extend(shown::show(world, mirror, page, case, &row, record, now));
     }
+    returns::name_who(mirror, &mut events)?;
     applied.updated += events.len();
     let watched = scope::watch(world, &batch);
     flush::flush(world, batch, events)?;

@@ -212,3 +212,38 @@ async fn what_others_wrote_while_a_record_was_in_the_bin_reaches_it_when_it_is_b
         pair.agree().await;
     }
 }
+
+/// Nothing was known of it but its id, and an empty record was made on the other side.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_sql_removed_and_its_crm_restores_finds_its_partner_again() {
+    for (crm, heard) in [("hubspot", true), ("salesforce", true), ("hubspot", false)] {
+        let (pair, people) = pair("unlink").await;
+        let who = &people[0];
+        let (table, object, id) = match crm {
+            "hubspot" => ("hubspot.contacts", "contacts", &who.hubspot),
+            _ => ("salesforce.contact", "Contact", &who.salesforce),
+        };
+        let sql = format!("DELETE FROM {table} WHERE id = '{id}'");
+        pair.db.exec(&sql).await;
+        pair.db.exec("SELECT crm.wait_synced('60 s')").await;
+        pair.quiet().await;
+        assert!(pair.gone(crm, object, id));
+        if !heard {
+            goes_unheard(&pair, crm);
+            let often = "UPDATE crm.mirror SET poll_interval = '1 second'";
+            pair.db.exec(often).await;
+        }
+        pair.deed(crm, "restore", json!({"object": object, "id": id}));
+        pair.become_states(who, ["live", "live", "t"]).await;
+        pair.sql(who, "city", "Together").await;
+        pair.reaches_both(who, "city", "Together").await;
+        pair.agree().await;
+        for (crm, object) in [("hubspot", "contacts"), ("salesforce", "Contact")] {
+            assert_eq!(pair.live(crm, object), 10, "{crm} {heard}");
+        }
+        if heard {
+            let told = "SELECT source IN ('webhook', 'pubsub'), actor <> '' FROM crm.event WHERE kind = 'restore'";
+            assert_eq!(pair.db.table(told).await, [["t", "t"]]);
+        }
+    }
+}

@@ -194,25 +194,32 @@ pub(crate) fn defer(events: Vec<Wait>) -> Result<usize> {
     )
 }
 
+const DEFERRED_ROW: &str = "SELECT d.id, d.mirror, d.record_id, d.source, d.change::text, (SELECT s.id FROM crm.stream s JOIN crm.mirror m \
+     ON m.id = d.mirror WHERE s.server = m.server AND s.kind = d.source \
+     AND s.object = CASE WHEN d.source IN ('webhook', 'journal') THEN '' ELSE m.object END) FROM crm.deferred d";
+
+fn deferred_row(row: &super::cells::Cells) -> Result<DeferredRow> {
+    Ok(DeferredRow {
+        id: row.get(1)?.unwrap_or_default(),
+        mirror: row.get(2)?.unwrap_or_default(),
+        record_id: row.get(3)?.unwrap_or_default(),
+        source: row.get(4)?.unwrap_or_default(),
+        change: row.get(5)?.unwrap_or_default(),
+        stream: row.get(6)?,
+    })
+}
+
 /// The oldest waiting events of a kind.
 pub(crate) fn deferred(reason: &str, limit: i64) -> Result<Vec<DeferredRow>> {
-    spi::write_rows(
-        "SELECT d.id, d.mirror, d.record_id, d.source, d.change::text, (SELECT s.id FROM crm.stream s JOIN crm.mirror m \
-         ON m.id = d.mirror WHERE s.server = m.server AND s.kind = d.source \
-         AND s.object = CASE WHEN d.source IN ('webhook', 'journal') THEN '' ELSE m.object END) \
-         FROM crm.deferred d WHERE d.reason = $1 ORDER BY d.id LIMIT $2",
-        &[reason.into(), limit.into()],
-        |row| {
-            Ok(DeferredRow {
-                id: row.get(1)?.unwrap_or_default(),
-                mirror: row.get(2)?.unwrap_or_default(),
-                record_id: row.get(3)?.unwrap_or_default(),
-                source: row.get(4)?.unwrap_or_default(),
-                change: row.get(5)?.unwrap_or_default(),
-                stream: row.get(6)?,
-            })
-        },
-    )
+    let sql = format!("{DEFERRED_ROW} WHERE d.reason = $1 ORDER BY d.id LIMIT $2");
+    spi::write_rows(&sql, &[reason.into(), limit.into()], deferred_row)
+}
+
+/// What waits for these records to be read.
+pub(crate) fn unread(mirror: i32, records: Vec<String>) -> Result<Vec<DeferredRow>> {
+    let of = "d.mirror = $1 AND d.record_id = ANY($2) AND d.reason = 'read'";
+    let sql = format!("{DEFERRED_ROW} WHERE {of} ORDER BY d.id");
+    spi::write_rows(&sql, &[mirror.into(), image::texts(&records)], deferred_row)
 }
 
 /// Takes what waited for these records to be read: source, and
