@@ -101,7 +101,11 @@ fn merge(
         }
     };
     let ended: Vec<i64> = lost.iter().map(|r| r.row_id).collect();
-    let (partners, questions) = unite(mirror, survivor, &ended)?;
+    let LeftOver {
+        partners,
+        questions,
+        inherits,
+    } = unite(mirror, survivor, &ended)?;
     let dropped = ends::drop_unsent(mirror.id, ended.clone())?;
     rows::mark_deleted(&mirror.table, ended.clone(), true, &mirror.server)?;
     ends::note_merged(mirror.id, ended.clone(), into)?;
@@ -112,21 +116,28 @@ fn merge(
     note(world, mirror, survivor, into, losers, &dropped, at)?;
     let because = format!("its record was merged into {into} in {}", mirror.server);
     questions::ended(world, questions, mirror, &because, now)?;
-    if of_id(into).is_some() {
+    if inherits || of_id(into).is_some() {
         removals::agree(world, mirror, vec![survivor], now)?;
     }
     Ok(true)
 }
 
-/// Rows that are left over, mirror and row, and questions that are moot.
-type LeftOver = (Vec<(i32, i64)>, Vec<Ended>);
+/// What is left of records that became part of another one.
+#[derive(Default)]
+struct LeftOver {
+    /// Counterparts, mirror and row.
+    partners: Vec<(i32, i64)>,
+    /// Questions that are moot.
+    questions: Vec<Ended>,
+    /// The survivor has counterparts that it had not before.
+    inherits: bool,
+}
 
 /// Gives the survivor the counterparts of those that ended, side by side. Where
 /// it has one already the other is left over; answers those, untied.
 fn unite(mirror: &Mirror, survivor: i64, ended: &[i64]) -> Result<LeftOver> {
     let mut own = entity_of(mirror.id, survivor)?;
-    let mut left_over = Vec::new();
-    let mut questions = Vec::new();
+    let mut left = LeftOver::default();
     for row in ended {
         let Some((entity, rows)) = entity_of(mirror.id, *row)? else {
             continue;
@@ -136,21 +147,23 @@ fn unite(mirror: &Mirror, survivor: i64, ended: &[i64]) -> Result<LeftOver> {
             // The survivor had none: it takes over everything, states included.
             ends::join_entity(entity, &[(mirror.id, survivor)])?;
             ends::hand_questions(mirror.id, *row, survivor)?;
+            left.inherits |= !others.is_empty();
             own = Some((entity, others));
             continue;
         };
         for other in others {
             if sides.iter().any(|s| s.0 == other.0) {
                 ledger::unlink_rows(other.0, vec![other.1])?;
-                left_over.push(other);
+                left.partners.push(other);
             } else {
                 ends::join_entity(*kept, &[other])?;
                 sides.push(other);
+                left.inherits = true;
             }
         }
-        questions.extend(ends::forget_states(entity)?);
+        left.questions.extend(ends::forget_states(entity)?);
     }
-    Ok((left_over, questions))
+    Ok(left)
 }
 
 /// An entity and its rows: mirror and row id.

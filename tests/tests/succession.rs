@@ -237,6 +237,35 @@ async fn a_converted_lead_goes_on_as_the_contact() {
     );
 }
 
+/// Nobody compared the two: they stayed apart until somebody edited a field.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_survivor_that_gets_the_losers_partner_agrees_with_it() {
+    let (pair, people) = pair().await;
+    let loser = &people[1];
+    let alone = "UPDATE crm.link SET create_left = false, create_right = false";
+    pair.db.exec(alone).await;
+    pair.worker_has_read().await;
+    let winner = json!({"email": "alone@example.com", "lastname": "Alone", "jobtitle": "Hermit"});
+    let winner = pair.emulator.create("hubspot", "contacts", winner);
+    let there = "SELECT count(*) = 1 FROM hubspot.contacts WHERE email = 'alone@example.com'";
+    pair.db.wait_true("it is there", PATIENCE, there).await;
+    pair.deed(
+        "hubspot",
+        "merge",
+        json!({"object": "contacts", "winner": winner["id"], "loser": loser.hubspot}),
+    );
+    let agree = format!(
+        "SELECT count(*) = 1 FROM crm.xref a JOIN crm.xref b USING (entity) JOIN hubspot.contacts h ON h._id = a.row_id JOIN salesforce.contact s ON s._id = b.row_id
+         WHERE a.mirror = 1 AND b.mirror = 2 AND a.merged_into IS NULL AND s.id = '{}' AND h.id <> '{}'
+           AND (h.email, h.lastname, h.phone, h.jobtitle) IS NOT DISTINCT FROM (s.email, s.lastname, s.phone, s.title)",
+        loser.salesforce, loser.hubspot
+    );
+    pair.db
+        .wait_true("both show the same", PATIENCE, &agree)
+        .await;
+    pair.quiet().await;
+}
+
 /// The Contact's copy of it is younger than the edit, and went over it.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_edit_on_its_way_to_a_lead_that_is_converted_reaches_the_contact() {
