@@ -150,12 +150,12 @@ COMMENT ON FUNCTION crm._drained(bigint) IS 'Whether the worker has taken up all
 CREATE FUNCTION crm._reread_held(tx bigint) RETURNS void
 LANGUAGE sql SET search_path = pg_catalog, pg_temp AS $$
     INSERT INTO crm.deferred (mirror, record_id, source, change, reason)
-    SELECT w.mirror, w.record_id, 'read', '{}', 'read'
+    SELECT w.mirror, w.record_id, CASE w.kind WHEN 'delete' THEN 'reject' ELSE 'read' END, '{}', 'read'
     FROM crm.write w
-    WHERE w.state = 'held' AND $1 = ANY (w.txs) AND w.kind IN ('update', 'delete') AND w.record_id IS NOT NULL
-      AND EXISTS (SELECT FROM crm.event e WHERE e.mirror = w.mirror AND e.row_id = w.row_id AND e.received_at >= w.queued_at AND e.source NOT IN ('sql', 'result'))
+    WHERE w.state = 'held' AND $1 = ANY (w.txs) AND w.record_id IS NOT NULL
+      AND (w.kind = 'delete' OR w.kind = 'update' AND EXISTS (SELECT FROM crm.event e WHERE e.mirror = w.mirror AND e.row_id = w.row_id AND e.received_at >= w.queued_at AND e.source NOT IN ('sql', 'result')))
 $$;
-COMMENT ON FUNCTION crm._reread_held(bigint) IS 'Has records read again that their CRM changed while writes of a transaction were held.';
+COMMENT ON FUNCTION crm._reread_held(bigint) IS 'Has records read again that their CRM changed while writes of a transaction were held, and those whose rows come back.';
 
 -- Old values come back as the engine's own writes: not captured, so that the
 -- restoring neither goes out nor is held again.

@@ -320,15 +320,16 @@ pub(super) fn changed(
         .collect()
 }
 
-fn compare_known(
+/// The cases of rows that are compared, and which records have rows that were put back.
+/// Records whose partner somebody else holds are noted in `applied`.
+fn load_compared(
     world: &World,
     mirror: &Mirror,
     page: &Compared<'_>,
-    known: Vec<Record>,
+    rows: Vec<Row>,
+    records: &HashMap<String, Record>,
     applied: &mut PageApplied,
-    now: Millis,
-) -> Result<()> {
-    let Differing { rows, records } = differing(world, mirror, page, known, applied)?;
+) -> Result<(Vec<Case>, HashSet<String>)> {
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let ids: HashMap<i64, String> = rows
         .iter()
@@ -338,8 +339,25 @@ fn compare_known(
     applied
         .locked
         .extend(blocked.iter().filter_map(|row| ids.get(row).cloned()));
-    warm(world, mirror, page, &mut batch, &records);
-    mark_scope(world, mirror, page, &mut batch, &records)?;
+    warm(world, mirror, page, &mut batch, records);
+    mark_scope(world, mirror, page, &mut batch, records)?;
+    let put_back = match page.via.asked_at {
+        Some(_) => returns::put_back(mirror, ids.into_values().collect())?,
+        None => HashSet::new(),
+    };
+    Ok((batch, put_back))
+}
+
+fn compare_known(
+    world: &World,
+    mirror: &Mirror,
+    page: &Compared<'_>,
+    known: Vec<Record>,
+    applied: &mut PageApplied,
+    now: Millis,
+) -> Result<()> {
+    let Differing { rows, records } = differing(world, mirror, page, known, applied)?;
+    let (mut batch, put_back) = load_compared(world, mirror, page, rows, &records, applied)?;
     let mut events = Vec::new();
     let (mut gone, mut back) = (Vec::new(), Vec::new());
     let mut conversions = Vec::new();
@@ -370,6 +388,9 @@ fn compare_known(
             continue;
         }
         case.entity.records[mirror.side].deleted &= record.deleted;
+        if put_back.contains(&record.id) {
+            events.extend(returns::agree(world, mirror, case, record, now)?);
+        }
         conversions.extend(conversion_of(world, mirror, page, &row, record));
         events.extend(shown::show(world, mirror, page, case, &row, record, now));
     }

@@ -13,7 +13,7 @@ use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, NewWrite};
-use crate::pg::store::{ends, lives, streams};
+use crate::pg::store::{causes, ends, lives, streams};
 use crate::worker::arrivals;
 use crate::worker::cases::{self, Case, Partners};
 use crate::worker::creates;
@@ -450,25 +450,45 @@ fn bring_together(
     let mut batch = cases::load_all(world, mirror, &all, locked)?;
     let mut events = Vec::new();
     for case in &mut batch {
-        let Some(row) = case.rows[mirror.side].clone() else {
-            continue;
-        };
-        let decisions = decide(case, world, mirror.side, now);
-        if decisions.is_empty() {
-            continue;
-        }
-        events.push(EventRow {
-            mirror: mirror.id,
-            row_id: Some(row.row_id),
-            record_id: row.record_id.clone(),
-            kind: "join",
-            origin: mirror.server.clone(),
-            source: "link".to_owned(),
-            occurred_at: now,
-            decision: record::decision_json(world, mirror, &decisions),
-            carried: record::take_carried(world, case),
-            ..EventRow::default()
-        });
+        events.extend(join(world, mirror, case, &decide, now)?);
     }
     flush::flush(world, batch, events)
+}
+
+/// Lets a decision of the core bring a row together with those it is tied to; the line
+/// that tells of it. What the guard holds of one of them goes nowhere before it is approved.
+pub(crate) fn join(
+    world: &World,
+    mirror: &Mirror,
+    case: &mut Case,
+    decide: &dyn Fn(&mut Case, &World, usize, Millis) -> Vec<Decision>,
+    now: Millis,
+) -> Result<Option<EventRow>> {
+    let Some(row) = case.rows[mirror.side].clone() else {
+        return Ok(None);
+    };
+    let sides = &world.groups[mirror.group].group.sides;
+    let there = sides.iter().zip(&case.rows);
+    let (mirrors, rows) = there
+        .filter_map(|(side, row)| Some((side.mirror, row.as_ref()?.row_id)))
+        .unzip();
+    for tx in causes::held(mirrors, rows)? {
+        case.caused_by(tx, true);
+    }
+    let decisions = decide(case, world, mirror.side, now);
+    if decisions.is_empty() {
+        return Ok(None);
+    }
+    Ok(Some(EventRow {
+        mirror: mirror.id,
+        row_id: Some(row.row_id),
+        record_id: row.record_id,
+        kind: "join",
+        origin: mirror.server.clone(),
+        source: "link".to_owned(),
+        occurred_at: now,
+        decision: record::decision_json(world, mirror, &decisions),
+        carried: record::take_carried(world, case),
+        ..EventRow::default()
+    }))
 }

@@ -228,6 +228,39 @@ async fn a_record_does_not_come_back_while_its_removal_waits() {
     assert_eq!(made, [["reject"]], "nothing is made anew");
 }
 
+/// Nobody compared it with its partner: what had been decided, or written there, meanwhile never reached it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_row_that_a_rejection_puts_back_agrees_with_its_partner() {
+    let (pair, people) = guarded("2 s").await;
+    let many = &people[..6];
+    let update = hold(&pair, many).await;
+    let ids: Vec<String> = many.iter().map(|p| format!("'{}'", p.salesforce)).collect();
+    let ids = ids.join(", ");
+    let delete = format!("DELETE FROM salesforce.contact WHERE id IN ({ids})");
+    pair.db.exec(&delete).await;
+    let held = "SELECT coalesce(sum(deletes), 0) = 6 FROM crm.held";
+    pair.db
+        .wait_true("the deletes are held", PATIENCE, held)
+        .await;
+    pair.edit("hubspot", &many[0], "phone", "+44 7");
+    pair.told("hubspot", "+44 7").await;
+    pair.quiet().await;
+    let delete = "SELECT tx FROM crm.held WHERE deletes > 0";
+    let delete: i64 = pair.db.one(delete).await;
+    pair.db.exec(&format!("SELECT crm.reject({delete})")).await;
+    let back = format!("SELECT count(*) FROM salesforce.contact WHERE id IN ({ids})");
+    assert_eq!(pair.db.one::<i64>(&back).await, 6, "at once");
+    pair.db.exec(&format!("SELECT crm.approve({update})")).await;
+    pair.reaches_both(&many[0], "phone", "+44 7").await;
+    pair.agree().await;
+    for who in many {
+        let title = pair
+            .emulator
+            .field("salesforce", "Contact", &who.salesforce, "Title");
+        assert_eq!(title, Some(format!("Mass {}", who.hubspot)));
+    }
+}
+
 /// Without a property of ours, and without an address to search by, nobody can find out what a lost answer said.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_says_what_became_of_a_create_whose_answer_was_lost() {

@@ -24,6 +24,16 @@ pub(crate) fn of(write: i64) -> Result<Vec<i64>> {
     )
 }
 
+/// The user transactions of what the guard holds of rows.
+pub(crate) fn held(mirrors: Vec<i32>, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    spi::write_rows(
+        "SELECT DISTINCT t FROM unnest($1::int[], $2::bigint[]) AS v(mirror, row_id) \
+         JOIN crm.write w ON w.mirror = v.mirror AND w.row_id = v.row_id AND w.state = 'held', unnest(w.txs) t ORDER BY t",
+        &[mirrors.into(), row_ids.into()],
+        |row| Ok(row.get::<i64>(1)?.unwrap_or_default()),
+    )
+}
+
 /// What caused a write: mirror, row, and the user transactions as an array literal.
 pub(crate) type Causes = (i32, i64, String);
 
