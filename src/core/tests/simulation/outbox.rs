@@ -82,6 +82,7 @@ fn has_queued(state: &FieldState, side: usize) -> bool {
 impl Engine {
     /// Takes what waits for a record, one write at a time per record.
     pub fn claim(&mut self, thing: usize, side: usize, now: i64) -> Option<Flying> {
+        let log = &self.log;
         let there = &mut self.things[thing];
         let record = &there.entity.records[side];
         let out = &mut there.out[side];
@@ -100,7 +101,16 @@ impl Engine {
                 let column = self.group.column(*f, side);
                 column.is_some_and(|c| c.writable)
             });
-            let values = columns.map(|f| (f, record.values[f].clone()));
+            // What nobody has looked at yet is not in the outbox.
+            let undrained = |f: usize| {
+                let mut edits = log.iter().filter(|(t, s, _, _)| (*t, *s) == (thing, side));
+                edits.find(|(_, _, edit, _)| edit.field == f)
+            };
+            let value = |f: usize| match undrained(f) {
+                Some((_, _, edit, _)) => edit.old.clone().unwrap_or_default(),
+                None => record.values[f].clone(),
+            };
+            let values = columns.map(|f| (f, value(f)));
             // A blank that was decided meanwhile joins the create: an earlier
             // attempt may have landed with what stood there before.
             let state = |f: &usize| there.entity.fields.get(f);
