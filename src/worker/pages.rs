@@ -387,7 +387,10 @@ fn compare_known(
             applied.locked.push(record.id.clone());
             continue;
         }
-        case.entity.records[mirror.side].deleted &= record.deleted;
+        // What a hidden row's CRM shows is ignored until the row is back.
+        if was_gone {
+            case.entity.records[mirror.side].deleted = false;
+        }
         if put_back.contains(&record.id) {
             events.extend(returns::agree(world, mirror, case, record, now)?);
         }

@@ -247,3 +247,28 @@ async fn a_record_that_sql_removed_and_its_crm_restores_finds_its_partner_again(
         }
     }
 }
+
+/// A page of a record whose row is hidden was taken as if the row were there.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_page_shows_of_a_hidden_row_waits_until_it_is_back() {
+    let (pair, people) = pair("soft_delete").await;
+    let who = &people[0];
+    let record = json!({"object": "contacts", "id": who.hubspot});
+    pair.deed("hubspot", "delete", record.clone());
+    pair.become_states(who, ["deleted", "soft_deleted", "t"])
+        .await;
+    goes_unheard(&pair, "salesforce");
+    let often = "UPDATE crm.mirror SET poll_interval = '1 second'";
+    pair.db.exec(often).await;
+    pair.edit("salesforce", who, "city", "Unshown");
+    let told = "SELECT count(*) > 0 FROM crm.event e, jsonb_array_elements(e.decision) d
+                WHERE e.source = 'poll' AND 'Unshown' = ANY (e.new_values) AND d ->> 'field' = 'city' AND d ->> 'step' = 'tombstone'";
+    pair.db.wait_true("it is told", PATIENCE, told).await;
+    let shown = "SELECT count(*) FROM salesforce.contact WHERE mailingcity = 'Unshown'";
+    assert_eq!(pair.db.one::<i64>(shown).await, 0);
+    pair.emulator.clear_faults();
+    pair.deed("hubspot", "restore", record);
+    pair.become_states(who, ["live", "live", "t"]).await;
+    pair.reaches_both(who, "city", "Unshown").await;
+    pair.agree().await;
+}
