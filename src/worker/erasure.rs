@@ -75,7 +75,7 @@ fn follow(world: &World, erased: &Mirror, other: &Mirror, row: i64, tied: bool) 
     let found = rows::lock_by_row(&other.table, &[], vec![row])?;
     let (forgotten, ended) = match found.first() {
         Some(r) if r.record_id.is_none() => (r.deleted, !under_way(other, row)?),
-        Some(r) => (false, r.deleted && !r.hidden),
+        Some(r) => (false, r.is_gone()),
         None => (
             rows::present_rows(&other.table, vec![row])?.is_empty(),
             false,

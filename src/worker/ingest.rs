@@ -25,6 +25,7 @@ use crate::worker::merges::{self, Conversion};
 use crate::worker::record;
 use crate::worker::removals::{self, Removal};
 use crate::worker::replay::{self, Heard, Tally};
+use crate::worker::returns::There;
 use crate::worker::scope;
 use crate::worker::world::{Mirror, World};
 
@@ -147,9 +148,11 @@ fn apply_mirror(
             .collect()
     };
     let stale_suspects = late_rows(&items, &locked);
+    let there = There::of(mirror, &items, &locked)?;
     let (cases, blocked) = cases::load_drained(world, mirror, &columns, locked, &HashSet::new())?;
     let blocked: HashSet<i64> = blocked.into_iter().chain(undrained).collect();
     let mut work = Work::new(world, mirror, cases, now);
+    work.there = there;
     work.recall(stale_suspects)?;
     foresee::events(world, mirror, &mut work.cases, &items)?;
     let mut absent: Vec<Inbound> = Vec::new();
@@ -219,6 +222,7 @@ struct Work<'w> {
     erased: Vec<i64>,
     converted: Vec<Conversion>,
     replayed: Tally,
+    there: There,
     now: Millis,
     mark: String,
 }
@@ -240,6 +244,7 @@ impl<'w> Work<'w> {
             erased: Vec::new(),
             converted: Vec::new(),
             replayed: Tally::default(),
+            there: There::default(),
             now,
             mark: format!("pg_crm_sync_{}", world.installation),
         }
@@ -308,8 +313,15 @@ impl<'w> Work<'w> {
                         .any(|f| self.mirror.by_field.contains_key(f));
                 return (incomplete || !legible).then_some("read");
             }
-            // What is back is told of with what it shows, see `pages`.
-            ChangeKind::Reread | ChangeKind::Merge { .. } | ChangeKind::Restore => {
+            ChangeKind::Reread | ChangeKind::Merge { .. } => return Some("read"),
+            ChangeKind::Restore => {
+                // What is back is told of with what it shows, see `pages`. Where that was
+                // seen before, here is who brought it back.
+                let row = self.cases[index].rows[self.mirror.side].as_ref();
+                if row.is_some_and(|r| !r.is_gone()) && !self.deleted.contains(&row_id) {
+                    self.there.note(row_id, item.change.occurred_at);
+                    self.note(index, item, "restore", Vec::new());
+                }
                 return Some("read");
             }
             ChangeKind::PrivacyDelete => {
@@ -318,6 +330,9 @@ impl<'w> Work<'w> {
             }
             // A merge, perhaps: reading tells.
             ChangeKind::Delete if merges::hidden(self.world, self.mirror) => return Some("read"),
+            ChangeKind::Delete if self.there.after(row_id, item.change.occurred_at) => {
+                return Some("read");
+            }
             ChangeKind::Delete => {
                 self.deleted.push(row_id);
                 self.cases[index].stamp(self.mirror.side, item.change.occurred_at);

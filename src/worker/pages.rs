@@ -294,7 +294,7 @@ fn differing(
 
 /// Whether a record is as its row shows it.
 fn as_shown(mirror: &Mirror, page: &Compared<'_>, row: &Row, record: &Record) -> bool {
-    let gone = row.deleted && !row.hidden;
+    let gone = row.is_gone();
     gone == record.deleted && (gone || changed(mirror, page, row, record).is_empty())
 }
 
@@ -371,7 +371,7 @@ fn compare_known(
         if page.via.source == reconcile::SOURCE && !as_shown(mirror, page, &row, record) {
             applied.differed.push(record.id.clone());
         }
-        let was_gone = row.deleted && !row.hidden;
+        let was_gone = row.is_gone();
         if was_gone && record.deleted {
             continue;
         }

@@ -379,7 +379,7 @@ fn followed(mirror: &Mirror, row: &Row, entity: i64, rule: &str, removal: Remova
 /// Whether an event is news of a removed record from after its removal: it must
 /// have come back.
 pub(crate) fn back_again(row: Option<&Row>, at: Millis) -> bool {
-    row.is_some_and(|r| r.deleted && !r.hidden && at > r.modified_at)
+    row.is_some_and(|r| r.is_gone() && at > r.modified_at)
 }
 
 /// Records that are back: hidden partners come back with them, those without a

@@ -1,5 +1,5 @@
-//! Records that are back, by what waited for them to be read: who brought them back, and
-//! rows that `crm.reject` put back.
+//! Records that are back: who brought them back, what is told of their removal only then,
+//! and rows that `crm.reject` put back.
 
 use std::collections::{HashMap, HashSet};
 
@@ -7,9 +7,12 @@ use crm_core::identity;
 use crm_core::model::{Change, ChangeKind, Millis, Record};
 
 use crate::pg::store::ledger::EventRow;
+use crate::pg::store::lives;
+use crate::pg::store::rows::Row;
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams::{self, DeferredRow};
 use crate::worker::cases::Case;
+use crate::worker::ingest::Inbound;
 use crate::worker::removals;
 use crate::worker::world::{Mirror, World};
 
@@ -39,6 +42,38 @@ pub(super) fn name_who(mirror: &Mirror, lines: &mut [EventRow]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Rows of records that are there, and since when that is known. CRMs tell in any order:
+/// a removal before that is over.
+#[derive(Debug, Default)]
+pub(super) struct There(HashMap<i64, Millis>);
+
+impl There {
+    /// What is known of the rows that these events say are gone.
+    pub(super) fn of(mirror: &Mirror, items: &[Inbound], rows: &[Row]) -> Result<Self> {
+        let told = items.iter().filter(|i| i.change.kind == ChangeKind::Delete);
+        let told: HashSet<&String> = told.map(|i| &i.change.record_id).collect();
+        let there = rows.iter().filter(|row| !row.is_gone());
+        let there = there.filter(|row| row.record_id.as_ref().is_some_and(|id| told.contains(id)));
+        let row_ids: Vec<i64> = there.map(|row| row.row_id).collect();
+        if row_ids.is_empty() {
+            return Ok(Self::default());
+        }
+        let known = lives::last_there(mirror.id, row_ids)?;
+        Ok(Self(known.into_iter().collect()))
+    }
+
+    /// Somebody tells that a record that is there is back.
+    pub(super) fn note(&mut self, row_id: i64, at: Millis) {
+        let known = self.0.entry(row_id).or_insert(at);
+        *known = at.max(*known);
+    }
+
+    /// Whether a record was there after it is said to have been removed.
+    pub(super) fn after(&self, row_id: i64, removed_at: Millis) -> bool {
+        self.0.get(&row_id).is_some_and(|at| *at > removed_at)
+    }
 }
 
 /// Which of these records have rows that SQL had deleted and a rejection put back.

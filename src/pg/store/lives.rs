@@ -132,3 +132,20 @@ pub(crate) fn others(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
         })
     })
 }
+
+/// When these rows' records were last known to be there, as far as somebody told that they
+/// were back or a look found them, in milliseconds since 1970.
+pub(crate) fn last_there(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<(i64, i64)>> {
+    spi::write_rows(
+        "SELECT e.row_id, (extract(epoch FROM max(greatest(e.occurred_at, e.received_at))) * 1000)::bigint FROM crm.event e \
+         WHERE e.mirror = $1 AND e.row_id = ANY($2) AND (e.kind = 'restore' OR e.kind = 'create' AND e.source IN ('read', 'poll', 'reconcile')) \
+         GROUP BY e.row_id",
+        &[mirror.into(), row_ids.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}

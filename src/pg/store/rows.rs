@@ -42,6 +42,13 @@ pub(crate) struct Row {
     pub(crate) values: Vec<Option<String>>,
 }
 
+impl Row {
+    /// Whether its CRM has its record no more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.deleted && !self.hidden
+    }
+}
+
 /// A row to insert.
 #[derive(Clone, Debug)]
 pub(crate) struct RowInsert {
