@@ -297,9 +297,12 @@ BEGIN
     SELECT e.seq, CASE WHEN e.source IN ('sql', 'reject') THEN e.occurred_at ELSE e.received_at END, e.kind, e.source, true, e.fields, e.old_values, e.unknown, NULL::jsonb
     FROM crm.event e
     WHERE e.mirror = _undo.mirror AND e.row_id = _undo.row_id AND NOT (e.source = 'result' AND e.kind = 'update') AND e.kind <> 'discard'
-      -- Who brought a record back may be told when it was seen to be back before: that changed nothing.
-      AND NOT (e.kind = 'restore' AND coalesce((SELECT p.kind FROM crm.event p WHERE p.mirror = e.mirror AND p.row_id = e.row_id AND p.seq < e.seq
-                                                AND p.kind IN ('create', 'restore', 'delete', 'privacy_delete', 'tombstone') ORDER BY p.seq DESC LIMIT 1), '') IN ('create', 'restore'))
+      -- Who removed a record, or brought it back, may be told when that was seen before: then it changed nothing.
+      AND NOT (e.kind IN ('restore', 'delete') AND e.source NOT IN ('sql', 'reject', 'result')
+               AND EXISTS (SELECT FROM (SELECT p.kind, p.source FROM crm.event p WHERE p.mirror = e.mirror AND p.row_id = e.row_id AND p.seq < e.seq
+                                        AND p.kind IN ('create', 'restore', 'delete', 'privacy_delete', 'tombstone') ORDER BY p.seq DESC LIMIT 1) p
+                           WHERE CASE e.kind WHEN 'restore' THEN p.kind IN ('create', 'restore')
+                                             ELSE p.kind NOT IN ('create', 'restore') AND p.source NOT IN ('sql', 'reject') END))
       AND CASE WHEN e.source IN ('sql', 'reject') THEN e.occurred_at ELSE e.received_at END > _undo.at
     UNION ALL
     SELECT e.seq, e.received_at, e.kind, e.source, false, NULL, NULL, NULL, e.carried -> _undo.mirror::text

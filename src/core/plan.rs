@@ -125,6 +125,11 @@ impl DeleteRule {
             _ => Self::Unlink,
         }
     }
+
+    /// Whether the records stay one thing, should they come back.
+    fn keeps_tie(self) -> bool {
+        matches!(self, Self::SoftDelete | Self::Ignore)
+    }
 }
 
 /// Who removed a record.
@@ -179,12 +184,8 @@ pub fn plan_delete(
     rules: &[DeleteRule],
 ) -> DeletePlan {
     let mut plan = DeletePlan::default();
-    let there = |s: usize| {
-        entity
-            .records
-            .get(s)
-            .is_some_and(|r| r.exists && !r.deleted)
-    };
+    let exists = |s: usize| entity.records.get(s).is_some_and(|r| r.exists);
+    let there = |s: usize| exists(s) && !entity.records[s].deleted;
     let known = |s: usize| entity.records.get(s).is_some_and(|r| r.record_id.is_some());
     if by == DeletedBy::Local && known(side) {
         plan.send.push(side);
@@ -193,8 +194,10 @@ pub fn plan_delete(
         plan.mark.push(side);
     }
     let mut tied = false;
-    for other in (0..group.sides.len()).filter(|s| *s != side && there(*s)) {
+    for other in (0..group.sides.len()).filter(|s| *s != side && exists(*s)) {
         match rules.get(other).copied().unwrap_or_default() {
+            // Both are gone then, and may come back.
+            rule if !there(other) => tied |= rule.keeps_tie(),
             DeleteRule::Unlink => {}
             DeleteRule::Propagate => {
                 plan.send.push(other);

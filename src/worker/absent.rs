@@ -19,7 +19,7 @@ use crate::worker::ingest::{Deferred, Inbound, put_off};
 use crate::worker::record;
 use crate::worker::world::{Mirror, World};
 
-/// Records that SQL has removed, and that their CRM still shows.
+/// Records that SQL or a link has removed, and that their CRM still shows.
 #[derive(Debug, Default)]
 pub(crate) struct Removed {
     /// Their removal is on its way; the rows that they had.
@@ -32,8 +32,8 @@ pub(crate) struct Removed {
 /// that have no row.
 const MANY: usize = 1_000;
 
-/// Which of these records SQL has removed. They do not come back before their CRM
-/// was told: it would be as records of their own, to be made on the other sides, too.
+/// Which of these records SQL or a link has removed. They do not come back before their
+/// CRM was told: it would be as records of their own, to be made on the other sides, too.
 pub(crate) fn removed(mirror: &Mirror, records: &[String]) -> Result<Removed> {
     if records.is_empty() {
         return Ok(Removed::default());
@@ -46,9 +46,9 @@ pub(crate) fn removed(mirror: &Mirror, records: &[String]) -> Result<Removed> {
         None => records.iter().cloned().collect(),
     };
     if !leaving.is_empty() {
-        // Those that go with another one stay until they are gone.
+        // Those that go with another one stay until they count as gone.
         let ids = leaving.keys().cloned().collect();
-        for id in rows::present(&mirror.table, ids)? {
+        for id in rows::there(&mirror.table, ids)? {
             leaving.remove(&id);
         }
     }

@@ -18,6 +18,7 @@ use crate::worker::given_up;
 use crate::worker::merges;
 use crate::worker::pages::Via;
 use crate::worker::reading;
+use crate::worker::returns::Who;
 use crate::worker::reviews;
 use crate::worker::session::Session;
 use crate::worker::world::{Mirror, World};
@@ -81,7 +82,7 @@ impl Session {
             Job::Read { mirror, ids } => self.was_read(mirror, ids, page, now),
             Job::Compare { mirror, turn } => self.compared((mirror, turn), page, following, now),
             Job::Repair { mirror, turn } => self.repaired((mirror, turn), page, now),
-            Job::Fate { mirror, ids } => self.fate_known(mirror, ids, page, now),
+            Job::Fate { mirror, ids, who } => self.fate_known(mirror, (ids, &who), page, now),
             Job::Settle {
                 mirror,
                 writes,
@@ -350,15 +351,16 @@ impl Session {
             ..Via::asked("read")
         };
         let open = RefCell::new(Vec::new());
+        let mut who = Who::default();
         let world = &self.engine.world;
         if let Some(m) = world.mirrors.get(&mirror) {
-            tx::in_transaction(|| {
+            who = tx::in_transaction(|| {
                 let removed = absent::removed(m, &ids)?.leaving;
                 let gone: Vec<String> = missing.iter().chain(removed.keys()).cloned().collect();
-                if !gone.is_empty() {
-                    given_up::told_too_late(world, m, gone, &removed, read_for)?;
+                if gone.is_empty() {
+                    return Ok(Who::default());
                 }
-                Ok(())
+                Ok(given_up::told_too_late(world, m, gone, &removed, read_for)?)
             })?;
         }
         let applied = reading::page(&mut self.engine, mirror, via, page, now, |applied| {
@@ -374,10 +376,10 @@ impl Session {
             self.engine.watch(mirror).reads.extend(asked);
             return Err(error);
         }
-        if !missing.is_empty() && !self.engine.ask_fate(mirror, &missing) {
+        if !missing.is_empty() && !self.engine.ask_fate(mirror, &missing, &who) {
             let world = &self.engine.world;
             if let Some(m) = world.mirrors.get(&mirror) {
-                tx::in_transaction(|| reading::gone(world, m, via, missing, now))?;
+                tx::in_transaction(|| reading::removed_by(world, m, via, missing, &who, now))?;
             }
         }
         self.engine
@@ -389,7 +391,13 @@ impl Session {
     }
 
     /// Records are gone: merged into others, or removed.
-    fn fate_known(&mut self, mirror: i32, ids: Vec<String>, page: Page, now: Millis) -> Step<()> {
+    fn fate_known(
+        &mut self,
+        mirror: i32,
+        (ids, who): (Vec<String>, &Who),
+        page: Page,
+        now: Millis,
+    ) -> Step<()> {
         let world = &self.engine.world;
         let Some(m) = world.mirrors.get(&mirror) else {
             return Ok(());
@@ -406,7 +414,7 @@ impl Session {
         let survivors: Vec<String> = pairs.iter().map(|(_, s)| s.clone()).collect();
         tx::in_transaction(|| {
             merges::shown(world, m, &pairs, now)?;
-            reading::gone(world, m, Via::asked("read"), lost, now)?;
+            reading::removed_by(world, m, Via::asked("read"), lost, who, now)?;
             Ok(())
         })?;
         self.engine.watch(mirror).reads.extend(survivors);

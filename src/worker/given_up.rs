@@ -12,6 +12,7 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::worker::cases::json_values;
 use crate::worker::flush;
+use crate::worker::returns::Who;
 use crate::worker::world::{Mirror, World};
 
 /// Lines moved in one transaction.
@@ -26,22 +27,25 @@ pub(crate) fn note(world: &World) -> Result<bool> {
 }
 
 /// Notes edits of which events told only when their records were gone: they were
-/// waiting for these to be read. `removed` are the rows of records that SQL removed.
+/// waiting for these to be read. `removed` are the rows of records that we remove.
+/// Answers who removed the others.
 pub(crate) fn told_too_late(
     world: &World,
     mirror: &Mirror,
     records: Vec<String>,
     removed: &HashMap<String, i64>,
     read_for: i64,
-) -> Result<()> {
+) -> Result<Who> {
+    let mut who = Who::default();
     let mut lines = Vec::new();
-    for (source, change) in streams::take_unread(mirror.id, records.clone(), read_for)? {
-        if let Ok(change) = serde_json::from_str::<Change>(&change) {
-            lines.extend(told(world, mirror, &source, &change));
+    for event in streams::take_unread(mirror.id, records.clone(), read_for)? {
+        if let Ok(change) = serde_json::from_str::<Change>(&event.change) {
+            lines.extend(told(world, mirror, &event.source, &change));
+            who.add(event, change);
         }
     }
     if lines.is_empty() {
-        return Ok(());
+        return Ok(who);
     }
     let rows = rows::lock_by_record(&mirror.table, &[], records)?;
     for line in &mut lines {
@@ -49,7 +53,8 @@ pub(crate) fn told_too_late(
         let was = || removed.get(line.record_id.as_ref()?).copied();
         line.row_id = own.map(|r| r.row_id).or_else(was);
     }
-    flush::append(world, lines)
+    flush::append(world, lines)?;
+    Ok(who)
 }
 
 /// The line of an edit of a record that is gone; none of what we wrote ourselves.

@@ -330,12 +330,19 @@ impl<'w> Work<'w> {
             }
             // A merge, perhaps: reading tells.
             ChangeKind::Delete if merges::hidden(self.world, self.mirror) => return Some("read"),
-            ChangeKind::Delete if self.there.after(row_id, item.change.occurred_at) => {
-                return Some("read");
-            }
             ChangeKind::Delete => {
-                self.deleted.push(row_id);
-                self.cases[index].stamp(self.mirror.side, item.change.occurred_at);
+                let (row, at) = (
+                    self.cases[index].rows[self.mirror.side].as_ref(),
+                    item.change.occurred_at,
+                );
+                let there = row.filter(|r| !r.is_gone() && !self.deleted.contains(&row_id));
+                let stamp = self.cases[index].stamps[self.mirror.side];
+                if there.is_some_and(|row| self.there.after(row, stamp, at)) {
+                    return Some("read");
+                }
+                // One that a look has shown before is not carried out again.
+                self.deleted.extend(there.map(|row| row.row_id));
+                self.cases[index].stamp(self.mirror.side, at);
                 self.note(index, item, "delete", Vec::new());
             }
             ChangeKind::Association { .. } => self.note(index, item, "association", Vec::new()),

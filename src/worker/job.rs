@@ -7,6 +7,7 @@ use crate::pg::store::writes::WriteRow;
 use crate::worker::deliver::Batch;
 use crate::worker::origins::Origins;
 use crate::worker::pairs::Asked;
+use crate::worker::returns::Who;
 
 /// What an answer is for.
 pub(crate) enum Job {
@@ -39,7 +40,11 @@ pub(crate) enum Job {
     /// An account's time zone.
     Zone { server: String },
     /// What became of records that are gone.
-    Fate { mirror: i32, ids: Vec<String> },
+    Fate {
+        mirror: i32,
+        ids: Vec<String>,
+        who: Who,
+    },
     /// A page of a copy of columns: its number, and the fields asked for.
     Fill {
         mirror: i32,

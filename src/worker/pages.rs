@@ -268,6 +268,7 @@ fn differing(
         .into_iter()
         .collect();
     let records: HashMap<String, Record> = known.into_iter().map(|r| (r.id.clone(), r)).collect();
+    let leaving = leaving(mirror, &locked, &records)?;
     let mut free: BTreeSet<String> = BTreeSet::new();
     let mut rows = Vec::new();
     for row in locked {
@@ -278,6 +279,9 @@ fn differing(
             continue;
         }
         free.insert(record.id.clone());
+        if leaving.contains(&record.id) {
+            continue;
+        }
         let at = record.modified_at.unwrap_or(0);
         let older = at > 0 && interval(world, mirror, page.via, at).to < row.modified_at;
         let equal = as_shown(mirror, page, &row, record);
@@ -290,6 +294,21 @@ fn differing(
     let held = records.keys().filter(|id| !free.contains(*id));
     applied.locked.extend(held.cloned());
     Ok(Differing { rows, records })
+}
+
+/// Records whose rows count as gone because we remove them, and that a page still shows.
+fn leaving(
+    mirror: &Mirror,
+    rows: &[Row],
+    records: &HashMap<String, Record>,
+) -> Result<HashSet<String>> {
+    let gone = rows.iter().filter(|row| row.is_gone());
+    let shown = gone.filter_map(|row| records.get(row.record_id.as_ref()?));
+    let back: Vec<String> = (shown.filter(|r| !r.deleted).map(|r| r.id.clone())).collect();
+    Ok(absent::removed(mirror, &back)?
+        .leaving
+        .into_keys()
+        .collect())
 }
 
 /// Whether a record is as its row shows it.

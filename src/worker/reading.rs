@@ -15,6 +15,7 @@ use crate::worker::inbound::{self, Arrival};
 use crate::worker::merges;
 use crate::worker::pages::{self, Via};
 use crate::worker::removals::{self, Removal};
+use crate::worker::returns::Who;
 use crate::worker::usage::Way;
 use crate::worker::world::{Mirror, World};
 
@@ -152,15 +153,31 @@ pub(crate) fn gone(
     missing: Vec<String>,
     now: Millis,
 ) -> Result<(), SqlError> {
+    removed_by(world, mirror, via, missing, &Who::default(), now)
+}
+
+/// [`gone`], where events told who removed them.
+pub(crate) fn removed_by(
+    world: &World,
+    mirror: &Mirror,
+    via: Via,
+    missing: Vec<String>,
+    who: &Who,
+    now: Millis,
+) -> Result<(), SqlError> {
     if missing.is_empty() {
         return Ok(());
     }
     let rows = rows::lock_by_record(&mirror.table, &[], missing)?;
-    let rows: Vec<_> = rows.iter().filter(|r| !r.deleted || r.hidden).collect();
+    let rows: Vec<_> = rows.iter().filter(|r| !r.is_gone()).collect();
     let row_ids: Vec<i64> = rows.iter().map(|r| r.row_id).collect();
     let lines = rows
         .iter()
-        .map(|r| pages::existence(mirror, via, r, "delete", now))
+        .map(|r| {
+            let mut line = pages::existence(mirror, via, r, "delete", now);
+            who.name(mirror, &mut line);
+            line
+        })
         .collect();
     flush::append(world, lines)?;
     // First: a removal that does not stand brings the row back.

@@ -116,7 +116,7 @@ pub(crate) fn told(mirror: &Mirror, item: &Inbound, kind: &'static str) -> Event
 }
 
 /// The program that wrote, as far as the CRM's mark tells beside the user.
-fn application(mark: &str, actor: &str) -> Option<String> {
+pub(super) fn application(mark: &str, actor: &str) -> Option<String> {
     let client = mark
         .split(';')
         .find_map(|part| part.trim().strip_prefix("client="));

@@ -15,6 +15,7 @@ use crate::worker::flush;
 use crate::worker::pages::{PageApplied, Via};
 use crate::worker::reading;
 use crate::worker::reconcile::SOURCE;
+use crate::worker::returns::Who;
 use crate::worker::session::Session;
 
 /// Batches that may be found to stand no more before others get their turn.
@@ -209,7 +210,7 @@ impl Session {
             })
             .collect();
         // Merged into others, perhaps: asked for what became of them.
-        let told = self.engine.ask_fate(id, &missing);
+        let told = self.engine.ask_fate(id, &missing, &Who::default());
         let Some(m) = self.engine.world.mirrors.get(&id) else {
             return Ok(());
         };

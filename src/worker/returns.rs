@@ -13,33 +13,61 @@ use crate::pg::store::spi::Result;
 use crate::pg::store::streams::{self, DeferredRow};
 use crate::worker::cases::Case;
 use crate::worker::ingest::Inbound;
+use crate::worker::record;
 use crate::worker::removals;
 use crate::worker::world::{Mirror, World};
 
-/// Puts what events tell of returns into the lines about them.
-pub(super) fn name_who(mirror: &Mirror, lines: &mut [EventRow]) -> Result<()> {
-    let back = lines.iter().filter(|line| line.kind == "restore");
-    let back: Vec<String> = back.filter_map(|line| line.record_id.clone()).collect();
-    if back.is_empty() {
-        return Ok(());
-    }
-    let mut told: HashMap<String, (DeferredRow, Change)> = HashMap::new();
-    for event in streams::unread(mirror.id, back)? {
-        let change = serde_json::from_str::<Change>(&event.change).ok();
-        if let Some(change) = change.filter(|c| c.kind == ChangeKind::Restore) {
-            told.insert(event.record_id.clone(), (event, change));
+/// Who removed records, or brought them back, as far as events told that waited for these
+/// to be read.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Who(HashMap<String, Vec<(DeferredRow, Change)>>);
+
+impl Who {
+    pub(super) fn add(&mut self, event: DeferredRow, change: Change) {
+        if matches!(change.kind, ChangeKind::Delete | ChangeKind::Restore) {
+            let of_record = self.0.entry(event.record_id.clone()).or_default();
+            of_record.push((event, change));
         }
     }
-    for line in lines.iter_mut().filter(|line| line.kind == "restore") {
-        let event = line.record_id.as_ref().and_then(|id| told.remove(id));
-        if let Some((event, change)) = event {
+
+    /// Puts what was told last into the line of a removal or a return.
+    pub(super) fn name(&self, mirror: &Mirror, line: &mut EventRow) {
+        let kind = match line.kind {
+            "delete" => ChangeKind::Delete,
+            "restore" => ChangeKind::Restore,
+            _ => return,
+        };
+        let told = line.record_id.as_ref().and_then(|id| self.0.get(id));
+        let told = told.and_then(|t| t.iter().rfind(|(_, change)| change.kind == kind));
+        if let Some((event, change)) = told {
             line.identity = (!change.identity.is_empty())
                 .then(|| identity::digest(&mirror.server, &change.identity));
             line.occurred_at = change.occurred_at;
-            line.actor = Some(change.actor);
-            line.source = event.source;
+            line.actor = Some(change.actor.clone());
+            line.application = record::application(&change.mark, &change.actor);
+            line.source.clone_from(&event.source);
             line.stream = event.stream;
         }
+    }
+}
+
+/// Puts what events tell of removals and returns into the lines about them.
+pub(super) fn name_who(mirror: &Mirror, lines: &mut [EventRow]) -> Result<()> {
+    let named = lines
+        .iter()
+        .filter(|l| matches!(l.kind, "delete" | "restore"));
+    let records: Vec<String> = named.filter_map(|line| line.record_id.clone()).collect();
+    if records.is_empty() {
+        return Ok(());
+    }
+    let mut who = Who::default();
+    for event in streams::unread(mirror.id, records)? {
+        if let Ok(change) = serde_json::from_str::<Change>(&event.change) {
+            who.add(event, change);
+        }
+    }
+    for line in lines {
+        who.name(mirror, line);
     }
     Ok(())
 }
@@ -70,9 +98,11 @@ impl There {
         *known = at.max(*known);
     }
 
-    /// Whether a record was there after it is said to have been removed.
-    pub(super) fn after(&self, row_id: i64, removed_at: Millis) -> bool {
-        self.0.get(&row_id).is_some_and(|at| *at > removed_at)
+    /// Whether a record was there after it is said to have been removed, or showed news of
+    /// then: `stamp` is that of what was told of it just now.
+    pub(super) fn after(&self, row: &Row, stamp: Millis, removed_at: Millis) -> bool {
+        let told = self.0.get(&row.row_id).copied().unwrap_or_default();
+        told.max(stamp).max(row.modified_at) > removed_at
     }
 }
 

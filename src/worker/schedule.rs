@@ -20,6 +20,7 @@ use crate::worker::ingest::{self, Inbound};
 use crate::worker::journal;
 use crate::worker::pairs::Why;
 use crate::worker::release;
+use crate::worker::returns::Who;
 
 /// One poll in so many asks for removed records instead.
 pub(super) const REMOVED_EVERY: u32 = 10;
@@ -225,7 +226,7 @@ impl Engine {
 
     /// Asks what became of records that are gone; false where the CRM's events
     /// have told.
-    pub(crate) fn ask_fate(&mut self, id: i32, ids: &[String]) -> bool {
+    pub(crate) fn ask_fate(&mut self, id: i32, ids: &[String], who: &Who) -> bool {
         let asked = self.world.mirrors.get(&id).and_then(|m| {
             let server = self.server(&m.server)?;
             let connector = server.connector;
@@ -238,6 +239,7 @@ impl Engine {
         let job = Job::Fate {
             mirror: id,
             ids: ids.to_vec(),
+            who: who.clone(),
         };
         self.fetch_fields(id, request, job, fields)
     }

@@ -197,6 +197,19 @@ pub(crate) fn present(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
     })
 }
 
+/// Which of these CRM ids have a row that does not show them as gone from their CRM.
+pub(crate) fn there(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT m.id FROM {} m WHERE m.id = ANY($1) AND (m._deleted_at IS NULL OR m._sync_state = 'soft_deleted')",
+        table.name
+    );
+    as_owner(table, || {
+        spi::write_rows(&sql, &[image::texts(&ids)], |row| {
+            Ok(row.get::<String>(1)?.unwrap_or_default())
+        })
+    })
+}
+
 /// Which of these local row ids exist, locked by somebody or not.
 pub(crate) fn present_rows(table: &Table, ids: Vec<i64>) -> Result<Vec<i64>> {
     let sql = format!("SELECT m._id FROM {} m WHERE m._id = ANY($1)", table.name);
@@ -284,7 +297,8 @@ pub(crate) fn insert(
     })
 }
 
-/// Marks rows as gone from, or back in, the CRM, if they are not marked so yet.
+/// Marks rows as gone from, or back in, the CRM, if they are not marked so yet. Hidden
+/// ones, whose CRM kept the record, are gone from then on.
 pub(crate) fn mark_deleted(
     table: &Table,
     row_ids: Vec<i64>,
@@ -292,9 +306,9 @@ pub(crate) fn mark_deleted(
     source: &str,
 ) -> Result<usize> {
     let sql = format!(
-        "UPDATE {} m SET _deleted_at = CASE WHEN $2 THEN now() END, \
+        "UPDATE {} m SET _deleted_at = CASE WHEN $2 THEN coalesce(m._deleted_at, now()) END, \
          _sync_state = CASE WHEN $2 THEN 'deleted' END, _sync_source = $3 \
-         WHERE m._id = ANY($1) AND (m._deleted_at IS NOT NULL) <> $2",
+         WHERE m._id = ANY($1) AND ((m._deleted_at IS NOT NULL) <> $2 OR $2 AND m._sync_state = 'soft_deleted')",
         table.name
     );
     as_owner(table, || {
@@ -303,7 +317,8 @@ pub(crate) fn mark_deleted(
 }
 
 /// Records the result of writes on their rows: new CRM ids, error or all clear.
-/// `state` and `error` are per row; `id` only where the row has none yet.
+/// `state` and `error` are per row; `id` only where the row has none yet. Hidden rows
+/// stay hidden.
 pub(crate) fn record_results(
     table: &Table,
     row_ids: Vec<i64>,
@@ -312,7 +327,8 @@ pub(crate) fn record_results(
     errors: Vec<Option<String>>,
 ) -> Result<usize> {
     let sql = format!(
-        "UPDATE {} m SET id = coalesce(m.id, v.id), _sync_state = v.state, _sync_error = v.error \
+        "UPDATE {} m SET id = coalesce(m.id, v.id), _sync_error = v.error, \
+         _sync_state = CASE WHEN m._sync_state = 'soft_deleted' THEN m._sync_state ELSE v.state END \
          FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[]) AS v(_id, id, state, error) \
          WHERE m._id = v._id AND m._sync_state IS DISTINCT FROM 'erased' AND (m.id IS NULL AND v.id IS NOT NULL \
          OR m._sync_state IS DISTINCT FROM v.state OR m._sync_error IS DISTINCT FROM v.error)",

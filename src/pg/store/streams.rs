@@ -222,22 +222,16 @@ pub(crate) fn unread(mirror: i32, records: Vec<String>) -> Result<Vec<DeferredRo
     spi::write_rows(&sql, &[mirror.into(), image::texts(&records)], deferred_row)
 }
 
-/// Takes what waited for these records to be read: source, and
-/// [`crm_core::model::Change`] as JSON.
+/// Takes what waited for these records to be read when that was asked for.
 pub(crate) fn take_unread(
     mirror: i32,
     records: Vec<String>,
     read_for: i64,
-) -> Result<Vec<(String, String)>> {
-    spi::write_rows(
-        "WITH taken AS (DELETE FROM crm.deferred WHERE mirror = $1 AND record_id = ANY($2) AND reason = 'read' AND id <= $3 RETURNING *) \
-         SELECT t.source, t.change::text FROM taken t ORDER BY t.id",
-        &[mirror.into(), records.into(), read_for.into()],
-        |row| {
-            let source = row.get::<String>(1)?.unwrap_or_default();
-            Ok((source, row.get(2)?.unwrap_or_default()))
-        },
-    )
+) -> Result<Vec<DeferredRow>> {
+    let mut taken = unread(mirror, records)?;
+    taken.retain(|event| event.id <= read_for);
+    undefer(taken.iter().map(|event| event.id).collect())?;
+    Ok(taken)
 }
 
 /// Which of these records have an event waiting. Events that are taken up again
