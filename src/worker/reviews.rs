@@ -9,11 +9,11 @@ use crm_core::state::{Claim, Clock, Hold, Interval};
 use crm_core::strategy::LOCAL;
 use crm_core::value::format_instant;
 
-use crate::pg::store::changes;
 use crate::pg::store::ends::Ended;
-use crate::pg::store::ledger::EventRow;
+use crate::pg::store::ledger::{self, EventRow};
 use crate::pg::store::reviews::{self, Answer, FieldQuestion};
 use crate::pg::store::spi::Result;
+use crate::pg::store::{changes, drift, lives, streams};
 use crate::worker::cases::{self, Case};
 use crate::worker::flush;
 use crate::worker::lifecycles;
@@ -254,6 +254,7 @@ pub(crate) fn ended(
     because: &str,
     at: Millis,
 ) -> Result<()> {
+    show_again(world, &questions)?;
     let line = |ended: Ended| {
         let question: serde_json::Value = serde_json::from_str(&ended.question).unwrap_or_default();
         let decision =
@@ -272,4 +273,32 @@ pub(crate) fn ended(
         }
     };
     flush::append(world, questions.into_iter().map(line).collect())
+}
+
+/// Has the records of rows read again about which somebody was asked: a row may go on
+/// showing what a policy took back on its way to its CRM. What is still on its way
+/// makes them agree by itself.
+fn show_again(world: &World, questions: &[Ended]) -> Result<()> {
+    let mut of_mirror: BTreeMap<i32, BTreeSet<i64>> = BTreeMap::new();
+    for asked in questions.iter().filter(|q| q.field.is_some()) {
+        let tied = ledger::entities_of(asked.mirror, vec![asked.row_id])?;
+        let tied = tied.iter().map(|x| (x.mirror, x.row_id));
+        for (mirror, row) in tied.chain([(asked.mirror, asked.row_id)]) {
+            of_mirror.entry(mirror).or_default().insert(row);
+        }
+    }
+    let mut reads = Vec::new();
+    for (id, mut rows) in of_mirror {
+        let Some(mirror) = world.mirrors.get(&id) else {
+            continue;
+        };
+        let asked: Vec<i64> = rows.iter().copied().collect();
+        for row in drift::unfinished(id, &asked)? {
+            rows.remove(&row);
+        }
+        let records = lives::shown(&mirror.table, rows.into_iter().collect())?;
+        reads.extend(records.into_iter().map(|record| flush::reread(id, record)));
+    }
+    streams::defer(reads)?;
+    Ok(())
 }

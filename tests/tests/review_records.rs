@@ -337,3 +337,53 @@ async fn a_question_about_a_field_goes_on_with_the_record_that_takes_the_merged_
     );
     pair.db.wait_true("and is answered", PATIENCE, &shown).await;
 }
+
+/// A policy had taken back what was on its way: the row went on showing it, and its CRM never got it.
+#[tokio::test(flavor = "multi_thread")]
+async fn when_a_question_ends_with_the_partner_the_row_shows_what_its_crm_has() {
+    for rule in ["unlink", "ignore"] {
+        let (pair, people) = Pair::linked(10, PairOptions::default()).await;
+        // With `ignore` the removal crosses the edit, and the record is made again.
+        let sql = format!(
+            "UPDATE crm.link SET on_left_delete = '{rule}', on_right_delete = '{rule}', on_delete_conflict = 'keep'"
+        );
+        pair.db.exec(&sql).await;
+        pair.worker_has_read().await;
+        let who: &Person = &people[0];
+        pair.hubspot_takes_nothing();
+        pair.edit("hubspot", who, "city", "From HubSpot");
+        pair.told("hubspot", "From HubSpot").await;
+        let sql = format!(
+            "UPDATE salesforce.contact SET mailingcity = 'From SQL' WHERE id = '{}'",
+            who.salesforce
+        );
+        pair.db.exec(&sql).await;
+        let queued = "SELECT count(*) > 0 FROM crm.write WHERE vals ->> 'city' = 'From SQL' AND state = 'queued'";
+        pair.db
+            .wait_true("it is on its way", PATIENCE, queued)
+            .await;
+        pair.review_cities().await;
+        let asked = "SELECT count(*) = 1 FROM crm.review WHERE kind = 'field'";
+        pair.db
+            .wait_true("a person is asked", PATIENCE, asked)
+            .await;
+        let back = "SELECT NOT EXISTS (SELECT FROM crm.write WHERE vals ->> 'city' = 'From SQL')";
+        pair.db.wait_true("it is taken back", PATIENCE, back).await;
+        pair.emulator.clear_faults();
+        pair.quiet().await;
+        pair.emulator
+            .delete("salesforce", "Contact", &who.salesforce);
+        let ended = "SELECT count(*) = 1 FROM crm.review_history WHERE kind = 'field' AND resolution = 'ended'";
+        pair.db
+            .wait_true("nobody is asked any more", PATIENCE, ended)
+            .await;
+        pair.agree().await;
+        let shown = "SELECT source, new_values[array_position(fields, 'city')] FROM crm.event
+                     WHERE record_id = $1 AND 'city' = ANY (fields) ORDER BY seq DESC LIMIT 1";
+        let shown = pair
+            .db
+            .table(&shown.replace("$1", &format!("'{}'", who.hubspot)))
+            .await;
+        assert_eq!(shown, [["read", "From HubSpot"]], "{rule}");
+    }
+}

@@ -119,6 +119,19 @@ pub(crate) fn buried(mirror: i32, records: Vec<String>) -> Result<Vec<String>> {
     )
 }
 
+/// The CRM ids of those of these rows that the table shows as there.
+pub(crate) fn shown(table: &Table, row_ids: Vec<i64>) -> Result<Vec<String>> {
+    let sql = format!(
+        "SELECT m.id FROM {} m WHERE m._id = ANY($1) AND m.id IS NOT NULL AND m._deleted_at IS NULL",
+        table.name
+    );
+    as_owner(table, || {
+        spi::write_rows(&sql, &[row_ids.into()], |row| {
+            Ok(row.get::<String>(1)?.unwrap_or_default())
+        })
+    })
+}
+
 /// CRM ids that the table shows as there and that are not among these.
 pub(crate) fn others(table: &Table, ids: Vec<String>) -> Result<Vec<String>> {
     let sql = format!(
