@@ -138,8 +138,13 @@ impl Launcher {
             }
             let slot = shmem::slot_of(pg_sys::Oid::from(*oid));
             if slot.is_some_and(|slot| slot.outcome() == Outcome::Absent) {
+                // The extension may have come since the session looked.
+                let asked = slot.is_some_and(Slot::take_recheck);
                 slot.into_iter().for_each(Slot::release);
-                *state = State::Absent;
+                *state = match asked {
+                    true => State::Due(now, 0),
+                    false => State::Absent,
+                };
             } else if shmem::is_held(pg_sys::Oid::from(*oid)) {
                 // Stopped by a statement: start again as soon as that ends.
                 *state = State::Due(now, 0);

@@ -11,12 +11,14 @@ use crate::pg::store::lives;
 use crate::pg::store::reviews::{self, Kind, RowQuestion};
 use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
+use crate::pg::store::streams;
 use crate::pg::store::writes::{self, WriteRow};
 use crate::worker::flush;
 use crate::worker::given_up;
 use crate::worker::ingest::Inbound;
 use crate::worker::rematch;
 use crate::worker::removals;
+use crate::worker::returns;
 use crate::worker::reviews as questions;
 use crate::worker::world::{Mirror, World};
 
@@ -117,7 +119,7 @@ fn merge(
     let because = format!("its record was merged into {into} in {}", mirror.server);
     questions::ended(world, questions, mirror, &because, now)?;
     if inherits || of_id(into).is_some() {
-        removals::agree(world, mirror, vec![survivor], now)?;
+        streams::defer(vec![returns::merged(mirror, into)])?;
     }
     Ok(true)
 }
@@ -144,8 +146,10 @@ fn unite(mirror: &Mirror, survivor: i64, ended: &[i64]) -> Result<LeftOver> {
         };
         let others: Vec<(i32, i64)> = rows.into_iter().filter(|r| r.0 != mirror.id).collect();
         let Some((kept, sides)) = &mut own else {
-            // The survivor had none: it takes over everything, states included.
+            // The survivor had none: it takes over everything, and what is known of the
+            // others.
             ends::join_entity(entity, &[(mirror.id, survivor)])?;
+            ends::forget_side(entity, mirror.side)?;
             ends::hand_questions(mirror.id, *row, survivor)?;
             left.inherits |= !others.is_empty();
             own = Some((entity, others));

@@ -21,7 +21,7 @@ use crate::worker::images;
 use crate::worker::merges;
 use crate::worker::reconcile;
 use crate::worker::removals::{self, Removal};
-use crate::worker::returns;
+use crate::worker::returns::{self, Asked};
 use crate::worker::scope;
 use crate::worker::shown;
 use crate::worker::world::{Mirror, World};
@@ -339,7 +339,7 @@ pub(super) fn changed(
         .collect()
 }
 
-/// The cases of rows that are compared, and which records have rows that were put back.
+/// The cases of rows that are compared, and what they were asked for.
 /// Records whose partner somebody else holds are noted in `applied`.
 fn load_compared(
     world: &World,
@@ -348,7 +348,7 @@ fn load_compared(
     rows: Vec<Row>,
     records: &HashMap<String, Record>,
     applied: &mut PageApplied,
-) -> Result<(Vec<Case>, HashSet<String>)> {
+) -> Result<(Vec<Case>, Asked)> {
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let ids: HashMap<i64, String> = rows
         .iter()
@@ -360,11 +360,11 @@ fn load_compared(
         .extend(blocked.iter().filter_map(|row| ids.get(row).cloned()));
     warm(world, mirror, page, &mut batch, records);
     mark_scope(world, mirror, page, &mut batch, records)?;
-    let put_back = match page.via.asked_at {
-        Some(_) => returns::put_back(mirror, ids.into_values().collect())?,
-        None => HashSet::new(),
+    let asked = match page.via.asked_at {
+        Some(_) => Asked::of(mirror, ids.into_values().collect())?,
+        None => Asked::default(),
     };
-    Ok((batch, put_back))
+    Ok((batch, asked))
 }
 
 fn compare_known(
@@ -376,7 +376,7 @@ fn compare_known(
     now: Millis,
 ) -> Result<()> {
     let Differing { rows, records } = differing(world, mirror, page, known, applied)?;
-    let (mut batch, put_back) = load_compared(world, mirror, page, rows, &records, applied)?;
+    let (mut batch, asked) = load_compared(world, mirror, page, rows, &records, applied)?;
     let mut events = Vec::new();
     let (mut gone, mut back) = (Vec::new(), Vec::new());
     let mut conversions = Vec::new();
@@ -410,11 +410,10 @@ fn compare_known(
         if was_gone {
             case.entity.records[mirror.side].deleted = false;
         }
-        if put_back.contains(&record.id) {
-            events.extend(returns::agree(world, mirror, case, record, now)?);
-        }
+        events.extend(asked.before(world, mirror, case, record, now)?);
         conversions.extend(conversion_of(world, mirror, page, &row, record));
         events.extend(shown::show(world, mirror, page, case, &row, record, now));
+        events.extend(asked.after(world, mirror, case, record, now)?);
     }
     returns::name_who(mirror, &mut events)?;
     applied.updated += events.len();

@@ -1,5 +1,5 @@
 //! Records that are back: who brought them back, what is told of their removal only then,
-//! and rows that `crm.reject` put back.
+//! and what has to agree when they are read.
 
 use std::collections::{HashMap, HashSet};
 
@@ -10,8 +10,9 @@ use crate::pg::store::ledger::EventRow;
 use crate::pg::store::lives;
 use crate::pg::store::rows::Row;
 use crate::pg::store::spi::Result;
-use crate::pg::store::streams::{self, DeferredRow};
+use crate::pg::store::streams::{self, DeferredRow, Wait};
 use crate::worker::cases::Case;
+use crate::worker::flush;
 use crate::worker::ingest::Inbound;
 use crate::worker::record;
 use crate::worker::removals;
@@ -106,27 +107,74 @@ impl There {
     }
 }
 
-/// Which of these records have rows that SQL had deleted and a rejection put back.
-pub(super) fn put_back(mirror: &Mirror, records: Vec<String>) -> Result<HashSet<String>> {
-    let waiting = streams::unread(mirror.id, records)?.into_iter();
-    let rejected = waiting.filter(|event| event.source == "reject");
-    Ok(rejected.map(|event| event.record_id).collect())
+/// Records that were asked for because what their rows are tied to must agree with them.
+#[derive(Debug, Default)]
+pub(super) struct Asked {
+    /// Rows that SQL had deleted and a rejection put back.
+    put_back: HashSet<String>,
+    /// Records that others were merged into.
+    merged: HashSet<String>,
 }
 
-/// Lets a row that was put back agree with its partners: what was on its way to it went
-/// with its removal. The line that tells of it.
-pub(super) fn agree(
-    world: &World,
-    mirror: &Mirror,
-    case: &mut Case,
-    record: &Record,
-    now: Millis,
-) -> Result<Option<EventRow>> {
-    if let Some(row) = case.rows[mirror.side]
-        .as_mut()
-        .filter(|r| r.modified_at == 0)
-    {
-        row.modified_at = record.modified_at.unwrap_or_default();
+impl Asked {
+    pub(super) fn of(mirror: &Mirror, records: Vec<String>) -> Result<Self> {
+        let mut asked = Self::default();
+        for event in streams::unread(mirror.id, records)? {
+            match event.source.as_str() {
+                "reject" => asked.put_back.insert(event.record_id),
+                MERGED => asked.merged.insert(event.record_id),
+                _ => false,
+            };
+        }
+        Ok(asked)
     }
-    removals::join(world, mirror, case, &Case::returned, now)
+
+    /// Before what a record shows is decided: what was on its way to a row that was put
+    /// back went with its removal. The line that tells of it.
+    pub(super) fn before(
+        &self,
+        world: &World,
+        mirror: &Mirror,
+        case: &mut Case,
+        record: &Record,
+        now: Millis,
+    ) -> Result<Option<EventRow>> {
+        if !self.put_back.contains(&record.id) {
+            return Ok(None);
+        }
+        if let Some(row) = case.rows[mirror.side]
+            .as_mut()
+            .filter(|r| r.modified_at == 0)
+        {
+            row.modified_at = record.modified_at.unwrap_or_default();
+        }
+        removals::join(world, mirror, case, &Case::returned, now)
+    }
+
+    /// After it: what a merge made of a record nobody knew before. The line that tells
+    /// how it was brought together with the counterpart that it got.
+    pub(super) fn after(
+        &self,
+        world: &World,
+        mirror: &Mirror,
+        case: &mut Case,
+        record: &Record,
+        now: Millis,
+    ) -> Result<Option<EventRow>> {
+        if !self.merged.contains(&record.id) {
+            return Ok(None);
+        }
+        removals::join(world, mirror, case, &Case::join, now)
+    }
+}
+
+/// Of a read that is asked for because of a merge.
+const MERGED: &str = "merge";
+
+/// A record that others were merged into is read, and agrees then with its counterpart.
+pub(super) fn merged(mirror: &Mirror, record: &str) -> Wait {
+    Wait {
+        source: MERGED.to_owned(),
+        ..flush::reread(mirror.id, record.to_owned())
+    }
 }

@@ -79,7 +79,10 @@ impl Pair {
         let reads = ["search", "batch/read", "token", "query", "oauth"];
         self.emulator.served(|c| {
             let route = c["route"].as_str().unwrap_or_default();
-            c["crm"] == crm && c["method"] != "GET" && !reads.iter().any(|r| route.contains(r))
+            // Salesforce reads records by their ids so.
+            let by_id = route.ends_with("/composite/sobjects/{object}");
+            let reads = by_id || reads.iter().any(|r| route.contains(r));
+            c["crm"] == crm && c["method"] != "GET" && !reads
         })
     }
 

@@ -63,6 +63,22 @@ fn has(lines: &[String], wanted: &str) {
     );
 }
 
+/// What both sides have got, and told of.
+async fn settled(pair: &Pair, who: &Person) {
+    pair.edit("salesforce", who, "phone", "owned");
+    pair.reaches_both(who, "phone", "owned").await;
+    pair.sql(who, "city", "Before").await;
+    // A paused server takes webhooks, echoes too.
+    for (crm, value) in [
+        ("hubspot", "owned"),
+        ("hubspot", "Before"),
+        ("salesforce", "Before"),
+    ] {
+        pair.told(crm, value).await;
+    }
+    pair.agree().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_update_is_told_field_by_field_with_its_writes_and_calls_and_nothing_happens() {
     let (pair, people) = linked().await;
@@ -75,11 +91,7 @@ async fn an_update_is_told_field_by_field_with_its_writes_and_calls_and_nothing_
         .one("SELECT id FROM crm.conflict_policy WHERE field = 'phone'")
         .await;
     let who = &people[0];
-    pair.edit("salesforce", who, "phone", "owned");
-    pair.reaches_both(who, "phone", "owned").await;
-    pair.sql(who, "city", "Before").await;
-    pair.reaches_both(who, "city", "Before").await;
-    pair.agree().await;
+    settled(&pair, who).await;
     pair.emulator.reset_counts();
     still(&pair).await;
     let before = everything(&pair.db).await;

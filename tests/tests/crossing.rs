@@ -258,11 +258,12 @@ async fn who_restored_a_record_is_named_when_that_is_told_after_it_was_read() {
     pair.deed("hubspot", "delete", record.clone());
     pair.become_states(who, ["deleted", "soft_deleted", "t"])
         .await;
-    pair.emulator
-        .fault(json!({"stream": "webhook", "delay_ms": 4_000}));
-    pair.deed("hubspot", "restore", record);
     let often = "UPDATE crm.mirror SET poll_interval = '1 second'";
     pair.db.exec(often).await;
+    pair.worker_has_read().await;
+    pair.emulator
+        .fault(json!({"stream": "webhook", "delay_ms": 8_000}));
+    pair.deed("hubspot", "restore", record);
     let named = "SELECT count(*) = 1 FROM crm.event WHERE kind = 'restore' AND source = 'webhook' AND actor <> ''";
     pair.db.wait_true("it is named", PATIENCE, named).await;
     pair.become_states(who, ["live", "live", "t"]).await;

@@ -168,6 +168,7 @@ async fn a_rejected_delete_that_would_have_spread_leaves_both_sides_alive() {
             "SELECT count(*) = 6 FROM salesforce.contact WHERE _deleted_at IS NOT NULL",
         )
         .await;
+    pair.quiet().await;
     for who in many {
         assert!(pair.gone("hubspot", "contacts", &who.hubspot));
         assert!(pair.gone("salesforce", "Contact", &who.salesforce));

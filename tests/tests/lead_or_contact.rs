@@ -126,13 +126,10 @@ async fn a_converted_lead_moves_the_tie_to_the_contact_and_edits_flow_on_both_wa
             pair.reaches("salesforce", "Contact", &contact, "Title", title)
                 .await;
         }
-        let why = pair
-            .db
-            .table(&format!(
-                "SELECT verdict FROM crm.why('hubspot.contacts', '{hubspot}') LIMIT 1"
-            ))
-            .await;
-        assert_eq!(why, [["in sync"]], "{on_leave}");
+        let why = format!(
+            "SELECT verdict = 'in sync' FROM crm.why('hubspot.contacts', '{hubspot}') LIMIT 1"
+        );
+        pair.db.wait_true("it is in sync", PATIENCE, &why).await;
         assert_eq!(counts(&pair, "Ada").await, (0, 1), "{on_leave}");
         assert!(!pair.gone("hubspot", "contacts", &hubspot));
     }

@@ -317,7 +317,7 @@ async fn a_line_item_whose_deal_never_comes_says_what_it_waits_for_and_until_whe
     let row = found(&pair, "its create waits", row).await;
     let ends: String = pair
         .db
-        .one("SELECT date_trunc('seconds', queued_at + interval '1 day')::text FROM crm.write WHERE kind = 'create'")
+        .one("SELECT date_trunc('seconds', queued_at + interval '1 day')::text FROM crm.write WHERE kind = 'create' AND vals ? 'Product2Id'")
         .await;
     for (table, id) in [
         ("hubspot.line_items", &item),

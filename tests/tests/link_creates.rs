@@ -57,7 +57,7 @@ async fn quiet(pair: &Pair) {
                 .await;
             same = if idle && events == last { same + 1 } else { 0 };
             last = events;
-            (same >= 10).then_some(())
+            (same >= 40).then_some(())
         })
         .await;
 }

@@ -228,8 +228,12 @@ async fn who_removed_a_record_is_named_where_a_read_tells_what_it_meant() {
 async fn a_record_that_a_link_removes_stays_away_while_its_removal_waits() {
     let (pair, people) = pair("propagate").await;
     let who = &people[0];
+    let locked = json!([{"id": who.salesforce, "success": false, "errors": [
+        {"statusCode": "UNABLE_TO_LOCK_ROW", "message": "unable to obtain exclusive access to this record", "fields": []},
+    ]}]);
     pair.emulator.fault(json!({"rules": [
-        {"crm": "salesforce", "method": "DELETE", "path_prefix": "/services/data", "remaining": 2, "action": {"reject": {"status": 503}}},
+        {"crm": "salesforce", "method": "DELETE", "path_prefix": "/services/data", "remaining": 100_000,
+         "action": {"reject": {"status": 200, "body": locked}}},
     ]}));
     heard(&pair, "hubspot", "delete", who);
     let tried = "SELECT count(*) = 1 FROM crm.write WHERE kind = 'delete' AND state = 'queued' AND attempts > 0";
@@ -238,6 +242,9 @@ async fn a_record_that_a_link_removes_stays_away_while_its_removal_waits() {
         .await;
     let at = now(&pair).await;
     arrives(&pair, "salesforce", who, "reread", at).await;
+    let read = "SELECT NOT EXISTS (SELECT FROM crm.deferred)";
+    pair.db.wait_true("it is read", PATIENCE, read).await;
+    pair.emulator.clear_faults();
     pair.quiet().await;
     assert!(pair.gone("salesforce", "Contact", &who.salesforce));
     pair.agree().await;

@@ -143,7 +143,7 @@ async fn four_writers_of_a_group_within_200_ms_converge_and_their_additions_all_
     pair.quiet().await;
     for emulator in [&pair.emulator, &portals.second] {
         for stream in ["webhook", "cdc"] {
-            emulator.fault(json!({"stream": stream, "delay_ms": 300, "duplicate": 1000}));
+            emulator.fault(json!({"stream": stream, "delay_ms": 1_500, "duplicate": 1000}));
         }
     }
     for who in people {

@@ -276,7 +276,7 @@ async fn changes_that_flow_during_a_run_are_not_missed_and_nothing_is_overwritte
         .wait_true(
             "the lists were asked for",
             PATIENCE,
-            "SELECT count(*) = 2 FROM crm.reconcile_run WHERE state = 'listing'",
+            "SELECT count(*) = 2 FROM crm.reconcile_run WHERE started_at IS NOT NULL",
         )
         .await;
     for (n, who) in people[1..6].iter().enumerate() {

@@ -90,7 +90,7 @@ async fn a_dump_restores_everything_but_the_right_to_write() {
     db.wait_true(
         "the worker has put the new row into the ledger",
         PATIENCE,
-        "SELECT EXISTS (SELECT FROM crm.event WHERE kind = 'create')",
+        "SELECT EXISTS (SELECT FROM crm.event WHERE kind = 'create') AND NOT EXISTS (SELECT FROM crm.policy_task)",
     )
     .await;
     let file = cluster.socket_dir().join("app.dump");

@@ -289,7 +289,7 @@ async fn a_function_that_hangs_or_fails_asks_a_person_and_holds_up_nothing_else(
         )
         .await;
     pair.emulator
-        .fault(json!({"stream": "webhook", "delay_ms": 300}));
+        .fault(json!({"stream": "webhook", "delay_ms": 1_500}));
     pair.edit("hubspot", who, "address", "hub");
     pair.sql(who, "address", "sql").await;
     let timed_out =
@@ -381,7 +381,7 @@ async fn a_changed_policy_answers_open_questions_and_is_an_event() {
         .exec("INSERT INTO crm.conflict_policy (link, field, strategy) VALUES ('contacts', 'firstname', 'review')")
         .await;
     pair.emulator
-        .fault(json!({"stream": "webhook", "delay_ms": 300}));
+        .fault(json!({"stream": "webhook", "delay_ms": 1_500}));
     pair.edit("hubspot", who, "firstname", "Hub");
     pair.sql(who, "firstname", "Sql").await;
     pair.db
@@ -445,7 +445,7 @@ async fn differences_count_once_though_answers_are_lost_and_events_come_late_and
     at_base(&pair, people).await;
     for stream in ["webhook", "cdc"] {
         pair.emulator
-            .fault(json!({"stream": stream, "delay_ms": 500, "duplicate": 1000}));
+            .fault(json!({"stream": stream, "delay_ms": 1_500, "duplicate": 1000}));
     }
     // Performed, and the connection is cut.
     pair.emulator.fault(json!({"rules": [

@@ -106,6 +106,15 @@ pub(crate) fn forget_states(entity: i64) -> Result<Vec<Ended>> {
     end_questions(vec![entity], "")
 }
 
+/// Forgets what is known of the fields of a side of an entity: another record stands there.
+pub(crate) fn forget_side(entity: i64, side: usize) -> Result<usize> {
+    let side = i32::try_from(side).unwrap_or(i32::MAX);
+    spi::write(
+        "UPDATE crm.field_state SET state = jsonb_set(state, ARRAY['sides', $2::text], '{}', false) WHERE entity = $1",
+        &[entity.into(), side.into()],
+    )
+}
+
 /// Questions about fields of a row are about its successor's from now on.
 pub(crate) fn hand_questions(mirror: i32, row_id: i64, heir: i64) -> Result<usize> {
     spi::write(

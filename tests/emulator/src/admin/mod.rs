@@ -108,4 +108,7 @@ pub(crate) trait Crm: Send + Sync {
 
     /// Sets where and how change events are pushed; CRMs without push refuse.
     fn set_webhooks(&self, settings: &Map<String, Value>) -> Result<Value, Refused>;
+
+    /// Lets the events up to now meet the faults that hold, before these change.
+    fn pass_events(&self);
 }

@@ -140,6 +140,7 @@ async fn add_faults(State(admin): State<Admin>, body: Bytes) -> Response {
                 map.remove("stream");
             }
             let fault: EventFault = serde_json::from_value(value).map_err(bad)?;
+            admin.hubspot.pass_events();
             admin.shared.faults.set_events(stream, fault);
             return Ok(json!({}));
         }
@@ -154,6 +155,7 @@ async fn add_faults(State(admin): State<Admin>, body: Bytes) -> Response {
 }
 
 async fn clear_faults(State(admin): State<Admin>) -> Response {
+    admin.hubspot.pass_events();
     admin.shared.faults.clear();
     finish(Ok(json!({})))
 }

@@ -364,4 +364,8 @@ impl Crm for State {
     fn set_webhooks(&self, settings: &Map<String, Value>) -> Result<Value, Refused> {
         self.webhooks.set(settings)
     }
+
+    fn pass_events(&self) {
+        while super::webhooks::pass(self) {}
+    }
 }

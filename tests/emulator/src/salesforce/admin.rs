@@ -341,6 +341,9 @@ impl Crm for State {
             "Salesforce pushes no webhooks: subscribe to the Pub/Sub API".to_owned(),
         ))
     }
+
+    /// Events met them when they were made.
+    fn pass_events(&self) {}
 }
 
 /// FNV-1a, then mixed: the sum over all records does not depend on their order.

@@ -49,38 +49,43 @@ fn next(state: &Arc<State>) -> Option<Batch> {
         if hooks.in_flight.load(Ordering::Relaxed) >= most {
             return None;
         }
-        let fresh = {
-            let mut queue = hooks.queue();
-            if let Some(batch) = queue.ready.pop_front() {
-                return Some(batch);
+        let Some(mut batch) = hooks.queue().ready.pop_front() else {
+            if !pass(state) {
+                return None;
             }
-            let count = queue.fresh.len().min(MAX_BATCH);
-            queue.fresh.drain(..count).collect::<Vec<_>>()
-        };
-        if fresh.is_empty() {
-            return None;
-        }
-        let taken = fresh.len();
-        let (mut events, delay) = state.shared.faults.on_events(Stream::Webhook, fresh);
-        hooks.waiting.fetch_add(events.len(), Ordering::Relaxed);
-        hooks.waiting.fetch_sub(taken, Ordering::Relaxed);
-        // Doubling can make the batch too long for one request.
-        while events.len() > MAX_BATCH {
-            let rest = events.split_off(events.len() - MAX_BATCH);
-            hooks.queue().ready.push_back(Batch {
-                events: rest,
-                attempt: 0,
-            });
-        }
-        if events.is_empty() {
             continue;
-        }
-        let batch = Batch { events, attempt: 0 };
+        };
+        let delay = std::mem::take(&mut batch.delay);
         if delay.is_zero() {
             return Some(batch);
         }
         later(state, batch, delay);
     }
+}
+
+/// Lets the oldest events meet the faults that hold now; whether there were any.
+pub(crate) fn pass(state: &State) -> bool {
+    let hooks = &state.webhooks;
+    let fresh: Vec<_> = {
+        let mut queue = hooks.queue();
+        let count = queue.fresh.len().min(MAX_BATCH);
+        queue.fresh.drain(..count).collect()
+    };
+    if fresh.is_empty() {
+        return false;
+    }
+    let taken = fresh.len();
+    let (events, delay) = state.shared.faults.on_events(Stream::Webhook, fresh);
+    hooks.waiting.fetch_add(events.len(), Ordering::Relaxed);
+    hooks.waiting.fetch_sub(taken, Ordering::Relaxed);
+    // Doubling can make the batch too long for one request.
+    let batches = events.chunks(MAX_BATCH).map(|events| Batch {
+        events: events.to_vec(),
+        attempt: 0,
+        delay,
+    });
+    hooks.queue().ready.extend(batches);
+    true
 }
 
 fn later(state: &Arc<State>, batch: Batch, delay: Duration) {
@@ -121,6 +126,7 @@ async fn attempt(state: Arc<State>, client: reqwest::Client, batch: Batch) {
             let next = Batch {
                 attempt: batch.attempt + 1,
                 events: batch.events,
+                delay: Duration::ZERO,
             };
             later(&state, next, Duration::from_millis(wait + jitter));
         }

@@ -11,9 +11,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
-pub(crate) use deliver::start;
+pub(crate) use deliver::{pass, start};
 use event::{Event, What};
 use serde_json::{Map, Value, json};
 use tokio::sync::Notify;
@@ -67,6 +68,8 @@ pub(crate) struct Outgoing {
 struct Batch {
     events: Vec<Outgoing>,
     attempt: u32,
+    /// Not before so long.
+    delay: Duration,
 }
 
 #[derive(Default)]
