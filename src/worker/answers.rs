@@ -413,7 +413,7 @@ impl Session {
             .collect();
         let survivors: Vec<String> = pairs.iter().map(|(_, s)| s.clone()).collect();
         tx::in_transaction(|| {
-            merges::shown(world, m, &pairs, now)?;
+            merges::shown(world, m, &pairs, &[], now)?;
             reading::removed_by(world, m, Via::asked("read"), lost, who, now)?;
             Ok(())
         })?;

@@ -1,9 +1,10 @@
 //! Records that live on as others: merged by their CRM, or converted into
 //! records of another object.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crm_core::model::{ChangeKind, Millis};
+use crm_core::model::{ChangeKind, Millis, Record};
 
 use crate::pg::store::ends::{self, Ended};
 use crate::pg::store::ledger::{self, EventRow};
@@ -16,6 +17,7 @@ use crate::pg::store::writes::{self, WriteRow};
 use crate::worker::flush;
 use crate::worker::given_up;
 use crate::worker::ingest::Inbound;
+use crate::worker::pages;
 use crate::worker::rematch;
 use crate::worker::removals;
 use crate::worker::returns;
@@ -47,20 +49,39 @@ pub(crate) fn hidden(world: &World, mirror: &Mirror) -> bool {
     connector.is_some_and(|c| c.hides_merges(&mirror.object))
 }
 
-/// Carries out the merges that a page shows: `(loser, survivor)`.
+/// Carries out the merges that a page shows: `(loser, survivor)`, and what it shows of
+/// the survivors.
 pub(crate) fn shown(
     world: &World,
     mirror: &Mirror,
     pairs: &[(String, String)],
+    records: &[Record],
     now: Millis,
 ) -> Result<()> {
     let mut of_survivor: BTreeMap<&String, Vec<String>> = BTreeMap::new();
     for (loser, survivor) in pairs.iter().filter(|(l, s)| l != s) {
         of_survivor.entry(survivor).or_default().push(loser.clone());
     }
-    for (survivor, losers) in of_survivor {
+    for (survivor, mut losers) in of_survivor {
+        if let Some(record) = records.iter().find(|r| r.id == *survivor) {
+            by_likeness(mirror, &mut losers, record)?;
+        }
         merge(world, mirror, survivor, &losers, now, now)?;
     }
+    Ok(())
+}
+
+/// Puts last what the survivor looks most like: whose values counted no page says.
+fn by_likeness(mirror: &Mirror, losers: &mut [String], survivor: &Record) -> Result<()> {
+    if losers.len() < 2 {
+        return Ok(());
+    }
+    let columns: Vec<_> = mirror.columns.iter().collect();
+    let rows = rows::lock_by_record(&mirror.table, &columns, losers.to_vec())?;
+    losers.sort_by_cached_key(|loser| {
+        let row = rows.iter().find(|r| r.record_id.as_ref() == Some(loser));
+        Reverse(row.map_or(usize::MAX, |row| pages::differences(mirror, row, survivor)))
+    });
     Ok(())
 }
 
@@ -92,7 +113,7 @@ fn merge(
     };
     let survivor = match of_id(into) {
         Some(row) => {
-            lost.push(primary);
+            lost.insert(0, primary);
             row.row_id
         }
         // The new id is another name of the row that counted.

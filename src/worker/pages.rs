@@ -317,13 +317,13 @@ fn as_shown(mirror: &Mirror, page: &Compared<'_>, row: &Row, record: &Record) ->
     gone == record.deleted && (gone || changed(mirror, page, row, record).is_empty())
 }
 
-/// Whether the values of a record are others than those of its row.
-pub(super) fn differs(mirror: &Mirror, row: &Row, record: &Record) -> bool {
+/// How many values of a record are others than those of its row.
+pub(super) fn differences(mirror: &Mirror, row: &Row, record: &Record) -> usize {
     let page = Compared {
         via: Via::asked(reconcile::SOURCE),
         blind: HashSet::new(),
     };
-    !changed(mirror, &page, row, record).is_empty()
+    changed(mirror, &page, row, record).len()
 }
 
 /// Columns in which a record differs from its row.

@@ -111,7 +111,7 @@ pub(crate) fn page(
     let merged = page.merged;
     let whole = tx::in_transaction(|| {
         // Whoever lives on under another id is known before anything is matched.
-        merges::shown(world, m, &merged, now)?;
+        merges::shown(world, m, &merged, &page.records, now)?;
         let applied = pages::apply(world, m, via, page.records, &page.unreadable, now, hope)?;
         advance(&applied)?;
         Ok(applied)

@@ -453,7 +453,7 @@ fn damaged(mirror: &Mirror, records: &[Record], known: &HashSet<String>) -> Resu
         let by_id: HashMap<&str, &Record> = bucket.iter().map(|r| (r.id.as_str(), *r)).collect();
         for row in rows.into_iter().filter(|r| !r.deleted) {
             let record = row.record_id.as_deref().and_then(|id| by_id.get(id));
-            if record.is_some_and(|record| pages::differs(mirror, &row, record)) {
+            if record.is_some_and(|record| pages::differences(mirror, &row, record) > 0) {
                 out.extend(row.record_id);
             }
         }

@@ -70,6 +70,35 @@ async fn a_hubspot_merge_keeps_row_and_partner_under_the_new_id_and_asks_about_t
     );
 }
 
+/// Nothing says in which order a record lists those that it was: the loser's row and partner went on as the survivor's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hubspot_merge_that_a_poll_shows_first_goes_on_with_the_row_whose_values_it_kept() {
+    for n in [0, 1] {
+        let (pair, people) = pair().await;
+        let (winner, loser) = (&people[n], &people[1 - n]);
+        let row = format!(
+            "SELECT _id FROM hubspot.contacts WHERE id = '{}'",
+            winner.hubspot
+        );
+        let row: i64 = pair.db.one(&row).await;
+        pair.emulator
+            .fault(json!({"stream": "webhook", "lose": 100_000}));
+        pair.db
+            .exec("UPDATE crm.mirror SET poll_interval = '1 second'")
+            .await;
+        let twins = json!({"object": "contacts", "winner": winner.hubspot, "loser": loser.hubspot});
+        pair.deed("hubspot", "merge", twins);
+        second_partner(&pair, loser).await;
+        let renamed = format!(
+            "SELECT id <> '{}' AND _deleted_at IS NULL FROM hubspot.contacts WHERE _id = {row}",
+            winner.hubspot
+        );
+        assert!(pair.db.one::<bool>(&renamed).await);
+        assert!(!pair.gone("salesforce", "Contact", &winner.salesforce));
+        pair.agree().await;
+    }
+}
+
 /// The loser's counterpart is asked about, and goes when a steward says so.
 async fn second_partner(pair: &Pair, loser: &Person) {
     let asked = format!(
