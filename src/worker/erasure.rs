@@ -36,21 +36,23 @@ pub(crate) fn erase(
         .iter()
         .map(|x| (x.mirror, x.row_id))
         .collect();
+    let went: HashSet<(i32, i64)> = ends::removed_with(mirror.id, own.clone(), &others)?
+        .into_iter()
+        .collect();
     let removal = Removal {
         confirmed: true,
         ..Removal::remote(mirror, now)
     };
     removals::removed(world, mirror, &row_ids, removal)?;
     forget(mirror, own, records)?;
-    for (other, row) in others {
-        if let Some(other_mirror) = world.mirrors.get(&other) {
-            follow(
-                world,
-                mirror,
-                other_mirror,
-                row,
-                tied.contains(&(other, row)),
-            )?;
+    for at in others {
+        if let Some(other) = world.mirrors.get(&at.0) {
+            let tie = match (tied.contains(&at), went.contains(&at)) {
+                (true, _) => Tie::Stood,
+                (false, true) => Tie::Removed,
+                (false, false) => Tie::None,
+            };
+            follow(world, mirror, other, at.1, tie)?;
         }
     }
     Ok(())
@@ -68,10 +70,20 @@ fn forget(mirror: &Mirror, row_ids: Vec<i64>, mut records: Vec<String>) -> Resul
     Ok(())
 }
 
+/// How a row was one with an erased one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Tie {
+    Stood,
+    /// Until the link removed its record because the other was removed.
+    Removed,
+    /// Once, perhaps.
+    None,
+}
+
 /// What becomes of a row that is, or once was, one with an erased one: it is
 /// forgotten, too, if the link took its record away as well or it never had
 /// one. Whoever still describes the person is for a steward to say.
-fn follow(world: &World, erased: &Mirror, other: &Mirror, row: i64, tied: bool) -> Result<()> {
+fn follow(world: &World, erased: &Mirror, other: &Mirror, row: i64, tie: Tie) -> Result<()> {
     let found = rows::lock_by_row(&other.table, &[], vec![row])?;
     let (forgotten, ended) = match found.first() {
         Some(r) if r.record_id.is_none() => (r.deleted, !under_way(other, row)?),
@@ -84,10 +96,10 @@ fn follow(world: &World, erased: &Mirror, other: &Mirror, row: i64, tied: bool) 
     if forgotten {
         return Ok(());
     }
-    if tied && ended {
+    if tie != Tie::None && ended {
         return forget(other, vec![row], Vec::new());
     }
-    if tied {
+    if tie == Tie::Stood {
         ends::erase(other.id, vec![row], Vec::new())?;
         // What was on its way there was forgotten, and its row may show it.
         let record = found.into_iter().find_map(|r| r.record_id);

@@ -14,6 +14,7 @@ use crate::pg::store::rows::{self, Row};
 use crate::pg::store::spi::Result;
 use crate::pg::store::streams;
 use crate::pg::store::writes::{self, WriteRow};
+use crate::worker::erasure;
 use crate::worker::flush;
 use crate::worker::given_up;
 use crate::worker::ingest::Inbound;
@@ -101,6 +102,12 @@ fn merge(
     let found = rows::lock_by_record(&mirror.table, &[], ids)?;
     if found.len() < present.len() {
         return Ok(false);
+    }
+    if !lives::buried(mirror.id, vec![into.to_owned()])?.is_empty() {
+        // The person was forgotten before it was told who that had been.
+        let rows = found.iter().map(|r| r.row_id).collect();
+        erasure::erase(world, mirror, rows, losers.to_vec(), now)?;
+        return Ok(true);
     }
     let of_id = |id: &str| found.iter().find(|r| r.record_id.as_deref() == Some(id));
     let mut lost: Vec<&Row> = losers

@@ -374,3 +374,62 @@ async fn the_answer_to_a_write_that_was_under_way_leaves_an_erased_row_erased() 
     assert_eq!(pair.db.table(states).await, [["erased", "∅"]]);
     assert_eq!(holding(&pair, "canary").await, Vec::<String>::new());
 }
+
+/// The removal, told before, had untied them: the values stayed until somebody was asked, though the link had removed
+/// the other record.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_link_removed_just_before_the_erasure_was_told_is_forgotten() {
+    let (pair, people) = pair().await;
+    pair.db
+        .exec("UPDATE crm.link SET on_left_delete = 'propagate'")
+        .await;
+    pair.worker_has_read().await;
+    let who = &people[0];
+    pair.emulator.delete("hubspot", "contacts", &who.hubspot);
+    pair.cluster
+        .wait_until("both records go", PATIENCE, async || {
+            pair.gone("salesforce", "Contact", &who.salesforce)
+                .then_some(())
+        })
+        .await;
+    pair.quiet().await;
+    assert_eq!(shown(&pair, "salesforce.contact", who).await, 1);
+    erased_in_hubspot(&pair, &who.hubspot, who).await;
+    let asked = "SELECT count(*) FROM crm.review WHERE kind = 'erase'";
+    assert_eq!(pair.db.one::<i64>(asked).await, 0);
+    assert_eq!(shown(&pair, "salesforce.contact", who).await, 0);
+    assert_eq!(holding(&pair, &who.email).await, Vec::<String>::new());
+}
+
+/// The values of those that had become the erased record stayed: it had no row yet.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_merge_that_is_told_after_the_erasure_of_its_survivor_brings_nobody_back() {
+    let (pair, people) = pair().await;
+    let (winner, loser) = (&people[0], &people[1]);
+    pair.edit("hubspot", winner, "city", "canary-winner");
+    pair.reaches_both(winner, "city", "canary-winner").await;
+    pair.quiet().await;
+    let late = json!({"stream": "webhook", "delay_ms": 2_000});
+    pair.emulator.fault(late);
+    let merged = json!({"object": "contacts", "winner": winner.hubspot, "loser": loser.hubspot});
+    let merged = pair.deed("hubspot", "merge", merged);
+    pair.emulator.fault(json!({"stream": "webhook"}));
+    let before = pair.events("webhook").await;
+    pair.deed(
+        "hubspot",
+        "privacy-delete",
+        json!({"object": "contacts", "id": merged["id"]}),
+    );
+    pair.events_reach("webhook", before + 3).await;
+    pair.quiet().await;
+    for who in [winner, loser] {
+        assert_eq!(shown(&pair, "hubspot.contacts", who).await, 0);
+        let asked = format!(
+            "SELECT count(*) = 1 FROM crm.review r JOIN salesforce.contact s ON s._id = r.row_id WHERE r.kind = 'erase' AND s.id = '{}'",
+            who.salesforce
+        );
+        pair.db
+            .wait_true("the other record is asked about", PATIENCE, &asked)
+            .await;
+    }
+}

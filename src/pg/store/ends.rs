@@ -231,6 +231,28 @@ pub(crate) fn once_one_with(mirror: i32, row_ids: Vec<i64>) -> Result<Vec<(i32, 
     )
 }
 
+/// Which of these rows, mirror and row, a link removed because rows of a mirror that they
+/// were one with were removed.
+pub(crate) fn removed_with(
+    mirror: i32,
+    row_ids: Vec<i64>,
+    others: &[(i32, i64)],
+) -> Result<Vec<(i32, i64)>> {
+    let (mirrors, rows): (Vec<i32>, Vec<i64>) = others.iter().copied().unzip();
+    spi::write_rows(
+        "SELECT DISTINCT e.mirror, e.row_id FROM unnest($3::int[], $4::bigint[]) AS o(mirror, row_id) \
+         JOIN crm.event e USING (mirror, row_id) JOIN crm.event own ON own.entity = e.entity \
+         WHERE own.mirror = $1 AND own.row_id = ANY($2) AND e.kind = 'delete' AND e.source = 'link'",
+        &[mirror.into(), row_ids.into(), mirrors.into(), rows.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
 /// Forgets all values that the engine's own tables hold of these rows and
 /// records, and of the entities they belong to. That something happened, and
 /// when, stays.
