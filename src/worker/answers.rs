@@ -372,10 +372,13 @@ impl Session {
             open.replace(streams::undefer_records(mirror, done, read_for)?);
             Ok(())
         });
-        if let Err(error) = applied {
-            self.engine.watch(mirror).reads.extend(asked);
-            return Err(error);
-        }
+        let held = match applied {
+            Ok(applied) => applied.locked,
+            Err(error) => {
+                self.engine.watch(mirror).reads.extend(asked);
+                return Err(error);
+            }
+        };
         if !missing.is_empty() && !self.engine.ask_fate(mirror, &missing, &who) {
             let world = &self.engine.world;
             if let Some(m) = world.mirrors.get(&mirror) {
@@ -384,7 +387,7 @@ impl Session {
         }
         self.engine
             .watch(mirror)
-            .was_read(&asked, &open.into_inner(), now);
+            .was_read(&asked, &open.into_inner(), &held, now);
         self.engine.undefer_soon(now);
         self.engine.read(mirror);
         Ok(())

@@ -364,6 +364,41 @@ pub(super) fn lock_partners(
     Ok(partners)
 }
 
+/// Removed rows of which a user holds a counterpart: they wait.
+pub(crate) fn busy(world: &World, mirror: &Mirror, row_ids: Vec<i64>) -> Result<Vec<i64>> {
+    if row_ids.is_empty() {
+        return Ok(row_ids);
+    }
+    let info = &world.groups[mirror.group];
+    let xrefs = ledger::entities_of(mirror.id, row_ids)?;
+    let partners = lock_partners(world, info, mirror, &[], &xrefs)?;
+    let sides = &info.group.sides;
+    let locked: HashSet<(i32, i64)> = (partners.values().flatten())
+        .map(|(side, _, row)| (sides[*side].mirror, row.row_id))
+        .collect();
+    let mut away: HashMap<i32, Vec<i64>> = HashMap::new();
+    for other in xrefs.iter().filter(|x| x.mirror != mirror.id) {
+        if !locked.contains(&(other.mirror, other.row_id)) {
+            away.entry(other.mirror).or_default().push(other.row_id);
+        }
+    }
+    // Rows that are not there, removed like these, are held by nobody.
+    let mut held = HashSet::new();
+    for (id, rows) in away {
+        if let Some(other) = world.mirrors.get(&id) {
+            let there = rows::present_rows(&other.table, rows)?;
+            held.extend(there.into_iter().map(|row| (id, row)));
+        }
+    }
+    let waits = xrefs
+        .iter()
+        .filter(|x| held.contains(&(x.mirror, x.row_id)));
+    let waits: HashSet<i64> = waits.map(|x| x.entity).collect();
+    let own = xrefs.iter().filter(|x| x.mirror == mirror.id);
+    let own = own.filter(|x| waits.contains(&x.entity));
+    Ok(own.map(|x| x.row_id).collect())
+}
+
 /// As [`load`] for rows that are decided now or never: waits for those who hold rows of
 /// other sides, and fails with a lock's error if that takes too long.
 pub(crate) fn load_all(

@@ -83,8 +83,8 @@ pub(crate) struct Watch {
     /// the read under way is for.
     pub(crate) awaited: i64,
     pub(crate) read_for: i64,
-    /// Records whose last read left something open: not before, and the pause.
-    pub(crate) read_again: HashMap<String, (Millis, Millis)>,
+    /// Records whose last read left something open.
+    pub(crate) read_again: HashMap<String, Again>,
     pub(crate) failures: u32,
     pub(crate) copied: Copied,
     /// What is left of the first copy, as far as pages were received.
@@ -107,20 +107,53 @@ pub(crate) struct Watch {
     pub(crate) reconciling: Option<Reconciling>,
 }
 
-/// Pause before a record is read again whose last read left something open, and
-/// the longest that it grows to.
-const READ_AGAIN: (Millis, Millis) = (1_000, 10_000);
+/// A record that is to be read once more.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Again {
+    /// Not before.
+    pub(crate) at: Millis,
+    pause: Millis,
+    /// Its row was held, so that nothing may wait for it in `crm.deferred`.
+    pub(crate) held: bool,
+}
+
+/// Pauses before a record is read again, a call each: where its row was held, where its
+/// last read left something open, and the longest that they grow to.
+const HELD_AGAIN: Millis = 50;
+const READ_AGAIN: Millis = 1_000;
+const LONGEST_AGAIN: Millis = 10_000;
 
 impl Watch {
-    /// Records were read; of these, `open` are to be read once more.
-    pub(crate) fn was_read(&mut self, ids: &[String], open: &[String], now: Millis) {
+    /// Records were read; of these, `open` are to be read once more, and those whose rows
+    /// were `held`.
+    pub(crate) fn was_read(
+        &mut self,
+        ids: &[String],
+        open: &[String],
+        held: &[String],
+        now: Millis,
+    ) {
         for id in ids {
             let last = self.read_again.remove(id);
-            if open.contains(id) {
-                let pause = last.map_or(READ_AGAIN.0, |(_, p)| (p * 2).min(READ_AGAIN.1));
-                self.read_again.insert(id.clone(), (now + pause, pause));
+            let held = held.contains(id);
+            if held || open.contains(id) {
+                let first = if held { HELD_AGAIN } else { READ_AGAIN };
+                let pause = last.map_or(first, |last| (last.pause * 2).min(LONGEST_AGAIN));
+                let at = now + pause;
+                self.read_again
+                    .insert(id.clone(), Again { at, pause, held });
             }
         }
+    }
+
+    /// Asks again for records whose rows were held; when the next of them is due.
+    pub(crate) fn ask_again(&mut self, now: Millis) -> Option<Millis> {
+        let held = self.read_again.iter().filter(|(_, again)| again.held);
+        let (due, later): (Vec<_>, Vec<_>) = held.partition(|(_, again)| again.at <= now);
+        if !self.reading {
+            self.reads.extend(due.into_iter().map(|(id, _)| id.clone()));
+        }
+        later.into_iter().map(|(_, again)| again.at).min()
     }
 }
 

@@ -155,7 +155,7 @@ fn drain_mirror(
     let vanished = row_ids
         .iter()
         .filter(|r| !current.contains_key(r) && !busy.contains(r));
-    blocked.extend(removals::busy(world, mirror, vanished.copied().collect())?);
+    blocked.extend(cases::busy(world, mirror, vanished.copied().collect())?);
     drained.locked += busy.len() + blocked.len();
     let free: Vec<i64> = row_ids
         .into_iter()

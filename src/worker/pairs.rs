@@ -353,7 +353,7 @@ impl Session {
             Why::Read(ids) => {
                 let watch = self.engine.watch(id);
                 watch.reading = false;
-                watch.was_read(&ids, &open.into_inner(), now);
+                watch.was_read(&ids, &open.into_inner(), &[], now);
                 self.engine.undefer_soon(now);
                 if known {
                     self.engine.read(id);

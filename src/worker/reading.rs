@@ -137,11 +137,12 @@ fn note(engine: &mut Engine, mirror: i32, via: Via, applied: &pages::PageApplied
     engine.watch(mirror).met |= applied.met;
     // A first copy causes no writes.
     engine.may_send |= via.source != "backfill";
-    if !applied.locked.is_empty() {
-        engine
-            .watch(mirror)
-            .reads
-            .extend(applied.locked.iter().cloned());
+    // Who reads records by their ids asks for these again.
+    if via.source != "read" {
+        let watch = engine.watch(mirror);
+        let known = |id: &&String| !watch.read_again.contains_key(*id);
+        let held: Vec<String> = applied.locked.iter().filter(known).cloned().collect();
+        watch.reads.extend(held);
     }
 }
 

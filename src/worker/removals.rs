@@ -136,26 +136,6 @@ pub(crate) fn removed(
     Ok(open)
 }
 
-/// Removed rows of which a user holds a counterpart: they wait.
-pub(crate) fn busy(world: &World, mirror: &Mirror, row_ids: Vec<i64>) -> Result<Vec<i64>> {
-    if row_ids.is_empty() {
-        return Ok(row_ids);
-    }
-    let info = &world.groups[mirror.group];
-    let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
-    let partners = cases::lock_partners(world, info, mirror, &[], &xrefs)?;
-    let complete = |entity: i64| {
-        let all = xrefs.iter().filter(|x| x.entity == entity);
-        let others = all.filter(|x| x.mirror != mirror.id).count();
-        partners.get(&entity).map_or(0, Vec::len) >= others
-    };
-    let own = xrefs.iter().filter(|x| x.mirror == mirror.id);
-    Ok(own
-        .filter(|x| !complete(x.entity))
-        .map(|x| x.row_id)
-        .collect())
-}
-
 /// What each side does when a record of `side` goes, by the links in between.
 fn rules(info: &GroupInfo, side: usize) -> Vec<DeleteRule> {
     let place = |mirror: i32| info.group.sides.iter().position(|s| s.mirror == mirror);

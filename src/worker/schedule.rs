@@ -15,7 +15,7 @@ use crate::pg::store::{streams, topics};
 use crate::pg::tx;
 use crate::worker::creates;
 use crate::worker::doubt;
-use crate::worker::engine::{self, Engine, Job, Step};
+use crate::worker::engine::{self, Again, Engine, Job, Step};
 use crate::worker::ingest::{self, Inbound};
 use crate::worker::journal;
 use crate::worker::pairs::Why;
@@ -282,15 +282,25 @@ impl Engine {
         if again == 0 && !reads.is_empty() {
             self.undefer_at = now + 1_000;
         }
-        let mirrors: BTreeSet<i32> = reads.iter().map(|(m, ..)| *m).collect();
+        let mut mirrors: BTreeSet<i32> = reads.iter().map(|(m, ..)| *m).collect();
         for (mirror, record, id) in reads {
             let watch = self.watch(mirror);
             watch.awaited = watch.awaited.max(id);
-            let early = |(at, _): &(Millis, Millis)| now < *at;
+            let early = |again: &Again| now < again.at;
             // What is being read now is gone from here when it comes.
             if !watch.reading && !watch.read_again.get(&record).is_some_and(early) {
                 watch.reads.insert(record);
             }
+        }
+        for (mirror, watch) in &mut self.watches {
+            if let Some(at) = watch.ask_again(now) {
+                self.undefer_at = match self.may_undefer {
+                    true => self.undefer_at.min(at),
+                    false => at,
+                };
+                self.may_undefer = true;
+            }
+            mirrors.extend((!watch.reads.is_empty()).then_some(*mirror));
         }
         for mirror in mirrors {
             self.read(mirror);

@@ -252,3 +252,54 @@ async fn a_record_that_a_link_removes_stays_away_while_its_removal_waits() {
         assert_eq!(pair.live(crm, object(crm)), 9, "{crm}");
     }
 }
+
+/// Each removal waited for the other's row as if somebody held it, for ever, and the records were read without a pause.
+#[tokio::test(flavor = "multi_thread")]
+async fn both_rows_of_a_pair_that_sql_deletes_at_once_go_in_both_crms() {
+    for rule in ["unlink", "propagate"] {
+        let (pair, people) = pair(rule).await;
+        let who = &people[0];
+        let both = format!(
+            "DELETE FROM hubspot.contacts WHERE id = '{}'; DELETE FROM salesforce.contact WHERE id = '{}'",
+            who.hubspot, who.salesforce
+        );
+        pair.db.exec(&both).await;
+        pair.quiet().await;
+        for crm in CRMS {
+            assert!(pair.gone(crm, object(crm), id(crm, who)), "{rule} {crm}");
+        }
+    }
+}
+
+/// It was read over and over: an hour in a psql window would have used up the calls of a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_whose_row_is_held_is_not_read_without_a_pause() {
+    let (pair, people) = pair("unlink").await;
+    let who = &people[0];
+    let polls = "UPDATE crm.mirror SET poll_interval = '1 second' WHERE server = 'hubspot'";
+    pair.db.exec(polls).await;
+    pair.worker_has_read().await;
+    let holder = pair.cluster.connect("app").await;
+    let held = format!(
+        "BEGIN; SELECT FROM hubspot.contacts WHERE id = '{}' FOR UPDATE",
+        who.hubspot
+    );
+    holder.exec(&held).await;
+    let at = now(&pair).await;
+    arrives(&pair, "hubspot", who, "reread", at).await;
+    let count = |route: &str| {
+        pair.emulator.served(|c| {
+            c["crm"] == "hubspot" && c["route"].as_str().is_some_and(|r| r.contains(route))
+        })
+    };
+    let (reads, polled) = (count("batch/read"), count("search"));
+    pair.cluster
+        .wait_until("three polls", PATIENCE, async || {
+            (count("search") >= polled + 3).then_some(())
+        })
+        .await;
+    let read = count("batch/read") - reads;
+    assert!((1..=15).contains(&read), "read {read} times");
+    holder.exec("COMMIT").await;
+    pair.quiet().await;
+}
