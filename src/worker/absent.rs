@@ -7,7 +7,7 @@ use crm_core::model::{ChangeKind, Millis, Record};
 use crate::pg::store::changes;
 use crate::pg::store::ledger::EventRow;
 use crate::pg::store::lives;
-use crate::pg::store::rows::{self, RowInsert};
+use crate::pg::store::rows::{self, Row, RowInsert};
 use crate::pg::store::spi::Result;
 use crate::pg::store::writes::{self, WriteRow};
 use crate::pg::tx;
@@ -53,6 +53,18 @@ pub(crate) fn removed(mirror: &Mirror, records: &[String]) -> Result<Removed> {
         }
     }
     Ok(Removed { leaving, waiting })
+}
+
+/// Records whose rows count as gone because we remove them, and that a page still shows.
+pub(super) fn leaving(
+    mirror: &Mirror,
+    rows: &[Row],
+    records: &HashMap<String, Record>,
+) -> Result<HashSet<String>> {
+    let gone = rows.iter().filter(|row| row.is_gone());
+    let shown = gone.filter_map(|row| records.get(row.record_id.as_ref()?));
+    let back: Vec<String> = (shown.filter(|r| !r.deleted).map(|r| r.id.clone())).collect();
+    Ok(removed(mirror, &back)?.leaving.into_keys().collect())
 }
 
 /// The records of a page but those that SQL has removed. `wait` gets those of which

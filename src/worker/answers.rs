@@ -283,6 +283,7 @@ impl Session {
             source: "poll",
             stream: self.engine.watch(mirror).poll_row,
             asked_at: None,
+            awaited: i64::MAX,
         };
         let events = i64::try_from(page.records.len()).unwrap_or_default();
         let to = last.map(|(at, id)| Advance {
@@ -348,6 +349,7 @@ impl Session {
         let read_for = watch.read_for;
         let via = Via {
             asked_at: Some(watch.read_at),
+            awaited: read_for,
             ..Via::asked("read")
         };
         let open = RefCell::new(Vec::new());

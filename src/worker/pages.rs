@@ -34,6 +34,8 @@ pub(crate) struct Via {
     pub(crate) stream: Option<i32>,
     /// When the records were asked for by id: they are no older than that.
     pub(crate) asked_at: Option<Millis>,
+    /// Events up to this number had them read.
+    pub(crate) awaited: i64,
 }
 
 impl Via {
@@ -43,6 +45,7 @@ impl Via {
             source,
             stream: None,
             asked_at: None,
+            awaited: i64::MAX,
         }
     }
 }
@@ -249,6 +252,7 @@ fn same(field_type: FieldType, a: &Value, b: Option<&str>) -> bool {
 struct Differing {
     rows: Vec<Row>,
     records: HashMap<String, Record>,
+    asked: Asked,
 }
 
 /// Locks the rows of known records and keeps those worth a decision. Records
@@ -262,17 +266,19 @@ fn differing(
 ) -> Result<Differing> {
     let columns: Vec<_> = mirror.columns.iter().collect();
     let ids: Vec<String> = known.iter().map(|r| r.id.clone()).collect();
+    let asked = Asked::of(mirror, page.via, &ids)?;
     let locked = rows::lock_by_record(&mirror.table, &columns, ids)?;
     let row_ids: Vec<i64> = locked.iter().map(|r| r.row_id).collect();
     let undrained: HashSet<i64> = changes::undrained(mirror.id, row_ids)?
         .into_iter()
         .collect();
-    let records: HashMap<String, Record> = known.into_iter().map(|r| (r.id.clone(), r)).collect();
-    let leaving = leaving(mirror, &locked, &records)?;
+    let mut records: HashMap<String, Record> =
+        known.into_iter().map(|r| (r.id.clone(), r)).collect();
+    let leaving = absent::leaving(mirror, &locked, &records)?;
     let mut free: BTreeSet<String> = BTreeSet::new();
     let mut rows = Vec::new();
     for row in locked {
-        let Some(record) = row.record_id.as_ref().and_then(|id| records.get(id)) else {
+        let Some(record) = row.record_id.as_ref().and_then(|id| records.get_mut(id)) else {
             continue;
         };
         if undrained.contains(&row.row_id) {
@@ -281,6 +287,10 @@ fn differing(
         free.insert(record.id.clone());
         if leaving.contains(&record.id) {
             continue;
+        }
+        if asked.must_agree(&record.id) {
+            // Events stamp rows a little later than their records are.
+            record.modified_at = record.modified_at.max(Some(row.modified_at));
         }
         let at = record.modified_at.unwrap_or(0);
         let older = at > 0 && interval(world, mirror, page.via, at).to < row.modified_at;
@@ -293,22 +303,11 @@ fn differing(
     }
     let held = records.keys().filter(|id| !free.contains(*id));
     applied.locked.extend(held.cloned());
-    Ok(Differing { rows, records })
-}
-
-/// Records whose rows count as gone because we remove them, and that a page still shows.
-fn leaving(
-    mirror: &Mirror,
-    rows: &[Row],
-    records: &HashMap<String, Record>,
-) -> Result<HashSet<String>> {
-    let gone = rows.iter().filter(|row| row.is_gone());
-    let shown = gone.filter_map(|row| records.get(row.record_id.as_ref()?));
-    let back: Vec<String> = (shown.filter(|r| !r.deleted).map(|r| r.id.clone())).collect();
-    Ok(absent::removed(mirror, &back)?
-        .leaving
-        .into_keys()
-        .collect())
+    Ok(Differing {
+        rows,
+        records,
+        asked,
+    })
 }
 
 /// Whether a record is as its row shows it.
@@ -339,8 +338,7 @@ pub(super) fn changed(
         .collect()
 }
 
-/// The cases of rows that are compared, and what they were asked for.
-/// Records whose partner somebody else holds are noted in `applied`.
+/// The cases of rows that are compared. Records whose partner somebody else holds are noted in `applied`.
 fn load_compared(
     world: &World,
     mirror: &Mirror,
@@ -348,7 +346,7 @@ fn load_compared(
     rows: Vec<Row>,
     records: &HashMap<String, Record>,
     applied: &mut PageApplied,
-) -> Result<(Vec<Case>, Asked)> {
+) -> Result<Vec<Case>> {
     let all: Vec<usize> = (0..mirror.columns.len()).collect();
     let ids: HashMap<i64, String> = rows
         .iter()
@@ -360,11 +358,7 @@ fn load_compared(
         .extend(blocked.iter().filter_map(|row| ids.get(row).cloned()));
     warm(world, mirror, page, &mut batch, records);
     mark_scope(world, mirror, page, &mut batch, records)?;
-    let asked = match page.via.asked_at {
-        Some(_) => Asked::of(mirror, ids.into_values().collect())?,
-        None => Asked::default(),
-    };
-    Ok((batch, asked))
+    Ok(batch)
 }
 
 fn compare_known(
@@ -375,8 +369,12 @@ fn compare_known(
     applied: &mut PageApplied,
     now: Millis,
 ) -> Result<()> {
-    let Differing { rows, records } = differing(world, mirror, page, known, applied)?;
-    let (mut batch, asked) = load_compared(world, mirror, page, rows, &records, applied)?;
+    let Differing {
+        rows,
+        records,
+        asked,
+    } = differing(world, mirror, page, known, applied)?;
+    let mut batch = load_compared(world, mirror, page, rows, &records, applied)?;
     let mut events = Vec::new();
     let (mut gone, mut back) = (Vec::new(), Vec::new());
     let mut conversions = Vec::new();

@@ -20,6 +20,7 @@ use crate::worker::creates;
 use crate::worker::flush;
 use crate::worker::given_up;
 use crate::worker::kept;
+use crate::worker::pages::{self, Via};
 use crate::worker::record;
 use crate::worker::rematch;
 use crate::worker::reviews as questions;
@@ -380,15 +381,20 @@ pub(crate) fn restored(
     let info = &world.groups[mirror.group];
     let xrefs = ledger::entities_of(mirror.id, row_ids.clone())?;
     let partners = cases::lock_partners(world, info, mirror, &[], &xrefs)?;
-    let mut reads = Vec::new();
+    let (mut reads, mut lines) = (Vec::new(), Vec::new());
     for (side, _, row) in partners.values().flatten().filter(|(_, _, r)| r.hidden) {
         let Some(other) = world.mirrors.get(&info.group.sides[*side].mirror) else {
             continue;
         };
         rows::mark_deleted(&other.table, vec![row.row_id], false, &mirror.server)?;
+        lines.push(EventRow {
+            origin: mirror.server.clone(),
+            ..pages::existence(other, Via::asked("link"), row, "restore", now)
+        });
         // What its CRM showed meanwhile was ignored.
         reads.extend(row.record_id.clone().map(|id| flush::reread(other.id, id)));
     }
+    flush::append(world, lines)?;
     streams::defer(reads)?;
     let tied: HashSet<i64> = (xrefs.iter().filter(|x| x.mirror == mirror.id))
         .map(|x| x.row_id)

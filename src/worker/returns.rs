@@ -14,6 +14,7 @@ use crate::pg::store::streams::{self, DeferredRow, Wait};
 use crate::worker::cases::Case;
 use crate::worker::flush;
 use crate::worker::ingest::Inbound;
+use crate::worker::pages::Via;
 use crate::worker::record;
 use crate::worker::removals;
 use crate::worker::world::{Mirror, World};
@@ -117,9 +118,14 @@ pub(super) struct Asked {
 }
 
 impl Asked {
-    pub(super) fn of(mirror: &Mirror, records: Vec<String>) -> Result<Self> {
+    pub(super) fn of(mirror: &Mirror, via: Via, records: &[String]) -> Result<Self> {
         let mut asked = Self::default();
-        for event in streams::unread(mirror.id, records)? {
+        if via.asked_at.is_none() {
+            return Ok(asked);
+        }
+        let mut waiting = streams::unread(mirror.id, records.to_vec())?;
+        waiting.retain(|event| event.id <= via.awaited);
+        for event in waiting {
             match event.source.as_str() {
                 "reject" => asked.put_back.insert(event.record_id),
                 MERGED => asked.merged.insert(event.record_id),
@@ -127,6 +133,10 @@ impl Asked {
             };
         }
         Ok(asked)
+    }
+
+    pub(super) fn must_agree(&self, record: &str) -> bool {
+        self.put_back.contains(record) || self.merged.contains(record)
     }
 
     /// Before what a record shows is decided: what was on its way to a row that was put

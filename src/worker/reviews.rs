@@ -9,8 +9,8 @@ use crm_core::state::{Claim, Clock, Hold, Interval};
 use crm_core::strategy::LOCAL;
 use crm_core::value::format_instant;
 
-use crate::pg::store::ends::Ended;
-use crate::pg::store::ledger::{self, EventRow};
+use crate::pg::store::ends::{self, Ended};
+use crate::pg::store::ledger::EventRow;
 use crate::pg::store::reviews::{self, Answer, FieldQuestion};
 use crate::pg::store::spi::Result;
 use crate::pg::store::{changes, drift, lives, streams};
@@ -280,12 +280,12 @@ pub(crate) fn ended(
 /// makes them agree by itself.
 fn show_again(world: &World, questions: &[Ended]) -> Result<()> {
     let mut of_mirror: BTreeMap<i32, BTreeSet<i64>> = BTreeMap::new();
-    for asked in questions.iter().filter(|q| q.field.is_some()) {
-        let tied = ledger::entities_of(asked.mirror, vec![asked.row_id])?;
-        let tied = tied.iter().map(|x| (x.mirror, x.row_id));
-        for (mirror, row) in tied.chain([(asked.mirror, asked.row_id)]) {
-            of_mirror.entry(mirror).or_default().insert(row);
-        }
+    let ended: Vec<&Ended> = questions.iter().filter(|q| q.field.is_some()).collect();
+    let tied = ends::rows_of(ended.iter().map(|q| q.entity).collect())?;
+    // A row that was removed is untied by now, and one that stays may be.
+    let asked = ended.iter().map(|q| (q.mirror, q.row_id));
+    for (mirror, row) in tied.into_iter().chain(asked) {
+        of_mirror.entry(mirror).or_default().insert(row);
     }
     let mut reads = Vec::new();
     for (id, mut rows) in of_mirror {

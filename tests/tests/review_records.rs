@@ -321,6 +321,8 @@ async fn a_question_about_a_field_goes_on_with_the_record_that_takes_the_merged_
     pair.db
         .wait_true("it is about the heir's row", PATIENCE, &handed)
         .await;
+    // What the heir shows is read, and may change the question.
+    pair.quiet().await;
     pair.db
         .exec("UPDATE crm.review SET value = 'Metropolis' WHERE field = 'city'")
         .await;

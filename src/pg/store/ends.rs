@@ -30,6 +30,23 @@ pub(crate) fn inherited(mirror: i32, records: Vec<String>) -> Result<Vec<(String
     )
 }
 
+/// The rows of entities: mirror and row.
+pub(crate) fn rows_of(entities: Vec<i64>) -> Result<Vec<(i32, i64)>> {
+    if entities.is_empty() {
+        return Ok(Vec::new());
+    }
+    spi::write_rows(
+        "SELECT x.mirror, x.row_id FROM crm.xref x WHERE x.entity = ANY($1) AND x.merged_into IS NULL",
+        &[entities.into()],
+        |row| {
+            Ok((
+                row.get(1)?.unwrap_or_default(),
+                row.get(2)?.unwrap_or_default(),
+            ))
+        },
+    )
+}
+
 /// Puts rows into an entity.
 pub(crate) fn join_entity(entity: i64, rows: &[(i32, i64)]) -> Result<()> {
     let (mirrors, row_ids): (Vec<i32>, Vec<i64>) = rows.iter().copied().unzip();
