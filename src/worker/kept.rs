@@ -10,6 +10,7 @@ use crate::pg::store::writes::{self, NewWrite};
 use crate::pg::store::{ends, lives};
 use crate::worker::cases;
 use crate::worker::flush;
+use crate::worker::removals;
 use crate::worker::reviews as questions;
 use crate::worker::world::{Mirror, World};
 
@@ -57,6 +58,8 @@ pub(crate) fn revive(
         state: flush::state_of(world, mirror.id, shadow, false),
         txs: Vec::new(),
     }])?;
+    // What was asked, or on its way, is decided anew.
+    removals::agree(world, mirror, vec![row_id], at)?;
     Ok(true)
 }
 

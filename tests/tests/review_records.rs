@@ -389,3 +389,38 @@ async fn when_a_question_ends_with_the_partner_the_row_shows_what_its_crm_has() 
         assert_eq!(shown, [["read", "From HubSpot"]], "{rule}");
     }
 }
+
+/// It ended with the record that went, and the one that was made in its place stayed different without a word.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_asked_about_a_record_that_is_made_again_is_asked_again() {
+    let (pair, people) = Pair::linked(10, PairOptions::default()).await;
+    pair.db
+        .exec("UPDATE crm.link SET on_left_delete = 'ignore', on_right_delete = 'ignore', on_delete_conflict = 'keep'")
+        .await;
+    pair.review_cities().await;
+    let who: &Person = &people[0];
+    two_cities(&pair, who).await;
+    let back = "SELECT NOT EXISTS (SELECT FROM crm.write WHERE vals ->> 'city' = 'Forcebury')";
+    pair.db.wait_true("it is taken back", PATIENCE, back).await;
+    pair.emulator.clear_faults();
+    pair.emulator
+        .delete("salesforce", "Contact", &who.salesforce);
+    let again = format!(
+        "SELECT id <> '{}' FROM salesforce.contact WHERE email = '{}' AND id IS NOT NULL",
+        who.salesforce, who.email
+    );
+    pair.db
+        .wait_true("it is made again", PATIENCE, &again)
+        .await;
+    pair.quiet().await;
+    let asked = "SELECT count(*) = 1 FROM crm.review WHERE kind = 'field' AND field = 'city'";
+    assert!(pair.db.one::<bool>(asked).await);
+    pair.db
+        .exec("UPDATE crm.review SET resolution = 'hubspot' WHERE field = 'city'")
+        .await;
+    pair.agree().await;
+    assert_eq!(
+        pair.shows("hubspot", who, "city").as_deref(),
+        Some("Hubville")
+    );
+}
