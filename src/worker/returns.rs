@@ -135,6 +135,7 @@ impl Asked {
         Ok(asked)
     }
 
+    /// Whether its row is looked at whatever the stamps say.
     pub(super) fn must_agree(&self, record: &str) -> bool {
         self.put_back.contains(record) || self.merged.contains(record)
     }

@@ -120,7 +120,7 @@ impl Pair {
         self.db
             .wait_true(
                 "the backfill is done",
-                PATIENCE * 3,
+                PATIENCE,
                 "SELECT count(*) > 0 AND bool_and(state = 'done') FROM crm.backfill",
             )
             .await;

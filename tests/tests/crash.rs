@@ -243,8 +243,7 @@ async fn a_fast_stop_is_fast_while_the_crms_hang_and_what_hung_is_settled_afterw
     pair.db
         .wait_true("writes are under way", PATIENCE, sent)
         .await;
-    pair.cluster
-        .stop_within(Stop::Fast, Duration::from_secs(15));
+    pair.cluster.stop_within(Stop::Fast, Duration::from_secs(5));
     pair.emulator.clear_faults();
     pair.cluster.start_again().await;
     pair.db = pair.cluster.connect("app").await;
